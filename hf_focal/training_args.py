@@ -1,0 +1,77 @@
+"""The settings of focal loss as training arguments: flags of a script, entries of its config, search dimensions."""
+
+import math
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from .alpha import ALPHA_METHODS
+
+
+__all__ = ["FocalTrainingArguments"]
+
+
+@dataclass
+class FocalTrainingArguments(TrainingArguments):
+    """[`~transformers.TrainingArguments`] with the settings of [`FocalTrainer`].
+
+    The trainer reads them whenever it computes a loss, so `hyperparameter_search` can vary them.
+
+    Args:
+        focal_gamma (`float`, defaults to 2.0): Focusing parameter, at least 0; 0 is cross entropy.
+        focal_alpha (`str`, *optional*): A method of [`compute_alpha`], applied to the training dataset, or the weights
+            themselves: one number for two classes, or one per class, separated by commas (in Python also as numbers).
+        focal_beta (`float`, defaults to 0.999): The beta of ``focal_alpha="effective_number"``, in [0, 1).
+
+    Raises:
+        `ValueError`: If a setting is out of its range; the message names it.
+
+    Example:
+
+    ```python
+    >>> from transformers import HfArgumentParser
+    >>> from hf_focal import FocalTrainingArguments
+    >>> parser = HfArgumentParser(FocalTrainingArguments)
+    >>> (args,) = parser.parse_args_into_dataclasses(["--focal_gamma", "3", "--focal_alpha", "0.5,1,4"])
+    >>> args.focal_gamma, args.focal_alpha
+    (3.0, [0.5, 1.0, 4.0])
+
+    ```
+    """
+
+    focal_gamma: float = field(
+        default=2.0,
+        metadata={
+            "help": "Focusing parameter of the focal loss, at least 0. Larger values suppress easy examples more; 0 is cross entropy."
+        },
+    )
+    focal_alpha: str | None = field(
+        default=None,
+        metadata={
+            "help": "Class weights: a method that computes them from the training data (inverse, sqrt_inverse or "
+            "effective_number), or the weights, separated by commas (one number for two classes)."
+        },
+    )
+    focal_beta: float = field(default=0.999, metadata={"help": "Beta of --focal_alpha effective_number, in [0, 1)."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        # A search casts each trial's value to the type of the old one: from an int, 1.5 would become 1.
+        self.focal_gamma = float(self.focal_gamma)
+        self.focal_beta = float(self.focal_beta)
+        if not (math.isfinite(self.focal_gamma) and self.focal_gamma >= 0):
+            raise ValueError(f"focal_gamma: expected a finite number >= 0, but got {self.focal_gamma}")
+        if not 0 <= self.focal_beta < 1:
+            raise ValueError(f"focal_beta: expected a number in [0, 1), but got {self.focal_beta}")
+        if isinstance(self.focal_alpha, str) and self.focal_alpha not in ALPHA_METHODS:
+            self.focal_alpha = _parse_weights(self.focal_alpha)
+
+
+def _parse_weights(text: str) -> float | list[float]:
+    try:
+        weights = [float(number) for number in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"focal_alpha: expected one of {', '.join(ALPHA_METHODS)}, or numbers separated by commas, but got {text!r}"
+        ) from None
+    return weights[0] if len(weights) == 1 else weights
