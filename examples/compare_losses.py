@@ -2,8 +2,9 @@
 
     python compare_losses.py --seeds 1 2 3 4 5
 
-Each run is `run_text_classification.py` with one loss and one seed and takes about a minute on 2 CPU cores. A finished
-run is not repeated, so a comparison that was stopped goes on where it was.
+Each run is `run_text_classification.py` with one loss and one seed and takes about a minute on 2 CPU cores; any other
+flag is handed on to it. A finished run is not repeated, so a comparison that was stopped goes on where it was; another
+setting needs another `--output_dir`.
 """
 
 import json
@@ -16,20 +17,22 @@ import pandas as pd
 from tqdm import tqdm
 
 
-LOSSES = {"cross_entropy": "cross entropy", "focal": "focal loss, gamma 2, inverse alpha"}
-METRICS = {"test_f1_macro": "macro-F1", "test_balanced_accuracy": "balanced accuracy", "test_accuracy": "accuracy"}
+LOSSES = {
+    "cross entropy": ["--loss", "cross_entropy"],
+    "cross entropy, inverse alpha": ["--focal_gamma", "0"],
+    "focal loss, gamma 2, no alpha": ["--focal_alpha", "none"],
+    "focal loss, gamma 2, inverse alpha": [],
+}
+METRICS = {"test_f1_macro": "macro-F1", "test_accuracy": "accuracy"}
 
 
-def run(loss: str, seed: int, folder: Path) -> dict[str, float]:
+def run(loss: str, seed: int, folder: Path, flags: list[str]) -> dict[str, float]:
     results = folder / "test_results.json"
     if not results.exists():
         script = Path(__file__).with_name("run_text_classification.py")
-        flags = f"--loss {loss} --seed {seed} --save_strategy no --disable_tqdm True".split()
+        cell = [*LOSSES[loss], "--seed", str(seed), "--output_dir", folder, "--save_strategy", "no"]
         log = subprocess.run(
-            [sys.executable, script, *flags, "--output_dir", folder],
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            [sys.executable, script, *cell, *flags], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         if log.returncode:
             raise SystemExit(f"{log.stdout}\nseed {seed} with {loss} failed, see above")
@@ -40,20 +43,21 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/compare_losses"))
-    args = parser.parse_args()
+    args, flags = parser.parse_known_args()
 
     cells = [(loss, seed) for seed in args.seeds for loss in LOSSES]
     rows = []
     for loss, seed in tqdm(cells, desc="Runs"):
-        rows.append({"loss": loss, **run(loss, seed, args.output_dir / f"{loss}_seed{seed}")})
+        folder = args.output_dir / f"{loss} seed {seed}".replace(",", "").replace(" ", "_")
+        rows.append({"loss": loss, **run(loss, seed, folder, flags)})
     scores = pd.DataFrame(rows).groupby("loss")[list(METRICS)]
     mean, deviation = scores.mean(), scores.std()
 
     print(f"\n| mean ± standard deviation, {len(args.seeds)} seeds | {' | '.join(METRICS.values())} |")
     print("|---|" + "---|" * len(METRICS))
-    for loss, description in LOSSES.items():
+    for loss in LOSSES:
         cells = [f"{mean.loc[loss, metric]:.3f} ± {deviation.loc[loss, metric]:.3f}" for metric in METRICS]
-        print(f"| {description} | {' | '.join(cells)} |")
+        print(f"| {loss} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

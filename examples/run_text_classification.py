@@ -124,7 +124,9 @@ def load_splits(data_args: DataArguments, cache_dir: str | None) -> DatasetDict:
         try:
             splits[split] = load_dataset(kind, data_files={"data": file}, cache_dir=cache_dir)["data"]
         except (DatasetGenerationError, ValueError) as error:
-            raise ValueError(f"--{split}_file: {file} cannot be read as {kind}: {error.__cause__ or error}") from error
+            raise ValueError(
+                f"--{split}_file: {file} cannot be read as {kind} (is it empty or damaged?): {error.__cause__ or error}"
+            ) from error
     return splits
 
 

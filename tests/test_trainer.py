@@ -1,0 +1,423 @@
+"""The contract of FocalTrainer: exact in every cut of the batch, and otherwise a Trainer."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from exactness import GLOBAL_BATCH, STEPS_OF_WHOLE_BATCHES, TASKS, tiny_dataset, tiny_model, train
+from safetensors.torch import load_file
+from torch.utils.data import TensorDataset
+from transformers import AutoModelForSequenceClassification, BertConfig, BertLMHeadModel, Trainer, TrainingArguments
+
+from hf_focal import FocalTrainer, FocalTrainingArguments, compute_alpha, focal_loss, sigmoid_focal_loss
+from hf_focal.alpha import count_labels
+
+
+ALPHA_OF_TASK = {"single_label": [0.5, 1.0, 4.0], "multi_label": [0.3, 0.5, 0.9], "tokens": [0.5, 1.0, 4.0]}
+
+
+def drift(weights, other):
+    return max((weights[name] - other[name]).abs().max().item() for name in weights)
+
+
+@pytest.fixture(scope="module")
+def whole_batch(tmp_path_factory):
+    """Weights after training on whole batches in one process, by task and number of steps."""
+    return {
+        (task, max_steps): train(
+            tmp_path_factory.mktemp("whole"), task, max_steps=max_steps, alpha=ALPHA_OF_TASK[task]
+        ).model.state_dict()
+        for task in TASKS
+        for max_steps in (-1, STEPS_OF_WHOLE_BATCHES)
+    }
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """The cases that the module's tests run on two processes, in one launch."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    cases = {}
+    for task in TASKS:
+        # Accelerate fills up a last batch that two processes cannot share evenly, so the epoch stops before it.
+        at_once = {"per_device_train_batch_size": GLOBAL_BATCH // 2, "max_steps": STEPS_OF_WHOLE_BATCHES}
+        accumulated = {"per_device_train_batch_size": GLOBAL_BATCH // 4, "gradient_accumulation_steps": 2}
+        for name, cut in (("at_once", at_once), ("accumulated", accumulated)):
+            cases[f"{task}_{name}"] = {"task": task, "alpha": ALPHA_OF_TASK[task], **cut}
+    cases["stock"] = {"task": "tokens", "trainer_class": "Trainer", **at_once}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = Path(__file__).with_name("exactness.py")
+    result = subprocess.run([*launch, script, folder, json.dumps(cases)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return {
+        name: (load_file(folder / f"{name}.safetensors"), json.loads((folder / f"{name}.json").read_text()))
+        for name in cases
+    }
+
+
+class TestExactness:
+    @pytest.mark.parametrize("accumulation", [2, 4, 8])
+    @pytest.mark.parametrize("task", TASKS)
+    def test_gradient_accumulation(self, tmp_path, whole_batch, task, accumulation):
+        trainer = train(
+            tmp_path,
+            task,
+            per_device_train_batch_size=GLOBAL_BATCH // accumulation,
+            gradient_accumulation_steps=accumulation,
+            alpha=ALPHA_OF_TASK[task],
+        )
+        assert trainer.state.global_step == STEPS_OF_WHOLE_BATCHES + 1
+        assert drift(trainer.model.state_dict(), whole_batch[task, -1]) < 1e-6
+
+    @pytest.mark.parametrize("task", TASKS)
+    def test_two_processes(self, two_processes, whole_batch, task):
+        weights, run = two_processes[f"{task}_at_once"]
+        assert run["world_size"] == 2
+        assert drift(weights, whole_batch[task, STEPS_OF_WHOLE_BATCHES]) < 1e-6
+
+    @pytest.mark.parametrize("task", TASKS)
+    def test_two_processes_with_accumulation(self, two_processes, whole_batch, task):
+        weights, run = two_processes[f"{task}_accumulated"]
+        assert run["world_size"] == 2
+        assert drift(weights, whole_batch[task, -1]) < 1e-6
+
+    def test_stock_trainer_fails_with_accumulation(self, tmp_path):
+        whole = train(tmp_path, "single_label", trainer_class="Trainer").model.state_dict()
+        for accumulation in (2, 4, 8):
+            cut = train(
+                tmp_path,
+                "single_label",
+                per_device_train_batch_size=GLOBAL_BATCH // accumulation,
+                gradient_accumulation_steps=accumulation,
+                trainer_class="Trainer",
+            )
+            assert drift(cut.model.state_dict(), whole) > 0.01
+
+    def test_stock_trainer_fails_with_two_processes(self, tmp_path, two_processes):
+        whole = train(tmp_path, "tokens", trainer_class="Trainer", max_steps=STEPS_OF_WHOLE_BATCHES)
+        weights, run = two_processes["stock"]
+        assert run["world_size"] == 2
+        assert drift(weights, whole.model.state_dict()) > 0.01
+
+    @pytest.mark.parametrize("task", TASKS)
+    def test_one_step_is_the_gradient_of_the_mean_over_the_valid_targets(self, tmp_path, task):
+        dataset = tiny_dataset(task)
+        before = tiny_model(task)
+        step = train(
+            tmp_path,
+            task,
+            per_device_train_batch_size=11,
+            gradient_accumulation_steps=4,
+            gamma=3.0,
+            alpha=ALPHA_OF_TASK[task],
+        )
+        assert step.state.global_step == 1
+        logits = before(torch.tensor(dataset["input_ids"][:])).logits
+        labels = torch.tensor(dataset["labels"][:])
+        alpha = torch.tensor(ALPHA_OF_TASK[task])
+        if task == "multi_label":
+            p_t = torch.where(labels == 1, logits.sigmoid(), 1 - logits.sigmoid())
+            weight = torch.where(labels == 1, alpha, 1 - alpha)
+        else:
+            logits, labels = logits[labels != -100], labels[labels != -100]
+            p_t = logits.softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+            weight = alpha[labels]
+        (-weight * (1 - p_t) ** 3 * p_t.log()).mean().backward()
+        expected = {name: p.data - 0.1 * p.grad for name, p in before.named_parameters()}
+        assert drift(dict(step.model.named_parameters()), expected) < 1e-6
+
+    def test_logged_loss_does_not_depend_on_accumulation(self, tmp_path):
+        def losses(**cut):
+            trainer = train(tmp_path, "tokens", **cut)
+            return torch.tensor([log["loss"] for log in trainer.state.log_history if "loss" in log])
+
+        accumulated = losses(per_device_train_batch_size=2, gradient_accumulation_steps=4)
+        torch.testing.assert_close(accumulated, losses(), rtol=1e-5, atol=0)
+
+
+def make_trainer(
+    folder, model=None, task="single_label", args_class=TrainingArguments, trainer_class=FocalTrainer, **kwargs
+):
+    arguments = {name: kwargs.pop(name) for name in list(kwargs) if name in args_class.__dataclass_fields__}
+    defaults = {"max_steps": 2, "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_strategy": "no"}
+    return trainer_class(
+        model=tiny_model(task) if model is None else model,
+        args=args_class(str(folder), **{**defaults, **arguments}),
+        **{"train_dataset": tiny_dataset(task), **kwargs},
+    )
+
+
+def batch_of(task, size=4):
+    dataset = tiny_dataset(task, size)
+    return {name: torch.tensor(dataset[name][:]) for name in ("input_ids", "labels")}
+
+
+class TestSettings:
+    def test_one_word_swap(self, tmp_path):
+        trainer = make_trainer(tmp_path)
+        assert trainer.gamma == 2 and trainer.alpha is None
+        batch = batch_of("single_label")
+        logits = trainer.model(batch["input_ids"]).logits
+        torch.testing.assert_close(
+            trainer.compute_loss(trainer.model, dict(batch)), focal_loss(logits, batch["labels"])
+        )
+
+    def test_arguments_carry_the_settings(self, tmp_path):
+        trainer = make_trainer(tmp_path, args_class=FocalTrainingArguments, focal_gamma=1.5, focal_alpha="0.5,1,4")
+        assert trainer.gamma == 1.5 and trainer.alpha == [0.5, 1.0, 4.0]
+
+    def test_keyword_wins_over_arguments(self, tmp_path):
+        trainer = make_trainer(
+            tmp_path,
+            args_class=FocalTrainingArguments,
+            focal_gamma=1.5,
+            focal_alpha="inverse",
+            gamma=0,
+            alpha=[1.0, 2.0, 3.0],
+        )
+        assert trainer.gamma == 0 and trainer.alpha == [1.0, 2.0, 3.0]
+
+    def test_arguments_are_read_at_loss_time(self, tmp_path):
+        trainer = make_trainer(tmp_path, args_class=FocalTrainingArguments, focal_gamma=2, focal_alpha="inverse")
+        batch = batch_of("single_label")
+        logits = trainer.model(batch["input_ids"]).logits
+        trainer.args.focal_gamma, trainer.args.focal_alpha = 0.5, "sqrt_inverse"  # what a search does between trials
+        torch.testing.assert_close(
+            trainer.compute_loss(trainer.model, dict(batch)),
+            focal_loss(logits, batch["labels"], gamma=0.5, alpha=compute_alpha(tiny_dataset(), "sqrt_inverse")),
+        )
+
+    @pytest.mark.parametrize("method", ["inverse", "sqrt_inverse", "effective_number"])
+    @pytest.mark.parametrize("task", TASKS)
+    def test_alpha_from_the_training_data(self, tmp_path, task, method):
+        trainer = make_trainer(tmp_path, task=task, alpha=method)
+        expected = compute_alpha(tiny_dataset(task), method, num_labels=3)
+        assert trainer.alpha.tolist() == expected.tolist() and len(expected) == 3
+
+    def test_beta_comes_from_the_arguments(self, tmp_path):
+        trainer = make_trainer(
+            tmp_path, args_class=FocalTrainingArguments, focal_alpha="effective_number", focal_beta=0.9
+        )
+        expected = compute_alpha(tiny_dataset(), "effective_number", beta=0.9)
+        assert trainer.alpha.tolist() == expected.tolist()
+
+    @pytest.mark.parametrize(
+        "message, kwargs",
+        [
+            ("gamma: expected a finite number", {"gamma": -1.0}),
+            ("alpha: expected one weight for each of 3 classes, but got 2", {"alpha": [1.0, 2.0]}),
+            ("alpha: expected finite weights", {"alpha": [1.0, -2.0, 1.0]}),
+            ("alpha: a scalar is for two classes, but input has 3", {"alpha": 0.25}),
+            ("method: expected one of inverse", {"alpha": "balanced"}),
+            ("compute_loss_func: FocalTrainer computes the loss itself", {"compute_loss_func": print}),
+            (r"weights of positives in \[0, 1\]", {"task": "multi_label", "alpha": [1.0, 2.0, 3.0]}),
+            (r"no examples of class 3", {"model": tiny_model(num_labels=4), "alpha": "inverse"}),
+            (
+                "alpha: 'inverse' needs a train_dataset of type datasets.Dataset, but got TensorDataset",
+                {"alpha": "inverse", "train_dataset": TensorDataset(torch.zeros(1))},
+            ),
+            ("but got NoneType", {"alpha": "inverse", "train_dataset": None}),
+        ],
+    )
+    def test_wrong_settings_are_refused_when_the_trainer_is_made(self, tmp_path, message, kwargs):
+        with pytest.raises(ValueError, match=message):
+            make_trainer(tmp_path, **kwargs)
+
+    @pytest.mark.parametrize("task", TASKS)
+    def test_settings_survive_saving(self, tmp_path, task):
+        trainer = make_trainer(tmp_path, task=task, gamma=3, alpha="inverse")
+        trainer.train()
+        trainer.save_model()
+        expected = {
+            "gamma": 3.0,
+            "alpha": compute_alpha(tiny_dataset(task), num_labels=3).tolist(),
+            "label_smoothing": 0.0,
+            "label_counts": count_labels(tiny_dataset(task), num_labels=3).positives.tolist(),
+        }
+        loaded = type(trainer.model).from_pretrained(tmp_path)
+        assert loaded.config.focal_loss == expected
+        # Without training data, evaluation uses the weights that the model was trained with.
+        trainer = make_trainer(tmp_path, model=loaded, task=task, train_dataset=None, alpha="inverse")
+        assert trainer.alpha == expected["alpha"]
+
+    def test_settings_are_stored_by_training_alone(self, tmp_path):
+        trainer = make_trainer(tmp_path, eval_dataset=tiny_dataset())
+        trainer.evaluate()
+        assert not hasattr(trainer.model.config, "focal_loss")
+
+
+class TestLoss:
+    def test_multi_label(self, tmp_path):
+        trainer = make_trainer(tmp_path, task="multi_label", alpha=[0.3, 0.5, 0.9])
+        batch = batch_of("multi_label")
+        logits = trainer.model(batch["input_ids"]).logits
+        torch.testing.assert_close(
+            trainer.compute_loss(trainer.model, dict(batch)),
+            sigmoid_focal_loss(logits, batch["labels"], alpha=[0.3, 0.5, 0.9]),
+        )
+        assert trainer.model.config.problem_type == "multi_label_classification"
+
+    def test_multi_label_with_integer_rows(self, tmp_path):
+        batch = batch_of("multi_label")
+        model = tiny_model(problem_type="multi_label_classification")
+        trainer = make_trainer(tmp_path, model=model, task="multi_label", alpha=0.25)
+        integers = {**batch, "labels": batch["labels"].long()}
+        assert trainer.compute_loss(model, integers) == trainer.compute_loss(model, dict(batch))
+
+    def test_single_label_is_remembered_for_pipelines(self, tmp_path):
+        trainer = make_trainer(tmp_path)
+        trainer.train()
+        assert trainer.model.config.problem_type == "single_label_classification"
+
+    @pytest.mark.parametrize("num_items_in_batch", [None, 12])
+    def test_class_probabilities(self, tmp_path, num_items_in_batch):
+        model = tiny_model(problem_type="single_label_classification")
+        trainer = make_trainer(tmp_path, model=model)
+        batch = batch_of("single_label")
+        expected = trainer.compute_loss(model, dict(batch))
+        batch["labels"] = F.one_hot(batch["labels"], 3).float()  # 12 entries for 4 targets
+        loss = trainer.compute_loss(model, batch, num_items_in_batch=num_items_in_batch)
+        torch.testing.assert_close(loss, expected)
+
+    def test_labels_of_shape_n_1(self, tmp_path):
+        trainer = make_trainer(tmp_path)
+        batch = batch_of("single_label")
+        column = {**batch, "labels": batch["labels"].unsqueeze(1)}
+        assert trainer.compute_loss(trainer.model, column) == trainer.compute_loss(trainer.model, batch)
+
+    @pytest.mark.parametrize("task", ["single_label", "tokens"])
+    def test_label_smoothing_is_that_of_the_stock_trainer(self, tmp_path, task):
+        def loss(trainer_class, **kwargs):
+            trainer = make_trainer(
+                tmp_path, task=task, trainer_class=trainer_class, label_smoothing_factor=0.2, **kwargs
+            )
+            return trainer.compute_loss(trainer.model, batch_of(task))
+
+        torch.testing.assert_close(loss(FocalTrainer, gamma=0), loss(Trainer))
+        unsmoothed = make_trainer(tmp_path, task=task, gamma=0)
+        assert not torch.isclose(unsmoothed.compute_loss(unsmoothed.model, batch_of(task)), loss(Trainer))
+
+    def test_label_smoothing_of_multi_label_warns(self, tmp_path):
+        trainer = make_trainer(tmp_path, task="multi_label", label_smoothing_factor=0.2)
+        with pytest.warns(UserWarning, match="label_smoothing_factor has no effect on multi-label"):
+            trainer.compute_loss(trainer.model, batch_of("multi_label"))
+
+    @pytest.mark.parametrize("task", TASKS)
+    def test_eval_loss_is_the_focal_loss_of_all_examples(self, tmp_path, task):
+        dataset = tiny_dataset(task, 12)
+        trainer = make_trainer(tmp_path, task=task, eval_dataset=dataset, per_device_eval_batch_size=12)
+        batch = {name: torch.tensor(dataset[name][:]) for name in ("input_ids", "labels")}
+        expected = trainer.compute_loss(trainer.model, batch).item()
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-6)
+
+    def test_prediction_without_labels(self, tmp_path):
+        output = make_trainer(tmp_path).predict(tiny_dataset().remove_columns("labels"))
+        assert output.predictions.shape == (44, 3) and output.label_ids is None
+
+
+class TestModels:
+    @pytest.mark.parametrize("task", TASKS)
+    def test_model_that_returns_tuples(self, tmp_path, task):
+        dataset = tiny_dataset(task)
+        results = []
+        for return_dict in (True, False):
+            model = tiny_model(task, return_dict=return_dict, output_hidden_states=True)
+            trainer = make_trainer(tmp_path, model=model, task=task, eval_dataset=dataset)
+            trainer.train()
+            output = trainer.predict(dataset, ignore_keys=["hidden_states"])
+            logits = output.predictions if return_dict else output.predictions[0]
+            results.append((output.metrics["test_loss"], logits.tolist()))
+        assert results[0] == results[1]
+
+    def test_peft_model(self, tmp_path):
+        peft = pytest.importorskip("peft")
+        model = peft.get_peft_model(tiny_model(), peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
+        before = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
+        trainer = make_trainer(tmp_path, model=model, alpha="inverse")
+        trainer.train()
+        after = dict(model.named_parameters())
+        assert any((after[name] != weight).any() for name, weight in before.items())
+        assert (
+            model.get_base_model().config.focal_loss["label_counts"] == count_labels(tiny_dataset()).positives.tolist()
+        )
+
+    def test_plain_module(self, tmp_path):
+        class Plain(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.embedding = torch.nn.EmbeddingBag(30, 3)
+
+            def forward(self, input_ids, labels=None):
+                return {"logits": self.embedding(input_ids)}
+
+        assert make_trainer(tmp_path, model=Plain(), alpha="inverse").train().training_loss > 0
+
+    def test_model_init(self, tmp_path):
+        trainer = FocalTrainer(
+            model_init=lambda: tiny_model(),
+            args=TrainingArguments(str(tmp_path), max_steps=1, use_cpu=True, disable_tqdm=True, save_strategy="no"),
+            train_dataset=tiny_dataset(),
+        )
+        trainer.train()
+        assert trainer.model.config.focal_loss["gamma"] == 2
+
+    @pytest.mark.parametrize(
+        "model",
+        [
+            tiny_model(num_labels=1),
+            tiny_model(problem_type="regression"),
+        ],
+    )
+    def test_regression_head_is_refused(self, tmp_path, model):
+        with pytest.raises(
+            ValueError, match="BertForSequenceClassification is a regression head.*supports single-label"
+        ):
+            make_trainer(tmp_path, model=model)
+
+    def test_causal_language_model_is_refused(self, tmp_path):
+        config = BertConfig(**{**tiny_model().config.to_dict(), "is_decoder": True})
+        with pytest.raises(ValueError, match="BertLMHeadModel is a causal language model"):
+            make_trainer(tmp_path, model=BertLMHeadModel(config))
+
+    def test_data_parallel_is_refused(self, tmp_path):
+        args = TrainingArguments(str(tmp_path), use_cpu=True)
+        args._n_gpu = 2
+        with pytest.raises(ValueError, match="2 GPUs in one process.*accelerate launch"):
+            FocalTrainer(tiny_model(), args)
+
+    @pytest.mark.parametrize("output", ["loss", "embedding"])
+    def test_model_without_logits_is_refused(self, tmp_path, output):
+        class Headless(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.embedding = torch.nn.EmbeddingBag(30, 3)
+
+            def forward(self, input_ids, labels=None):
+                embedding = self.embedding(input_ids)
+                return {"embedding": embedding} if output == "embedding" else (embedding.mean(),)
+
+        with pytest.raises(ValueError, match="logits.*supports single-label"):
+            make_trainer(tmp_path, model=Headless()).train()
+
+    def test_labels_missing_from_the_batch_are_refused(self, tmp_path):
+        trainer = make_trainer(tmp_path, train_dataset=tiny_dataset().remove_columns("labels"))
+        with pytest.raises(ValueError, match="labels: missing from the batch, which holds input_ids.*supports"):
+            trainer.train()
+
+
+def test_saved_model_loads_as_a_classifier(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    trainer.save_model()
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert drift(model.state_dict(), trainer.model.state_dict()) == 0
+
+
+def test_label_column_names_reach_the_error(tmp_path):
+    data = Dataset.from_dict({"input_ids": [[1, 2]], "label": ["a"]})
+    with pytest.raises(ValueError, match="holds strings.*class_encode_column"):
+        make_trainer(tmp_path, train_dataset=data, alpha="inverse")
