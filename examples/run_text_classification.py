@@ -32,7 +32,7 @@ from hf_focal import FocalTrainer, FocalTrainingArguments
 
 
 EMBEDDED_DEFAULT = (
-    "--output_dir outputs/bbc_longtail --do_train --do_eval --do_predict --max_seq_length 64 "
+    "--output_dir outputs/bbc_longtail --do_train --do_predict --max_seq_length 64 "
     "--num_train_epochs 3 --learning_rate 2e-4 --per_device_train_batch_size 8 --per_device_eval_batch_size 64 "
     "--focal_alpha inverse --logging_steps 20 --save_strategy epoch --save_total_limit 1"
 ).split()
@@ -82,13 +82,6 @@ class DataArguments:
     def files(self) -> dict[str, str]:
         files = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
         return {split: file for split, file in files.items() if file is not None}
-
-    def max_samples(self, split: str) -> int | None:
-        return {
-            "train": self.max_train_samples,
-            "validation": self.max_eval_samples,
-            "test": self.max_predict_samples,
-        }[split]
 
 
 def parse_arguments() -> tuple[ModelArguments, DataArguments, FocalTrainingArguments]:
@@ -163,17 +156,16 @@ def read_labels(dataset: Dataset, column: str) -> list[list[str]] | None:
     return [[name(label) for label in row] for row in labels]
 
 
-def class_names(dataset: Dataset, column: str) -> list[str]:
+def class_names(dataset: Dataset, column: str, labels: list[list[str]]) -> list[str]:
     feature = getattr(dataset.features[column], "feature", dataset.features[column])
     if isinstance(feature, ClassLabel):
         return feature.names
-    names = {name for row in read_labels(dataset, column) for name in row}
-    return sorted(names, key=int if "int" in feature.dtype else None)
+    return sorted({name for row in labels for name in row}, key=int if "int" in feature.dtype else None)
 
 
 def encode_labels(labels: list[list[str]], names: list[str], multi_label: bool, split: str) -> list:
     if unknown := sorted({name for row in labels for name in row} - set(names)):
-        raise ValueError(f"the {split} split has labels that the training data does not have: {unknown[:10]}")
+        raise ValueError(f"the {split} split has labels that are not in the training data: {unknown[:10]}")
     index = {name: i for i, name in enumerate(names)}
     if not multi_label:
         return [index[row[0]] for row in labels]
@@ -205,11 +197,11 @@ def print_label_distribution(settings: dict, names: list[str], num_examples: int
     print(f"\nTraining data, gamma {settings['gamma']:g}\n{table.to_string(float_format='%.3f')}")
 
 
-def print_report(labels: np.ndarray, predictions: np.ndarray, names: list[str], metrics: dict[str, float]) -> None:
+def print_report(split: str, labels: np.ndarray, predictions: np.ndarray, names: list[str]) -> None:
     classes = range(len(names))
     report = classification_report(labels, predictions, labels=classes, target_names=names, digits=3, zero_division=0)
-    summary = "   ".join(f"{name} {metrics[f'test_{name}']:.3f}" for name in scores(labels, predictions))
-    print(f"\nTest data\n{report}\n{summary}")
+    summary = "   ".join(f"{name} {score:.3f}" for name, score in scores(labels, predictions).items())
+    print(f"\nResults on the {split} split\n{report}\n{summary}")
 
 
 def write_predictions(path: Path, predictions: np.ndarray, names: list[str]) -> None:
@@ -234,12 +226,15 @@ def main() -> None:
     with training_args.main_process_first(desc="loading the data"):
         splits = load_splits(data_args, model_args.cache_dir)
     check_columns(splits, data_args, needed)
+    labels = {split: read_labels(splits[split], column) for split in needed}
+    if unlabelled := [split for split in needed if labels[split] is None and split != "test"]:
+        raise ValueError(f"the {unlabelled[0]} split is unlabelled")
     path = model_args.model_name_or_path or minilm_path()
     hub = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir}
     config = AutoConfig.from_pretrained(path, **hub)
     if training_args.do_train:
         multi_label = hasattr(splits["train"].features[column], "feature")
-        names = class_names(splits["train"], column)
+        names = class_names(splits["train"], column, labels["train"])
         config.num_labels = len(names)
         config.id2label = dict(enumerate(names))
         config.label2id = {name: i for i, name in enumerate(names)}
@@ -255,14 +250,19 @@ def main() -> None:
         texts = [" ".join(map(str, parts)) for parts in zip(*(batch[name] for name in data_args.text_columns))]
         return tokenizer(texts, truncation=True, max_length=data_args.max_seq_length)
 
+    limits = {
+        "train": data_args.max_train_samples,
+        "validation": data_args.max_eval_samples,
+        "test": data_args.max_predict_samples,
+    }
     datasets = {}
     for split in needed:
-        dataset, labels = splits[split], read_labels(splits[split], column)
-        if labels is not None:
-            labels = encode_labels(labels, names, multi_label, split)
-            dataset = dataset.remove_columns(column).add_column("labels", labels)
-        if (limit := data_args.max_samples(split)) is not None:
-            dataset = dataset.select(range(min(limit, len(dataset))))
+        dataset = splits[split]
+        if labels[split] is not None:
+            encoded = encode_labels(labels[split], names, multi_label, split)
+            dataset = dataset.remove_columns(column).add_column("labels", encoded)
+        if limits[split] is not None:
+            dataset = dataset.select(range(min(limits[split], len(dataset))))
         unused = [name for name in dataset.column_names if name != "labels"]
         with training_args.main_process_first(desc=f"tokenizing the {split} split"):
             datasets[split] = dataset.map(tokenize, batched=True, remove_columns=unused, desc=f"Tokenizing {split}")
@@ -285,22 +285,20 @@ def main() -> None:
         trainer.save_state()
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
-    if training_args.do_eval:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
-    if training_args.do_predict:
-        output = trainer.predict(datasets["test"])
-        predictions = predicted_labels(output.predictions, multi_label)
-        trainer.save_metrics("test", output.metrics)
         if trainer.is_world_process_zero():
-            write_predictions(Path(training_args.output_dir, "predict_results.txt"), predictions, names)
-
-    if trainer.is_world_process_zero():
-        if training_args.do_train:
             print_label_distribution(model.config.focal_loss, names, len(datasets["train"]))
-        if training_args.do_predict and output.label_ids is not None:
-            print_report(output.label_ids.astype(int), predictions, names, output.metrics)
+    for split, prefix in (("validation", "eval"), ("test", "test")):
+        if split not in datasets:
+            continue
+        output = trainer.predict(datasets[split], metric_key_prefix=prefix)
+        trainer.log(output.metrics)
+        trainer.save_metrics(prefix, output.metrics)
+        predictions = predicted_labels(output.predictions, multi_label)
+        if trainer.is_world_process_zero():
+            if split == "test":
+                write_predictions(Path(training_args.output_dir, "predict_results.txt"), predictions, names)
+            if output.label_ids is not None:
+                print_report(split, output.label_ids.astype(int), predictions, names)
     if training_args.push_to_hub:
         trainer.push_to_hub(tasks="text-classification", dataset=data_args.dataset_name)
 

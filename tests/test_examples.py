@@ -257,7 +257,7 @@ def with_column(name, value):
         ("column 'text' of the train split is empty in 20 rows", "", {"train.json": with_column("text", None)}),
         ("column 'label' of the train split is empty in 20 rows", "", {"train.json": with_column("label", None)}),
         (
-            r"the test split has labels that the training data does not have: \['golf'\]",
+            r"the test split has labels that are not in the training data: \['golf'\]",
             "--do_predict",
             {"test.csv": with_column("label", "golf")},
         ),
@@ -268,6 +268,7 @@ def with_column(name, value):
         ("--train_file: broken.parquet cannot be read as parquet", "--train_file broken.parquet", {}),
         ("--train_file: broken.json cannot be read as json", "--train_file broken.json", {}),
         ("--train_file: broken.csv cannot be read as csv", "--train_file broken.csv", {}),
+        ("the train split is unlabelled", "", {"train.csv": with_column("label", -1)}),
         ("nothing to do", "--do_train False", {}),
     ],
 )
