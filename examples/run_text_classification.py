@@ -9,12 +9,14 @@ Flags change that default one by one (`--loss cross_entropy --seed 1`); once a d
 Several processes: `accelerate launch run_text_classification.py ...` or `torchrun --nproc_per_node 2 ...`.
 """
 
+import gc
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from accelerate import PartialState
 from bbc_longtail import load_bbc_longtail, minilm_path
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
@@ -305,3 +307,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    # Processes on CPU may abort at exit if their process group still exists (pytorch issue 190489).
+    gc.collect()
+    PartialState().destroy_process_group()

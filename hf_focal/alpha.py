@@ -125,8 +125,9 @@ def count_labels(
 
     if values.dtype.kind not in "iub":
         raise ValueError(
-            f"data: expected integer class ids, or multi-label rows of 0 and 1 of one length, but {source} holds "
-            f"{values.dtype} values; cast the column if these are class ids"
+            f"data: expected integer class ids, or multi-label rows of {num_labels or 'C'} entries that are 0 or 1, but "
+            f"{source} holds {values.dtype} values{'' if width is None else f' in rows of {width}'}; cast class ids to "
+            "integers"
         )
     values = values[values != _IGNORE_INDEX].astype(np.int64)
     if not len(values) or (values == -1).all():

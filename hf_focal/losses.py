@@ -80,6 +80,7 @@ def focal_loss(
     probabilities = target.is_floating_point()
     if probabilities:
         _check_probabilities(target, input.shape)
+        _check_distributions(target)
         target_shape = input.shape[:1] + input.shape[2:]
         q = _rows(target)
         valid = torch.ones(len(logits), dtype=torch.bool, device=input.device)
@@ -365,6 +366,16 @@ def _check_probabilities(target: Tensor, shape: torch.Size) -> None:
     if not ((target >= 0) & (target <= 1 + 1e-5)).all():
         raise ValueError(
             f"target: expected probabilities in [0, 1], but got values from {target.min():g} to {target.max():g}"
+        )
+
+
+def _check_distributions(target: Tensor) -> None:
+    totals = target.to(_wide_dtype(target)).sum(1)
+    off = totals[(totals - 1).abs() > 0.01]
+    if off.numel():
+        raise ValueError(
+            f"target: expected class probabilities that sum to 1, but got a sum of {off[0]:g}; for independent labels "
+            "use sigmoid_focal_loss"
         )
 
 

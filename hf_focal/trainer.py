@@ -34,7 +34,7 @@ class FocalTrainer(Trainer):
     ``problem_type="single_label_classification"``), take [`focal_loss`]; float rows of the shape of the logits (any
     rows, with ``problem_type="multi_label_classification"``) take [`sigmoid_focal_loss`]. ``label_smoothing_factor``
     is honoured, except for multi-label, where `Trainer` disables it too. During training the settings are stored in
-    the model's config as ``focal_loss`` (gamma, alpha, label_smoothing, label_counts), and saved with it.
+    the model's config as ``focal_loss`` (gamma, alpha, label_counts), and saved with it.
 
     Args:
         *args, **kwargs: What [`~transformers.Trainer`] takes, except `compute_loss_func`.
@@ -155,14 +155,19 @@ class FocalTrainer(Trainer):
         """Decides as the heads in transformers do, and remembers it in the config, which pipelines read."""
         config = self._config()
         problem_type = getattr(config, "problem_type", None)
-        if problem_type is None:
-            is_multi_label = labels.is_floating_point() and labels.shape == logits.shape
-            if config is not None and logits.dim() == 2:
-                config.problem_type = f"{'multi' if is_multi_label else 'single'}_label_classification"
-            if is_multi_label and self.args.label_smoothing_factor:
-                warnings.warn("label_smoothing_factor has no effect on multi-label classification", stacklevel=2)
-            return is_multi_label
-        return problem_type == "multi_label_classification"
+        if problem_type is not None:
+            return problem_type == "multi_label_classification"
+        has_row_per_target = labels.shape == logits.shape
+        if has_row_per_target and not labels.is_floating_point():
+            raise ValueError(
+                f"labels: {labels.dtype} of the shape of the logits, {tuple(labels.shape)}; for multi-label "
+                'classification make them float or set config.problem_type = "multi_label_classification"'
+            )
+        if config is not None and logits.dim() == 2:
+            config.problem_type = f"{'multi' if has_row_per_target else 'single'}_label_classification"
+        if has_row_per_target and self.args.label_smoothing_factor:
+            warnings.warn("label_smoothing_factor has no effect on multi-label classification", stacklevel=2)
+        return has_row_per_target
 
     def _setting(self, name: str) -> Any:
         # The arguments are read at each use, because a hyperparameter search changes their fields between trials.
@@ -171,18 +176,18 @@ class FocalTrainer(Trainer):
         return getattr(self.args, field, getattr(FocalTrainingArguments, field)) if keyword is None else keyword
 
     def _alpha_from_data(self, method: str) -> Sequence[float] | Tensor:
-        config = self._config()
-        if self.train_dataset is None and getattr(config, "focal_loss", None) is not None:
-            return config.focal_loss["alpha"]
+        if self.train_dataset is None and getattr(self._config(), "focal_loss", None) is not None:
+            return self._config().focal_loss["alpha"]
         if not isinstance(self.train_dataset, Dataset):
             raise ValueError(
                 f"alpha: {method!r} needs a train_dataset of type datasets.Dataset, but got "
                 f"{type(self.train_dataset).__name__}; pass the weights, for example alpha=compute_alpha(list_of_labels)"
             )
-        source = (self.train_dataset, method, self._setting("beta"))
+        beta = self._setting("beta")
+        source = (self.train_dataset, method, beta)
         if self._computed_alpha is None or self._computed_alpha[0] != source:
-            num_labels = getattr(config, "num_labels", None)
-            weights = compute_alpha(self.train_dataset, method, num_labels=num_labels, beta=source[-1])
+            num_labels = getattr(self._config(), "num_labels", None)
+            weights = compute_alpha(self.train_dataset, method, num_labels=num_labels, beta=beta)
             self._computed_alpha = (source, weights)
         return self._computed_alpha[1]
 
@@ -246,8 +251,7 @@ class _StoreSettings(TrainerCallback):
         alpha, counts = self.trainer.alpha, self.trainer._label_counts()
         config.focal_loss = {
             "gamma": float(self.trainer.gamma),
-            "alpha": None if alpha is None else torch.as_tensor(alpha).tolist(),
-            "label_smoothing": args.label_smoothing_factor,
+            "alpha": None if alpha is None else torch.as_tensor(alpha, dtype=torch.float64).tolist(),
             "label_counts": None if counts is None else counts.positives.tolist(),
         }
 

@@ -4,11 +4,13 @@
 of `train`}, leaves for each case the weights and the number of processes that it ran on.
 """
 
+import gc
 import json
 import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from safetensors.torch import save_file
 from transformers import (
@@ -86,13 +88,20 @@ def train(
     return trainer
 
 
+def run(folder: Path, name: str, arguments: dict) -> None:
+    trainer = train(folder, **arguments)
+    if trainer.is_world_process_zero():
+        save_file(trainer.model.state_dict(), folder / f"{name}.safetensors")
+        (folder / f"{name}.json").write_text(json.dumps({"world_size": trainer.accelerator.num_processes}))
+
+
 def main() -> None:
-    folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
-    for name, arguments in cases.items():
-        trainer = train(folder, **arguments)
-        if trainer.is_world_process_zero():
-            save_file(trainer.model.state_dict(), folder / f"{name}.safetensors")
-            (folder / f"{name}.json").write_text(json.dumps({"world_size": trainer.accelerator.num_processes}))
+    for name, arguments in json.loads(sys.argv[2]).items():
+        run(Path(sys.argv[1]), name, arguments)
+    # gloo's threads end with the last reference to the process group; one that still frees a tensor while the
+    # interpreter shuts down aborts the process (pytorch issue 190489).
+    gc.collect()
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

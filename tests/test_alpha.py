@@ -150,7 +150,8 @@ class TestSources:
         ("holds strings.*class_encode_column", dataset(["a", "b"]), {}),
         ("holds strings", ["a", "b"], {}),
         ("holds float64 values", [0.5, 1.5], {}),
-        ("holds float64 values", [[0.5, 1.0], [1.0, 0.0]], {}),
+        ("holds float64 values in rows of 2", [[0.5, 1.0], [1.0, 0.0]], {}),
+        ("multi-label rows of 3 entries .* in rows of 2", [[0.0, 1.0], [1.0, 0.0]], {"num_labels": 3}),
         ("the list could not be read", [[0, 1], "a"], {}),
         ("choose one of \\['train', 'test'\\]", DatasetDict(train=dataset(), test=dataset()), {}),
         (

@@ -358,6 +358,10 @@ class TestSigmoid:
         (r"target: expected class indices of shape \(2,\)", {"target": [True, False]}),
         (r"target: expected the shape of input, \(2, 3\)", {"target": [0.5, 0.5]}),
         (r"target: expected probabilities in \[0, 1\]", {"target": [[0.5, 0.5, 0.0], [-0.5, 1.0, 0.5]]}),
+        (
+            "target: expected class probabilities that sum to 1, but got a sum of 2; .* use sigmoid_focal_loss",
+            {"target": [[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]},
+        ),
         (r"input: expected logits of shape \(N, C\)", {"input": torch.zeros(3)}),
         (r"input: expected logits of shape \(N, C\)", {"input": torch.zeros(2, 0)}),
         ("input: expected a floating point tensor", {"input": torch.zeros(2, 3, dtype=torch.long)}),

@@ -85,12 +85,13 @@ class TestExactness:
         assert run["world_size"] == 2
         assert drift(weights, whole_batch[task, -1]) < 1e-6
 
-    def test_stock_trainer_fails_with_accumulation(self, tmp_path):
-        whole = train(tmp_path, "single_label", trainer_class="Trainer").model.state_dict()
+    @pytest.mark.parametrize("task", TASKS)
+    def test_stock_trainer_fails_with_accumulation(self, tmp_path, task):
+        whole = train(tmp_path, task, trainer_class="Trainer").model.state_dict()
         for accumulation in (2, 4, 8):
             cut = train(
                 tmp_path,
-                "single_label",
+                task,
                 per_device_train_batch_size=GLOBAL_BATCH // accumulation,
                 gradient_accumulation_steps=accumulation,
                 trainer_class="Trainer",
@@ -235,7 +236,6 @@ class TestSettings:
         expected = {
             "gamma": 3.0,
             "alpha": compute_alpha(tiny_dataset(task), num_labels=3).tolist(),
-            "label_smoothing": 0.0,
             "label_counts": count_labels(tiny_dataset(task), num_labels=3).positives.tolist(),
         }
         loaded = type(trainer.model).from_pretrained(tmp_path)
@@ -267,6 +267,12 @@ class TestLoss:
         trainer = make_trainer(tmp_path, model=model, task="multi_label", alpha=0.25)
         integers = {**batch, "labels": batch["labels"].long()}
         assert trainer.compute_loss(model, integers) == trainer.compute_loss(model, dict(batch))
+
+    def test_integer_rows_without_problem_type_are_refused(self, tmp_path):
+        batch = batch_of("multi_label")
+        trainer = make_trainer(tmp_path, task="multi_label")
+        with pytest.raises(ValueError, match="labels: torch.int64 of the shape of the logits.*make them float"):
+            trainer.compute_loss(trainer.model, {**batch, "labels": batch["labels"].long()})
 
     def test_single_label_is_remembered_for_pipelines(self, tmp_path):
         trainer = make_trainer(tmp_path)
