@@ -33,11 +33,12 @@ def load_bbc_longtail(imbalance: float = 50, head: int = 300, validation: int = 
         # The corpus holds 98 documents twice: a set, or test documents would be trained on.
         documents = sorted({path.read_text("utf-8", errors="replace") for path in (folder / name).iterdir()})
         Random(0).shuffle(documents)
-        kept = round(head * imbalance ** (-k / (len(names) - 1)))
-        edges = {"test": (0, test), "validation": (test, test + validation), "train": (test + validation, None)}
-        for split, (start, end) in edges.items():
-            chosen = documents[start:end] if split != "train" else documents[start : start + kept]
-            rows[split] += [{"text": text, "label": k} for text in chosen]
+        sizes = {"test": test, "validation": validation, "train": round(head * imbalance ** (-k / (len(names) - 1)))}
+        if sum(sizes.values()) > len(documents):
+            raise ValueError(f"class {name!r} has only {len(documents)} documents for {sizes}")
+        for split, size in sizes.items():
+            rows[split] += [{"text": text, "label": k} for text in documents[:size]]
+            del documents[:size]
     features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
     return DatasetDict({split: Dataset.from_list(examples, features=features) for split, examples in rows.items()})
 

@@ -76,6 +76,11 @@ class DataArguments:
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many validation examples."})
     max_predict_samples: int | None = field(default=None, metadata={"help": "Use only so many test examples."})
 
+    def __post_init__(self):
+        for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):
+            if (limit := getattr(self, name)) is not None and limit < 1:
+                raise ValueError(f"--{name}: expected at least 1, but got {limit}")
+
     @property
     def text_columns(self) -> list[str]:
         return [name.strip() for name in self.text_column_names.split(",")]

@@ -139,6 +139,11 @@ class FocalTrainer(Trainer):
             if labels.shape == (*logits.shape[:-1], 1):
                 labels = labels.squeeze(-1)
             is_distribution = labels.is_floating_point()
+            if labels.shape != (logits.shape if is_distribution else logits.shape[:-1]):
+                raise ValueError(
+                    f"labels: {labels.dtype} of shape {tuple(labels.shape)} do not fit logits of shape "
+                    f"{tuple(logits.shape)}. {_SUPPORTED}"
+                )
             loss = focal_loss(
                 logits.movedim(-1, 1),
                 labels.movedim(-1, 1) if is_distribution else labels,

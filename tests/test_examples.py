@@ -11,9 +11,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from exactness import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, PreTrainedTokenizerFast, pipeline
+from transformers import AutoConfig, PreTrainedTokenizerFast, Trainer, pipeline
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -143,6 +144,33 @@ def test_multi_label_files(model_folder, capsys, kind):
     assert "samples avg" in capsys.readouterr().out
 
 
+def test_dataset_by_name_with_an_unlabelled_test_split(model_folder, capsys):
+    names = ["sport", "money", "chess"]
+    features = Features({"sentence": Value("string"), "topic": ClassLabel(names=names)})
+    data = single_label_data()
+    for split, label in (("train", data["label"].map(names.index)), ("test", -1)):
+        rows = pd.DataFrame({"sentence": data["text"], "topic": label})
+        Dataset.from_pandas(rows, features=features).to_parquet(f"data/{split}.parquet")
+    run(
+        *common_flags(model_folder),
+        *("--dataset_name", "data", "--text_column_names", "sentence", "--label_column_name", "topic"),
+        *("--do_train", "--do_predict", "--focal_alpha", "1,1,2"),
+    )
+    config = AutoConfig.from_pretrained("out")
+    assert config.id2label == dict(enumerate(names)) and config.focal_loss["alpha"] == [1, 1, 2]
+    assert len(Path("out/predict_results.txt").read_text().splitlines()) == 21
+    assert "f1-score" not in capsys.readouterr().out
+
+
+def test_push_to_hub(model_folder, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda self, token=None: None)
+    monkeypatch.setattr(Trainer, "push_to_hub", lambda self, *args, **kwargs: pushed.append(kwargs))
+    file = write(single_label_data(), "train.csv")
+    run(*common_flags(model_folder), "--train_file", file, "--do_train", "--push_to_hub")
+    assert pushed[-1]["tasks"] == "text-classification"
+
+
 def test_cross_entropy_is_gamma_zero_without_alpha(model_folder):
     file = write(single_label_data(), "train.csv")
     flags = ["--train_file", file, "--do_train", "--focal_alpha", "inverse", "--loss", "cross_entropy"]
@@ -189,11 +217,15 @@ def test_resume(model_folder):
     assert Path("out/checkpoint-5/optimizer.pt").exists()
 
 
+ACCELERATE = ["accelerate.commands.launch", "--mixed_precision", "no", "--config_file"]
+
+
 @pytest.mark.parametrize(
     "launcher",
     [
         ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
-        ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
+        [*ACCELERATE, EXAMPLES / "accelerate" / "multi_gpu.yaml"],
+        [*ACCELERATE, EXAMPLES / "accelerate" / "fsdp.yaml"],
     ],
 )
 def test_two_processes(model_folder, launcher):
@@ -210,12 +242,13 @@ def test_two_processes(model_folder, launcher):
     assert json.loads(Path("out/trainer_state.json").read_text())["global_step"] == 6
     assert len(Path("out/predict_results.txt").read_text().splitlines()) == 21
     assert result.stdout.count("f1-score") == 1
+    assert AutoConfig.from_pretrained("out").focal_loss["label_counts"] == [2, 6, 12]
+    assert pipeline("text-classification", model="out")("king")[0]["label"] in WORDS
 
 
-@pytest.mark.parametrize("name", ["multi_gpu", "fsdp", "deepspeed_zero2"])
-def test_accelerate_configs(name):
-    config = load_config_from_file(str(EXAMPLES / "accelerate" / f"{name}.yaml"))
-    assert config.num_processes == 2 and not config.use_cpu
+def test_deepspeed_config():
+    config = load_config_from_file(str(EXAMPLES / "accelerate" / "deepspeed_zero2.yaml"))
+    assert config.distributed_type == "DEEPSPEED" and config.deepspeed_config["zero_stage"] == 2
 
 
 def test_compare_losses(capsys):
@@ -270,6 +303,7 @@ def with_column(name, value):
         ("--train_file: broken.csv cannot be read as csv", "--train_file broken.csv", {}),
         ("the train split is unlabelled", "", {"train.csv": with_column("label", -1)}),
         ("nothing to do", "--do_train False", {}),
+        ("--max_train_samples: expected at least 1, but got 0", "--max_train_samples 0", {}),
     ],
 )
 def test_refuses(model_folder, message, flags, files):
@@ -282,6 +316,20 @@ def test_refuses(model_folder, message, flags, files):
     with pytest.raises(ValueError, match=message):
         run(*common_flags(model_folder), "--do_train", *file_flags, *flags.split())
     assert not Path("out").exists()
+
+
+def test_empty_split_is_refused():
+    script = runpy.run_path(str(SCRIPT))
+    empty = DatasetDict(train=Dataset.from_dict({"text": [], "label": []}))
+    with pytest.raises(ValueError, match="the train split is empty"):
+        script["check_columns"](empty, script["DataArguments"](), ["train"])
+
+
+def test_embedded_data_has_limits():
+    from bbc_longtail import load_bbc_longtail
+
+    with pytest.raises(ValueError, match="class 'business' has only [0-9]+ documents"):
+        load_bbc_longtail(head=1000)
 
 
 def test_missing_package_of_the_embedded_default(monkeypatch):

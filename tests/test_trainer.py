@@ -274,6 +274,12 @@ class TestLoss:
         with pytest.raises(ValueError, match="labels: torch.int64 of the shape of the logits.*make them float"):
             trainer.compute_loss(trainer.model, {**batch, "labels": batch["labels"].long()})
 
+    @pytest.mark.parametrize("labels", [torch.rand(4), torch.zeros(4, 2, dtype=torch.long), torch.rand(4, 2)])
+    def test_labels_that_do_not_fit_are_refused(self, tmp_path, labels):
+        trainer = make_trainer(tmp_path)
+        with pytest.raises(ValueError, match=r"labels: .* do not fit logits of shape \(4, 3\).*supports single-label"):
+            trainer.compute_loss(trainer.model, {**batch_of("single_label"), "labels": labels})
+
     def test_single_label_is_remembered_for_pipelines(self, tmp_path):
         trainer = make_trainer(tmp_path)
         trainer.train()
