@@ -48,6 +48,10 @@ class ModelArguments:
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, if it is not the model's."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where to keep what is downloaded."})
+    ignore_mismatched_sizes: bool = field(
+        default=False,
+        metadata={"help": "Replace the classification head of a model that has another number of labels."},
+    )
     loss: str = field(
         default="focal",
         metadata={
@@ -196,11 +200,12 @@ def scores(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
     return {**result, "balanced_accuracy": balanced_accuracy_score(labels, predictions)}
 
 
-def print_label_distribution(settings: dict, names: list[str], num_examples: int) -> None:
-    counts = np.array(settings["label_counts"])
+def print_label_distribution(settings: dict, names: list[str], num_examples: int, multi_label: bool) -> None:
+    counts, alpha = np.array(settings["label_counts"]), settings["alpha"]
     table = pd.DataFrame({"examples": counts, "share": counts / num_examples}, index=names)
-    if settings["alpha"] is not None:
-        table["alpha"] = settings["alpha"]
+    if alpha is not None:
+        is_binary = isinstance(alpha, float) and not multi_label
+        table["alpha"] = [1 - alpha, alpha] if is_binary else alpha
     print(f"\nTraining data, gamma {settings['gamma']:g}\n{table.to_string(float_format='%.3f')}")
 
 
@@ -275,7 +280,9 @@ def main() -> None:
             datasets[split] = dataset.map(tokenize, batched=True, remove_columns=unused, desc=f"Tokenizing {split}")
 
     # Model and training.
-    model = AutoModelForSequenceClassification.from_pretrained(path, config=config, **hub)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        path, config=config, ignore_mismatched_sizes=model_args.ignore_mismatched_sizes, **hub
+    )
     trainer = FocalTrainer(
         model=model,
         args=training_args,
@@ -293,7 +300,7 @@ def main() -> None:
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
         if trainer.is_world_process_zero():
-            print_label_distribution(model.config.focal_loss, names, len(datasets["train"]))
+            print_label_distribution(model.config.focal_loss, names, len(datasets["train"]), multi_label)
     for split, prefix in (("validation", "eval"), ("test", "test")):
         if split not in datasets:
             continue

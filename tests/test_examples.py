@@ -128,6 +128,21 @@ def test_single_label_files(model_folder, capsys, kind):
     assert pipeline("text-classification", model="out")("king")[0]["label"] in WORDS
 
 
+def test_scalar_alpha_of_two_classes(model_folder, capsys):
+    file = write(single_label_data({"sport": 12, "money": 4}), "train.csv")
+    run(
+        *common_flags(model_folder),
+        "--train_file",
+        file,
+        "--do_train",
+        "--focal_alpha",
+        "0.2",
+        "--ignore_mismatched_sizes",
+    )
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["money", "4", "0.250", "0.800"] in rows and ["sport", "12", "0.750", "0.200"] in rows
+
+
 @pytest.mark.parametrize("kind", ["json", "parquet"])
 def test_multi_label_files(model_folder, capsys, kind):
     file = write(multi_label_data(), f"data.{kind}")

@@ -199,6 +199,15 @@ class TestSettings:
         expected = compute_alpha(tiny_dataset(task), method, num_labels=3)
         assert trainer.alpha.tolist() == expected.tolist() and len(expected) == 3
 
+    def test_a_number_weighs_class_one_of_two(self, tmp_path):
+        model = tiny_model(num_labels=2)
+        batch = batch_of("single_label")
+        batch["labels"] = batch["labels"].clamp_max(1)
+        data = Dataset.from_dict({name: tensor.tolist() for name, tensor in batch.items()})
+        trainer = make_trainer(tmp_path, model=model, train_dataset=data, alpha=0.8)
+        expected = focal_loss(model(batch["input_ids"]).logits, batch["labels"], alpha=[0.2, 0.8])
+        torch.testing.assert_close(trainer.compute_loss(model, batch), expected)
+
     def test_beta_comes_from_the_arguments(self, tmp_path):
         trainer = make_trainer(
             tmp_path, args_class=FocalTrainingArguments, focal_alpha="effective_number", focal_beta=0.9
