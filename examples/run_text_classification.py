@@ -10,6 +10,7 @@ Several processes: `accelerate launch run_text_classification.py ...` or `torchr
 """
 
 import gc
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,7 @@ import numpy as np
 import pandas as pd
 from accelerate import PartialState
 from bbc_longtail import load_bbc_longtail, minilm_path
-from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, classification_report, f1_score
 from transformers import (
     AutoConfig,
@@ -29,9 +29,12 @@ from transformers import (
     HfArgumentParser,
     set_seed,
 )
+from transformers.utils import logging
 
 from hf_focal import FocalTrainer, FocalTrainingArguments
 
+
+logger = logging.get_logger("run_text_classification")
 
 EMBEDDED_DEFAULT = (
     "--output_dir outputs/bbc_longtail --do_train --do_predict --max_seq_length 64 "
@@ -59,6 +62,10 @@ class ModelArguments:
             "choices": ["focal", "cross_entropy"],
         },
     )
+
+    def __post_init__(self):
+        if self.loss not in ("focal", "cross_entropy"):
+            raise ValueError(f"--loss: expected focal or cross_entropy, but got {self.loss!r}")
 
 
 @dataclass
@@ -127,9 +134,10 @@ def load_splits(data_args: DataArguments, cache_dir: str | None) -> DatasetDict:
             raise ValueError(f"--{split}_file: {file} does not exist")
         try:
             splits[split] = load_dataset(kind, data_files={"data": file}, cache_dir=cache_dir)["data"]
-        except (DatasetGenerationError, ValueError) as error:
+        except Exception as error:  # each reader has its own
+            cause = error.__cause__ or error
             raise ValueError(
-                f"--{split}_file: {file} cannot be read as {kind} (is it empty or damaged?): {error.__cause__ or error}"
+                f"--{split}_file: {file} cannot be read as {kind} (is it empty or damaged?): {cause!r}"
             ) from error
     return splits
 
@@ -141,13 +149,18 @@ def check_columns(splits: DatasetDict, data_args: DataArguments, needed: list[st
         dataset = splits[split]
         if len(dataset) == 0:
             raise ValueError(f"the {split} split is empty")
-        # Test data may come without labels: it is then predicted, but not scored.
-        columns = data_args.text_columns + ([] if split == "test" else [data_args.label_column_name])
-        if missing := [column for column in columns if column not in dataset.column_names]:
-            raise ValueError(f"the {split} split has no column {missing}, only {dataset.column_names}")
-        for column in columns:
+        columns = data_args.text_columns + [data_args.label_column_name]
+        missing = {column for column in columns if column not in dataset.column_names}
+        if split == "test":  # it may come without labels, and is then predicted but not scored
+            missing -= {data_args.label_column_name}
+        if missing:
+            raise ValueError(f"the {split} split has no column {sorted(missing)}, only {dataset.column_names}")
+        for column in {*columns} & {*dataset.column_names}:
             if empty := sum(value is None for value in dataset[column]):
-                raise ValueError(f"column {column!r} of the {split} split is empty in {empty} rows")
+                raise ValueError(
+                    f"column {column!r} of the {split} split is empty in {empty} rows (csv readers take NA and None "
+                    "for empty)"
+                )
 
 
 def read_labels(dataset: Dataset, column: str) -> list[list[str]] | None:
@@ -157,12 +170,16 @@ def read_labels(dataset: Dataset, column: str) -> list[list[str]] | None:
     feature, labels = dataset.features[column], dataset[column]
     if hasattr(feature, "feature"):  # a list: the type of its entries
         feature = feature.feature
-    elif all(label in (-1, None) for label in labels):  # how the test splits of challenges are published
+        if any(None in row or len({*row}) < len(row) for row in labels):
+            raise ValueError(
+                f"column {column!r}: expected lists of different labels; rows of 0 and 1 are not supported"
+            )
+    elif all(label == -1 for label in labels):  # how the test splits of challenges are published
         return None
     else:
         labels = [[label] for label in labels]
-    if feature.dtype.startswith("float"):
-        raise ValueError(f"column {column!r} holds numbers of type {feature.dtype}, but regression is not supported")
+    if not isinstance(feature, (ClassLabel, Value)) or feature.dtype.startswith("float"):
+        raise ValueError(f"column {column!r}: expected labels as strings or integers, but got {feature}")
     name = feature.int2str if isinstance(feature, ClassLabel) else str
     return [[name(label) for label in row] for row in labels]
 
@@ -186,7 +203,8 @@ def encode_labels(labels: list[list[str]], names: list[str], multi_label: bool, 
     return rows.tolist()
 
 
-def predicted_labels(logits: np.ndarray, multi_label: bool) -> np.ndarray:
+def predicted_labels(logits: np.ndarray | tuple, multi_label: bool) -> np.ndarray:
+    logits = logits[0] if isinstance(logits, tuple) else logits  # a model may return more than its logits
     return (logits > 0).astype(int) if multi_label else logits.argmax(-1)
 
 
@@ -217,10 +235,12 @@ def print_report(split: str, labels: np.ndarray, predictions: np.ndarray, names:
 
 
 def write_predictions(path: Path, predictions: np.ndarray, names: list[str]) -> None:
-    """One line per test example: its index, a tab, and the predicted label (labels, separated by commas)."""
-    rows = [np.flatnonzero(row) if predictions.ndim == 2 else [row] for row in predictions]
-    lines = [f"{index}\t{','.join(names[k] for k in row)}\n" for index, row in enumerate(rows)]
-    path.write_text("index\tprediction\n" + "".join(lines), encoding="utf-8")
+    """Tab-separated: the index of each test example and its predicted label; in multi-label data, a JSON list."""
+    if predictions.ndim == 2:
+        labels = [json.dumps([names[k] for k in np.flatnonzero(row)], ensure_ascii=False) for row in predictions]
+    else:
+        labels = [names[k] for k in predictions]
+    pd.DataFrame({"prediction": labels}).to_csv(path, sep="\t", index_label="index")
 
 
 def main() -> None:
@@ -247,20 +267,26 @@ def main() -> None:
     if training_args.do_train:
         multi_label = hasattr(splits["train"].features[column], "feature")
         names = class_names(splits["train"], column, labels["train"])
+        if len(names) < 2 and not multi_label:
+            raise ValueError(f"column {column!r} of the train split has one class only, {names}: nothing to learn")
         config.num_labels = len(names)
         config.id2label = dict(enumerate(names))
         config.label2id = {name: i for i, name in enumerate(names)}
         config.problem_type = f"{'multi' if multi_label else 'single'}_label_classification"
     else:
         multi_label = config.problem_type == "multi_label_classification"
-        names = list(config.id2label.values())
+        names = [config.id2label[k] for k in range(config.num_labels)]
 
     # Tokens.
     tokenizer = AutoTokenizer.from_pretrained(model_args.tokenizer_name or path, **hub)
 
+    max_length = min(data_args.max_seq_length, tokenizer.model_max_length)
+    if max_length < data_args.max_seq_length:
+        logger.warning(f"--max_seq_length {data_args.max_seq_length} is more than the model takes: using {max_length}")
+
     def tokenize(batch):
         texts = [" ".join(map(str, parts)) for parts in zip(*(batch[name] for name in data_args.text_columns))]
-        return tokenizer(texts, truncation=True, max_length=data_args.max_seq_length)
+        return tokenizer(texts, truncation=True, max_length=max_length)
 
     limits = {
         "train": data_args.max_train_samples,
@@ -272,7 +298,7 @@ def main() -> None:
         dataset = splits[split]
         if labels[split] is not None:
             encoded = encode_labels(labels[split], names, multi_label, split)
-            dataset = dataset.remove_columns(column).add_column("labels", encoded)
+            dataset = dataset.select_columns(data_args.text_columns).add_column("labels", encoded)
         if limits[split] is not None:
             dataset = dataset.select(range(min(limits[split], len(dataset))))
         unused = [name for name in dataset.column_names if name != "labels"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,7 @@ def compute_alpha(
     """
     if method not in ALPHA_METHODS:
         raise ValueError(f"method: expected one of {', '.join(ALPHA_METHODS)}, but got {method!r}")
-    if not 0 <= beta < 1:
+    if not isinstance(beta, Real) or not 0 <= beta < 1:
         raise ValueError(f"beta: expected a number in [0, 1), but got {beta!r}")
     counts = count_labels(data, column=column, num_labels=num_labels)
     _check_every_class_occurs(counts)
@@ -112,13 +113,15 @@ def count_labels(
 
     ```
     """
+    if num_labels is not None and not (isinstance(num_labels, Integral) and num_labels > 0):
+        raise ValueError(f"num_labels: expected a positive integer, but got {num_labels!r}")
     labels, names, source = _read_labels(data, column)
     if names is not None and num_labels is None:
         num_labels = len(names)
     values, width = _flatten(labels, source)
 
-    ids_of_classes = names is not None
-    is_multi_hot = width is not None and width == (num_labels or width) and not ids_of_classes
+    # Lists of a ClassLabel hold ids of classes, whatever their values.
+    is_multi_hot = width is not None and width == (num_labels or width) and names is None
     if is_multi_hot and len(values) and np.isin(values, (0, 1)).all():
         positives = values.reshape(-1, width).sum(axis=0, dtype=np.int64)
         return LabelCounts(positives, negatives=len(values) // width - positives)
@@ -158,7 +161,8 @@ def _check_every_class_occurs(counts: LabelCounts) -> None:
         if per_class is None or per_class.all():
             continue
         empty = np.flatnonzero(per_class == 0).tolist()
-        described = ", ".join(f"{k} ({counts.names[k]!r})" if counts.names else str(k) for k in empty[:10])
+        names = dict(enumerate(counts.names or []))
+        described = ", ".join(f"{k} ({names[k]!r})" if k in names else str(k) for k in empty[:10])
         more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
         raise ValueError(
             f"data: no {kind} of class {described}{more}, so there is no weight to compute; add examples, leave the "
@@ -180,7 +184,8 @@ def _read_labels(data: Any, column: str | None) -> tuple[Any, list[str] | None, 
     if column is not None:
         raise ValueError(f"column: only a datasets.Dataset has columns, but data is a {type(data).__name__}")
     if isinstance(data, Tensor):
-        return data.detach().cpu().numpy(), None, "data"
+        data = data.detach().cpu()
+        return (data.float() if data.is_floating_point() else data).numpy(), None, "data"
     if isinstance(data, np.ndarray):
         return data, None, "data"
     if not isinstance(data, Sequence) or isinstance(data, (str, bytes)):
@@ -188,7 +193,7 @@ def _read_labels(data: Any, column: str | None) -> tuple[Any, list[str] | None, 
             f"data: expected a datasets.Dataset, a list, an array or a tensor of labels, but got {type(data).__name__}"
         )
     try:
-        return pa.array(data), None, "data"
+        return pa.array([row.tolist() if isinstance(row, Tensor) else row for row in data]), None, "data"
     except pa.ArrowException as error:
         raise ValueError(
             f"data: expected class ids or rows of them, but the list could not be read: {error}"

@@ -10,7 +10,6 @@ so neither is ever taken from a probability that has rounded to 1, and no power 
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -68,10 +67,10 @@ def focal_loss(
 
     ```
     """
-    _check_number("gamma", gamma)
-    _check_number("label_smoothing", label_smoothing, upper=1)
+    gamma = _as_number("gamma", gamma)
+    label_smoothing = _as_number("label_smoothing", label_smoothing, upper=1)
     _check_reduction(reduction)
-    _check_logits(input)
+    _check_tensors(input, target)
     if input.dim() < 2 or input.shape[1] == 0:
         raise ValueError(f"input: expected logits of shape (N, C) or (N, C, d1, ...), but got {tuple(input.shape)}")
     num_classes = input.shape[1]
@@ -150,9 +149,9 @@ def sigmoid_focal_loss(
 
     ```
     """
-    _check_number("gamma", gamma)
+    gamma = _as_number("gamma", gamma)
     _check_reduction(reduction)
-    _check_logits(input)
+    _check_tensors(input, target)
     _check_probabilities(target, input.shape)
     logits = input.to(_wide_dtype(input))
     target = target.to(logits.device, logits.dtype)
@@ -204,14 +203,12 @@ class FocalLoss(nn.Module):
         label_smoothing: float = 0.0,
     ):
         super().__init__()
-        _check_number("gamma", gamma)
-        _check_number("label_smoothing", label_smoothing, upper=1)
         _check_reduction(reduction)
-        self.gamma = gamma
-        self.register_buffer("alpha", None if alpha is None else _as_weights(alpha).float())
+        self.gamma = _as_number("gamma", gamma)
+        self.register_buffer("alpha", None if alpha is None else _as_weights(alpha).float().clone())
         self.reduction = reduction
         self.ignore_index = ignore_index
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = _as_number("label_smoothing", label_smoothing, upper=1)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return focal_loss(
@@ -225,7 +222,7 @@ class FocalLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        settings = [f"gamma={self.gamma}"]
+        settings = [f"gamma={self.gamma:g}"]
         if self.alpha is not None:
             settings.append(f"alpha={self.alpha.cpu().double().round(decimals=4).tolist()}")
         settings.append(f"reduction={self.reduction!r}")
@@ -286,7 +283,8 @@ def _wide_dtype(input: Tensor) -> torch.dtype:
 
 def _as_weights(alpha: float | Sequence[float] | Tensor) -> Tensor:
     try:
-        weights = (alpha if isinstance(alpha, Tensor) else torch.as_tensor(alpha, dtype=torch.float64)).detach()
+        weights = alpha.detach() if isinstance(alpha, Tensor) else torch.as_tensor(alpha, dtype=torch.float64)
+        weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"alpha: expected a number or one weight per class, but got {alpha!r}") from error
     if weights.dim() > 1 or weights.is_complex():
@@ -326,11 +324,15 @@ def _positive_weight(alpha: float | Sequence[float] | Tensor, logits: Tensor) ->
     return weights.to(logits.device, logits.dtype)
 
 
-def _check_number(name: str, value: float, upper: float = math.inf) -> None:
-    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-    if not (isinstance(number, Real) and math.isfinite(number) and 0 <= number <= upper):
+def _as_number(name: str, value: float, upper: float = math.inf) -> float:
+    try:
+        number = math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        number = math.nan
+    if not (math.isfinite(number) and 0 <= number <= upper):
         limits = ">= 0" if upper == math.inf else f"in [0, {upper}]"
         raise ValueError(f"{name}: expected a finite number {limits}, but got {value!r}")
+    return number
 
 
 def _check_reduction(reduction: str) -> None:
@@ -338,18 +340,21 @@ def _check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction: expected 'none', 'mean' or 'sum', but got {reduction!r}")
 
 
-def _check_logits(input: Tensor) -> None:
+def _check_tensors(input: Tensor, target: Tensor) -> None:
     if not (isinstance(input, Tensor) and input.is_floating_point()):
         raise ValueError(f"input: expected a floating point tensor of logits, but got {_describe(input)}")
+    if not isinstance(target, Tensor) or target.is_complex():
+        raise ValueError(f"target: expected a tensor of class indices or probabilities, but got {_describe(target)}")
 
 
 def _check_class_indices(target: Tensor, input_shape: torch.Size, ignore_index: int) -> None:
     expected = input_shape[:1] + input_shape[2:]
-    if target.is_complex() or target.dtype == torch.bool or target.shape != expected:
+    if target.dtype == torch.bool or target.shape != expected:
         raise ValueError(
             f"target: expected class indices of shape {tuple(expected)} or class probabilities of shape "
             f"{tuple(input_shape)} for input of shape {tuple(input_shape)}, but got {_describe(target)}"
         )
+    target = target.long()
     wrong = target[((target < 0) | (target >= input_shape[1])) & (target != ignore_index)]
     if wrong.numel():
         raise ValueError(
@@ -359,7 +364,7 @@ def _check_class_indices(target: Tensor, input_shape: torch.Size, ignore_index: 
 
 
 def _check_probabilities(target: Tensor, shape: torch.Size) -> None:
-    if not isinstance(target, Tensor) or target.shape != shape:
+    if target.shape != shape:
         raise ValueError(
             f"target: expected the shape of input, {tuple(shape)}, for probabilities, but got {_describe(target)}"
         )

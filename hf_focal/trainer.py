@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from .alpha import LabelCounts, compute_alpha, count_labels
 from .losses import focal_loss, sigmoid_focal_loss
-from .training_args import FocalTrainingArguments
+from .training_args import FocalTrainingArguments, parse_alpha
 
 
 __all__ = ["FocalTrainer"]
@@ -40,8 +40,8 @@ class FocalTrainer(Trainer):
         *args, **kwargs: What [`~transformers.Trainer`] takes, except `compute_loss_func`.
         gamma (`float`, *optional*): Focusing parameter, at least 0.
         alpha (`float`, sequence, `Tensor` or `str`, *optional*): One weight per class; one number for two classes or
-            for multi-label; or a method of [`compute_alpha`], applied to `train_dataset` (without one, the weights
-            stored in the model's config are used).
+            for multi-label; a method of [`compute_alpha`], applied to `train_dataset` (without one, the weights
+            stored in the model's config are used); or ``"none"``.
 
     A keyword that is given wins over [`FocalTrainingArguments`]; without either, gamma is 2 and there is no alpha.
     Cross entropy under the same contract is ``gamma=0`` without alpha.
@@ -102,6 +102,8 @@ class FocalTrainer(Trainer):
     def alpha(self) -> float | Sequence[float] | Tensor | None:
         """The alpha in force; for a method, the weights that it gives."""
         alpha = self._setting("alpha")
+        if isinstance(alpha, str):
+            alpha = parse_alpha(alpha)
         return self._alpha_from_data(alpha) if isinstance(alpha, str) else alpha
 
     def compute_loss(
@@ -117,11 +119,16 @@ class FocalTrainer(Trainer):
         """
         if "labels" not in inputs:
             raise ValueError(f"labels: missing from the batch, which holds {', '.join(inputs)}. {_SUPPORTED}")
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        # A copy, because Trainer takes the labels out of it.
+        loss, outputs = super().compute_loss(
+            model, dict(inputs), return_outputs=True, num_items_in_batch=num_items_in_batch
+        )
         if not return_outputs:
             return loss
+        if isinstance(outputs, Tensor):
+            outputs = (outputs,)
         # The model has not seen the labels, so its tuple lacks the loss that Trainer expects at the front.
-        return loss, (loss, *outputs) if isinstance(outputs, tuple) else outputs
+        return loss, outputs if isinstance(outputs, dict) else (loss, *outputs)
 
     def _scaled_focal_loss(
         self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None

@@ -1,11 +1,12 @@
 """The settings of focal loss as training arguments: flags of a script, entries of its config, search dimensions."""
 
-import math
 from dataclasses import dataclass, field
+from numbers import Real
 
 from transformers import TrainingArguments
 
 from .alpha import ALPHA_METHODS
+from .losses import FocalLoss
 
 
 __all__ = ["FocalTrainingArguments"]
@@ -57,22 +58,31 @@ class FocalTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        try:
+            if isinstance(self.focal_alpha, str):
+                self.focal_alpha = parse_alpha(self.focal_alpha)
+            elif hasattr(self.focal_alpha, "tolist"):
+                self.focal_alpha = self.focal_alpha.tolist()  # arguments are logged as JSON
+            criterion = FocalLoss(self.focal_gamma, None if isinstance(self.focal_alpha, str) else self.focal_alpha)
+        except ValueError as error:
+            raise ValueError(f"focal_{error}") from None
         # A search casts each trial's value to the type of the old one: from an int, 1.5 would become 1.
-        self.focal_gamma = float(self.focal_gamma)
+        self.focal_gamma = criterion.gamma
+        if not isinstance(self.focal_beta, Real) or not 0 <= self.focal_beta < 1:
+            raise ValueError(f"focal_beta: expected a number in [0, 1), but got {self.focal_beta!r}")
         self.focal_beta = float(self.focal_beta)
-        if not (math.isfinite(self.focal_gamma) and self.focal_gamma >= 0):
-            raise ValueError(f"focal_gamma: expected a finite number >= 0, but got {self.focal_gamma}")
-        if not 0 <= self.focal_beta < 1:
-            raise ValueError(f"focal_beta: expected a number in [0, 1), but got {self.focal_beta}")
-        if isinstance(self.focal_alpha, str) and self.focal_alpha not in ALPHA_METHODS:
-            self.focal_alpha = None if self.focal_alpha == "none" else _parse_weights(self.focal_alpha)
 
 
-def _parse_weights(text: str) -> float | list[float]:
+def parse_alpha(text: str) -> str | float | list[float] | None:
+    """The method, the weights or, for ``"none"``, the None that a text stands for."""
+    if text in ALPHA_METHODS:
+        return text
+    if text == "none":
+        return None
     try:
         weights = [float(number) for number in text.split(",")]
     except ValueError:
         raise ValueError(
-            f"focal_alpha: expected none, one of {', '.join(ALPHA_METHODS)}, or numbers separated by commas, but got {text!r}"
+            f"alpha: expected none, one of {', '.join(ALPHA_METHODS)}, or numbers separated by commas, but got {text!r}"
         ) from None
     return weights[0] if len(weights) == 1 else weights

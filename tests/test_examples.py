@@ -213,6 +213,34 @@ def test_config_file_as_the_only_argument(model_folder, kind):
     assert AutoConfig.from_pretrained("out").focal_loss["label_counts"] == [0, 1, 12]
 
 
+def test_config_file_with_an_unknown_loss(model_folder):
+    Path("config.json").write_text(json.dumps({"output_dir": "out", "do_train": True, "loss": "ce"}))
+    with pytest.raises(ValueError, match="--loss: expected focal or cross_entropy, but got 'ce'"):
+        run("config.json")
+
+
+def test_names_follow_the_ids_of_the_model(model_folder):
+    file = write(single_label_data(), "train.csv")
+    run(*common_flags(model_folder, "trained"), "--train_file", file, "--do_train")
+    config = json.loads(Path("trained/config.json").read_text())
+    config["id2label"] = dict(reversed(config["id2label"].items()))
+    Path("trained/config.json").write_text(json.dumps(config))
+    run(*common_flags("trained", "out"), "--test_file", file, "--do_predict")
+    predict = pipeline("text-classification", model="trained")
+    expected = [predict(text)[0]["label"] for text in single_label_data()["text"]]
+    predictions = Path("out/predict_results.txt").read_text().splitlines()[1:]
+    assert [line.split("\t")[1] for line in predictions] == expected
+
+
+def test_another_column_called_labels_and_a_model_with_more_outputs(model_folder, tmp_path):
+    model = tiny_model(output_hidden_states=True)
+    model.save_pretrained(tmp_path / "model")
+    file = write(single_label_data().assign(labels=0), "data.csv")
+    flags = ["--tokenizer_name", model_folder, "--train_file", file, "--test_file", file, "--do_train", "--do_predict"]
+    run(*common_flags(tmp_path / "model"), *flags)
+    assert len(Path("out/predict_results.txt").read_text().splitlines()) == 21
+
+
 def test_trained_folder_predicts_unlabelled_data(model_folder):
     file = write(single_label_data(), "train.csv")
     run(*common_flags(model_folder, "trained"), "--train_file", file, "--do_train", "--focal_alpha", "inverse")
@@ -309,7 +337,24 @@ def with_column(name, value):
             "--do_predict",
             {"test.csv": with_column("label", "golf")},
         ),
-        ("column 'label' holds numbers of type float64, but regression", "", {"train.csv": with_column("label", 0.5)}),
+        ("column 'label': expected labels as strings or integers", "", {"train.csv": with_column("label", 0.5)}),
+        (
+            "column 'label': expected lists of different labels; rows of 0 and 1",
+            "",
+            {"train.json": lambda: single_label_data().assign(label=[[1, 0, 1]] * 20)},
+        ),
+        (
+            "column 'label': expected lists of different labels",
+            "",
+            {"train.json": lambda: single_label_data().assign(label=[["a", None], ["b"]] * 10)},
+        ),
+        (
+            "column 'label' of the test split is empty in 10 rows",
+            "--do_predict",
+            {"test.json": lambda: single_label_data().assign(label=["sport", None] * 10)},
+        ),
+        ("column 'label' of the train split has one class only", "", {"train.csv": with_column("label", "sport")}),
+        ("--train_file: nothing.json cannot be read as json", "--train_file nothing.json", {}),
         ("a validation split is needed, but the dataset has only train", "--do_eval", {}),
         ("--train_file: missing.csv does not exist", "--train_file missing.csv", {}),
         ("--train_file: expected a csv, json or parquet file, but got train.txt", "--train_file train.txt", {}),
@@ -325,6 +370,7 @@ def test_refuses(model_folder, message, flags, files):
     for name in ("broken.parquet", "broken.json"):
         Path(name).write_bytes(b"no such thing \xff")
     Path("broken.csv").touch()
+    Path("nothing.json").touch()
     paths = {"train": write(single_label_data(), "train.csv")}
     paths |= {path.partition(".")[0]: write(data(), path) for path, data in files.items()}
     file_flags = [part for split, path in paths.items() for part in (f"--{split}_file", path)]

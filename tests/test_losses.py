@@ -254,7 +254,7 @@ class TestMeaning:
         loss = focal_loss(self.logits[:2], torch.tensor([0, 3]), ignore_index=0)
         torch.testing.assert_close(loss, focal_loss(self.logits[1:2], torch.tensor([3])))
 
-    @pytest.mark.parametrize("dtype", [torch.int32, torch.int8, torch.uint8])
+    @pytest.mark.parametrize("dtype", [torch.int32, torch.int8, torch.uint8, torch.uint16])
     def test_any_integer_dtype(self, dtype):
         assert focal_loss(self.logits, self.target.to(dtype)) == focal_loss(self.logits, self.target)
 
@@ -267,6 +267,12 @@ class TestModule:
         assert FocalLoss(alpha=0.25).alpha == 0.25
         assert not FocalLoss().state_dict()
 
+    def test_alpha_is_not_shared_with_the_caller(self):
+        alpha = torch.tensor([1.0, 2.0])
+        criterion = FocalLoss(alpha=alpha)
+        alpha[0] = -5
+        assert criterion.alpha.tolist() == [1, 2]
+
     def test_copies_give_the_same_loss(self):
         logits, target = torch.eye(3), torch.arange(3)
         criterion = FocalLoss(alpha=[1.0, 2.0, 3.0], ignore_index=1, label_smoothing=0.1)
@@ -274,7 +280,7 @@ class TestModule:
             assert other(logits, target) == criterion(logits, target)
 
     def test_repr_shows_what_was_set(self):
-        assert repr(FocalLoss()) == "FocalLoss(gamma=2.0, reduction='mean')"
+        assert repr(FocalLoss()) == "FocalLoss(gamma=2, reduction='mean')"
         criterion = FocalLoss(3, 0.25, "sum", ignore_index=0, label_smoothing=0.1)
         assert repr(criterion) == (
             "FocalLoss(gamma=3, alpha=0.25, reduction='sum', ignore_index=0, label_smoothing=0.1)"
@@ -342,6 +348,8 @@ class TestSigmoid:
         ("gamma: expected a finite number", {"gamma": math.nan}),
         ("gamma: expected a finite number", {"gamma": math.inf}),
         ("gamma: expected a finite number", {"gamma": "2"}),
+        ("gamma: expected a finite number", {"gamma": 10**400}),
+        ("gamma: expected a finite number", {"gamma": torch.tensor([1.0, 2.0])}),
         ("alpha: expected finite weights >= 0", {"alpha": [1.0, -1.0, 1.0]}),
         ("alpha: expected finite weights >= 0", {"alpha": [1.0, math.nan, 1.0]}),
         ("alpha: expected finite weights >= 0", {"alpha": [1.0, math.inf, 1.0]}),
@@ -373,6 +381,13 @@ def test_focal_loss_refuses(message, kwargs):
     arguments["target"] = torch.tensor(arguments["target"])
     with pytest.raises(ValueError, match=message):
         focal_loss(**arguments)
+
+
+@pytest.mark.parametrize("loss", [focal_loss, sigmoid_focal_loss])
+@pytest.mark.parametrize("target", [None, [0, 1], torch.zeros(2, 3, dtype=torch.complex64)])
+def test_targets_of_another_kind_are_refused(loss, target):
+    with pytest.raises(ValueError, match="target: expected a tensor of class indices or probabilities"):
+        loss(torch.zeros(2, 3), target)
 
 
 def test_scalar_alpha_above_one_is_refused():

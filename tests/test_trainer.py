@@ -192,6 +192,16 @@ class TestSettings:
             focal_loss(logits, batch["labels"], gamma=0.5, alpha=compute_alpha(tiny_dataset(), "sqrt_inverse")),
         )
 
+    @pytest.mark.parametrize("text, alpha", [("none", None), ("1,2,3", [1, 2, 3])])
+    def test_search_may_set_any_text_that_the_flag_takes(self, tmp_path, text, alpha):
+        trainer = make_trainer(tmp_path, args_class=FocalTrainingArguments, focal_alpha="inverse")
+        trainer.args.focal_alpha = text
+        assert trainer.alpha == alpha
+
+    def test_keyword_switches_off_the_alpha_of_the_arguments(self, tmp_path):
+        trainer = make_trainer(tmp_path, args_class=FocalTrainingArguments, focal_alpha="inverse", alpha="none")
+        assert trainer.alpha is None
+
     @pytest.mark.parametrize("method", ["inverse", "sqrt_inverse", "effective_number"])
     @pytest.mark.parametrize("task", TASKS)
     def test_alpha_from_the_training_data(self, tmp_path, task, method):
@@ -222,7 +232,7 @@ class TestSettings:
             ("alpha: expected one weight for each of 3 classes, but got 2", {"alpha": [1.0, 2.0]}),
             ("alpha: expected finite weights", {"alpha": [1.0, -2.0, 1.0]}),
             ("alpha: a scalar is for two classes, but input has 3", {"alpha": 0.25}),
-            ("method: expected one of inverse", {"alpha": "balanced"}),
+            ("alpha: expected none, one of inverse", {"alpha": "balanced"}),
             ("compute_loss_func: FocalTrainer computes the loss itself", {"compute_loss_func": print}),
             (r"weights of positives in \[0, 1\]", {"task": "multi_label", "alpha": [1.0, 2.0, 3.0]}),
             (r"no examples of class 3", {"model": tiny_model(num_labels=4), "alpha": "inverse"}),
@@ -304,6 +314,11 @@ class TestLoss:
         loss = trainer.compute_loss(model, batch, num_items_in_batch=num_items_in_batch)
         torch.testing.assert_close(loss, expected)
 
+    def test_the_batch_is_left_as_it_was(self, tmp_path):
+        trainer, batch = make_trainer(tmp_path), batch_of("single_label")
+        trainer.compute_loss(trainer.model, batch)
+        assert "labels" in batch
+
     def test_labels_of_shape_n_1(self, tmp_path):
         trainer = make_trainer(tmp_path)
         batch = batch_of("single_label")
@@ -353,6 +368,23 @@ class TestModels:
             logits = output.predictions if return_dict else output.predictions[0]
             results.append((output.metrics["test_loss"], logits.tolist()))
         assert results[0] == results[1]
+
+    @pytest.mark.parametrize("wrap", [lambda logits: logits, lambda logits: [logits], lambda logits: (logits,)])
+    def test_module_that_returns_bare_logits(self, tmp_path, wrap):
+        class Bare(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.embedding = torch.nn.EmbeddingBag(30, 3)
+
+            def forward(self, input_ids):
+                return wrap(self.embedding(input_ids))
+
+        model, data = Bare(), tiny_dataset()
+        trainer = make_trainer(tmp_path, model=model, label_names=["labels"], remove_unused_columns=False)
+        output = trainer.predict(data)
+        torch.testing.assert_close(
+            torch.tensor(output.predictions), model.embedding(torch.tensor(data["input_ids"][:])).detach()
+        )
 
     def test_peft_model(self, tmp_path):
         peft = pytest.importorskip("peft")

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from transformers import HfArgumentParser
 
 from hf_focal import FocalTrainingArguments
@@ -33,8 +34,8 @@ def test_values_from_a_file(tmp_path):
 
 
 def test_arguments_can_be_logged():
-    args = parse("--focal_alpha", "1,2")
-    assert json.loads(args.to_json_string())["focal_alpha"] == [1, 2]
+    for args in (parse("--focal_alpha", "1,2"), FocalTrainingArguments(focal_alpha=torch.tensor([1.0, 2.0]))):
+        assert json.loads(args.to_json_string())["focal_alpha"] == [1, 2]
 
 
 def test_gamma_stays_a_float_for_searches():
@@ -48,6 +49,10 @@ def test_gamma_stays_a_float_for_searches():
         ("focal_gamma: expected a finite number >= 0, but got -1", {"focal_gamma": -1}),
         ("focal_gamma", {"focal_gamma": float("nan")}),
         (r"focal_beta: expected a number in \[0, 1\), but got 1", {"focal_beta": 1}),
+        ("focal_gamma", {"focal_gamma": None}),
+        ("focal_beta", {"focal_beta": "0.9"}),
+        ("focal_alpha: expected finite weights >= 0", {"focal_alpha": "1,-2"}),
+        ("focal_alpha: expected a number or one weight per class", {"focal_alpha": ["a"]}),
         ("focal_alpha: expected none, one of inverse.*but got 'balanced'", {"focal_alpha": "balanced"}),
     ],
 )
