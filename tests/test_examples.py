@@ -380,10 +380,11 @@ def test_refuses(model_folder, message, flags, files):
 
 
 def test_empty_split_is_refused():
-    script = runpy.run_path(str(SCRIPT))
+    from text_data import DataArguments, check_columns
+
     empty = DatasetDict(train=Dataset.from_dict({"text": [], "label": []}))
     with pytest.raises(ValueError, match="the train split is empty"):
-        script["check_columns"](empty, script["DataArguments"](), ["train"])
+        check_columns(empty, DataArguments(), ["train"])
 
 
 def test_embedded_data_has_limits():
