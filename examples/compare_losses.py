@@ -45,9 +45,8 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/compare_losses"))
     args, flags = parser.parse_known_args()
 
-    cells = [(loss, seed) for seed in args.seeds for loss in LOSSES]
     rows = []
-    for loss, seed in tqdm(cells, desc="Runs"):
+    for loss, seed in tqdm([(loss, seed) for seed in args.seeds for loss in LOSSES], desc="Runs"):
         folder = args.output_dir / f"{loss} seed {seed}".replace(",", "").replace(" ", "_")
         rows.append({"loss": loss, **run(loss, seed, folder, flags)})
     scores = pd.DataFrame(rows).groupby("loss")[list(METRICS)]

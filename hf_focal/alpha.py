@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from torch import Tensor
 
 
-__all__ = ["ALPHA_METHODS", "LabelCounts", "compute_alpha", "count_labels"]
+__all__ = ["ALPHA_METHODS", "LabelCounts", "check_beta", "compute_alpha", "count_labels"]
 
 ALPHA_METHODS = ("inverse", "sqrt_inverse", "effective_number")
 
@@ -86,8 +86,7 @@ def compute_alpha(
     """
     if method not in ALPHA_METHODS:
         raise ValueError(f"method: expected one of {', '.join(ALPHA_METHODS)}, but got {method!r}")
-    if not isinstance(beta, Real) or not 0 <= beta < 1:
-        raise ValueError(f"beta: expected a number in [0, 1), but got {beta!r}")
+    check_beta(beta)
     counts = count_labels(data, column=column, num_labels=num_labels)
     _check_every_class_occurs(counts)
 
@@ -144,6 +143,12 @@ def count_labels(
             f"holds {outside[:5].tolist()}; map the labels to 0..C-1, or set num_labels"
         )
     return LabelCounts(np.bincount(values, minlength=num_labels), names=names)
+
+
+def check_beta(beta: float) -> None:
+    """Raises a `ValueError` unless beta is a number in [0, 1)."""
+    if not isinstance(beta, Real) or not 0 <= beta < 1:
+        raise ValueError(f"beta: expected a number in [0, 1), but got {beta!r}")
 
 
 def _unscaled_weights(counts: np.ndarray, method: str, beta: float) -> np.ndarray:

@@ -1,11 +1,10 @@
 """The settings of focal loss as training arguments: flags of a script, entries of its config, search dimensions."""
 
 from dataclasses import dataclass, field
-from numbers import Real
 
 from transformers import TrainingArguments
 
-from .alpha import ALPHA_METHODS
+from .alpha import ALPHA_METHODS, check_beta
 from .losses import FocalLoss
 
 
@@ -44,7 +43,8 @@ class FocalTrainingArguments(TrainingArguments):
     focal_gamma: float = field(
         default=2.0,
         metadata={
-            "help": "Focusing parameter of the focal loss, at least 0. Larger values suppress easy examples more; 0 is cross entropy."
+            "help": "Focusing parameter of the focal loss, at least 0. Larger values suppress easy examples more; 0 is "
+            "cross entropy."
         },
     )
     focal_alpha: str | None = field(
@@ -63,14 +63,12 @@ class FocalTrainingArguments(TrainingArguments):
                 self.focal_alpha = parse_alpha(self.focal_alpha)
             elif hasattr(self.focal_alpha, "tolist"):
                 self.focal_alpha = self.focal_alpha.tolist()  # arguments are logged as JSON
-            criterion = FocalLoss(self.focal_gamma, None if isinstance(self.focal_alpha, str) else self.focal_alpha)
-        except ValueError as error:
+            FocalLoss(self.focal_gamma, None if isinstance(self.focal_alpha, str) else self.focal_alpha)
+            check_beta(self.focal_beta)
+        except ValueError as error:  # its message begins with the name of the setting
             raise ValueError(f"focal_{error}") from None
         # A search casts each trial's value to the type of the old one: from an int, 1.5 would become 1.
-        self.focal_gamma = criterion.gamma
-        if not isinstance(self.focal_beta, Real) or not 0 <= self.focal_beta < 1:
-            raise ValueError(f"focal_beta: expected a number in [0, 1), but got {self.focal_beta!r}")
-        self.focal_beta = float(self.focal_beta)
+        self.focal_gamma, self.focal_beta = float(self.focal_gamma), float(self.focal_beta)
 
 
 def parse_alpha(text: str) -> str | float | list[float] | None:
