@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "focal_loss": "losses",
     "sigmoid_focal_loss": "losses",
+    "flsd_53": "losses",
     "FocalLoss": "losses",
     "compute_alpha": "alpha",
     "FocalTrainingArguments": "training_args",
@@ -20,6 +21,7 @@ __all__ = ["__version__", *_MODULE_OF]
 if TYPE_CHECKING:
     from .alpha import compute_alpha as compute_alpha
     from .losses import FocalLoss as FocalLoss
+    from .losses import flsd_53 as flsd_53
     from .losses import focal_loss as focal_loss
     from .losses import sigmoid_focal_loss as sigmoid_focal_loss
     from .trainer import FocalTrainer as FocalTrainer

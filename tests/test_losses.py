@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_focal import FocalLoss, focal_loss, sigmoid_focal_loss
+from hf_focal import FocalLoss, flsd_53, focal_loss, sigmoid_focal_loss
 
 
 GAMMAS = [0, 0.5, 1, 2, 5]
@@ -349,25 +349,32 @@ class TestSigmoid:
         ("gamma: expected a finite number", {"gamma": math.inf}),
         ("gamma: expected a finite number", {"gamma": "2"}),
         ("gamma: expected a finite number", {"gamma": 10**400}),
-        ("gamma: expected a finite number", {"gamma": torch.tensor([1.0, 2.0])}),
-        ("alpha: expected finite weights >= 0", {"alpha": [1.0, -1.0, 1.0]}),
-        ("alpha: expected finite weights >= 0", {"alpha": [1.0, math.nan, 1.0]}),
-        ("alpha: expected finite weights >= 0", {"alpha": [1.0, math.inf, 1.0]}),
-        ("alpha: expected one weight for each of 3 classes, but got 2", {"alpha": [1.0, 1.0]}),
+        ("gamma: expected one number for each of 3 classes, but got 2", {"gamma": torch.tensor([1.0, 2.0])}),
+        ("gamma: expected finite numbers >= 0", {"gamma": [1.0, -1.0, 1.0]}),
+        ("gamma: expected a number or one per class, but got None", {"gamma": None}),
+        (r"gamma: expected a number or one per class, but got shape \(3, 3\)", {"gamma": torch.eye(3)}),
+        ("alpha: expected finite numbers >= 0", {"alpha": [1.0, -1.0, 1.0]}),
+        ("alpha: expected finite numbers >= 0", {"alpha": [1.0, math.nan, 1.0]}),
+        ("alpha: expected finite numbers >= 0", {"alpha": [1.0, math.inf, 1.0]}),
+        ("alpha: expected one number for each of 3 classes, but got 2", {"alpha": [1.0, 1.0]}),
         ("alpha: a scalar is for two classes, but input has 3", {"alpha": 0.25}),
-        ("alpha: expected a number or one weight per class", {"alpha": "inverse"}),
-        (r"alpha: expected a number or one weight per class, but got shape \(3, 3\)", {"alpha": torch.eye(3)}),
+        ("alpha: expected a number or one per class", {"alpha": "inverse"}),
+        (r"alpha: expected a number or one per class, but got shape \(3, 3\)", {"alpha": torch.eye(3)}),
         ("reduction: expected 'none', 'mean' or 'sum', but got 'average'", {"reduction": "average"}),
         (r"label_smoothing: expected a finite number in \[0, 1\], but got 1.5", {"label_smoothing": 1.5}),
-        (r"target: expected class indices from 0 to 2 or ignore_index=-100, but got \[3\]", {"target": [0, 3]}),
-        (r"but got \[-1\]", {"target": [0, -1]}),
+        (
+            "target: expected class indices from 0 to 2 or ignore_index=-100, but got values from 0 to 3",
+            {"target": [0, 3]},
+        ),
+        ("but got values from -1 to 0", {"target": [0, -1]}),
+        ("but got values from 3 to 3", {"target": [-100, 3]}),
         (r"target: expected class indices of shape \(2,\)", {"target": [0, 1, 2]}),
         (r"target: expected class indices of shape \(2,\)", {"target": [[0, 1, 2], [0, 1, 2]]}),
         (r"target: expected class indices of shape \(2,\)", {"target": [True, False]}),
         (r"target: expected the shape of input, \(2, 3\)", {"target": [0.5, 0.5]}),
         (r"target: expected probabilities in \[0, 1\]", {"target": [[0.5, 0.5, 0.0], [-0.5, 1.0, 0.5]]}),
         (
-            "target: expected class probabilities that sum to 1, but got a sum of 2; .* use sigmoid_focal_loss",
+            "target: expected class probabilities that sum to 1, but got sums from 1 to 2; .* use sigmoid_focal_loss",
             {"target": [[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]},
         ),
         (r"input: expected logits of shape \(N, C\)", {"input": torch.zeros(3)}),
@@ -401,9 +408,16 @@ def test_scalar_alpha_above_one_is_refused():
         ("gamma", {"gamma": -1}),
         ("reduction", {"reduction": "average"}),
         (r"alpha: expected weights of positives in \[0, 1\]", {"alpha": 2.0}),
-        ("alpha: expected one weight for each of the labels", {"alpha": [0.5, 0.5]}),
+        ("alpha: expected one number for each of 3 classes, but got 2", {"alpha": [0.5, 0.5]}),
+        ("gamma: expected one number for each of 3 classes, but got 2", {"gamma": [1.0, 2.0]}),
+        ("gamma_neg: expected a finite number >= 0, but got -1", {"gamma_neg": -1}),
+        (r"margin: expected a finite number in \[0, 1\], but got 1.5", {"margin": 1.5}),
         (r"target: expected the shape of input, \(2, 3\)", {"target": torch.zeros(2)}),
-        (r"target: expected probabilities in \[0, 1\], but got values from -100 to 1", {"target": [[1, 0, -100]] * 2}),
+        (
+            r"target: expected probabilities in \[0, 1\] or ignore_index=-100, but got values from -1 to 1",
+            {"target": [[1, 0, -1]] * 2},
+        ),
+        ("but got values from nan to nan", {"target": [[1, 0, math.nan]] * 2}),
         ("input: expected a floating point tensor", {"input": torch.zeros(2, 3, dtype=torch.long)}),
     ],
 )
