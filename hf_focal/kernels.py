@@ -69,6 +69,8 @@ def _is_one(grad_output: Tensor) -> bool:
 
 # Large enough that the calls cost little beside the work, small enough for the cache of a core.
 _CPU_BLOCK, _GPU_BLOCK = 2**19, 2**24
+# Up to this size calls cost more than the work: one dtype throughout, the widest, saves conversions.
+_SMALL = 2**12
 
 
 def _in_blocks(
@@ -112,38 +114,46 @@ def softmax_block(
     if ignored is not None:
         # An ignored target may have any logits, NaN included: nothing of them may reach the gradient.
         input, target = input.masked_fill(ignored, 0), target.masked_fill(ignored, 0)
-    # Where calls cost more than the work, float64 throughout saves conversions.
-    logits = input.to(wide_dtype(input) if input.numel() <= 2**12 else loss_dtype(input))
+    logits = input.to(wide_dtype(input) if input.numel() <= _SMALL else loss_dtype(input))
     others = gradient if gradient is not None and gradient.dtype == logits.dtype else None
-    shift = _shift_against_overflow(logits, target)
-    if shift is None:
-        others = torch.exp(logits, out=others)
-    else:
-        others = torch.sub(logits, shift, out=others).exp_()
-    total = others.scatter_(1, target, 0).sum(1, keepdim=True, dtype=wide_dtype(input))
-    if shift is None:
-        margin = total.log().sub_(logits.gather(1, target))
-    else:
-        total.clamp_min_(1)  # it is less only where minus infinity removes every other class
-        margin = total.log().add_(shift).sub_(logits.gather(1, target))
+    others, total, log_total = _exponentials(logits, target, others)
+    margin = log_total.sub_(logits.gather(1, target))
 
     gamma = gamma(target, margin)
     loss, focus, rest = _focal(margin, gamma, scale if alpha is None else alpha[target] * scale, ignored)
     if gradient is not None:
         slope = _slope(loss, focus, rest, gamma)
-        others.mul_((slope / total).type_as(others)).scatter_(1, target, slope.neg_().type_as(others))
+        _scale_rows(others, slope, total)
+        others.scatter_(1, target, slope.neg_().type_as(others))
         if others is not gradient:
             gradient.copy_(others)
     return loss
 
 
-def _shift_against_overflow(logits: Tensor, target: Tensor) -> Tensor | None:
-    """The largest of the other classes' logits, (n, 1, ...); None where the exponentials need no shift."""
-    if logits.device.type == "cpu" and logits.shape[1] > 1:  # on a GPU, reading the extremes would wait for it
-        low, high = logits.aminmax()
-        if low.item() > -60 and high.item() < 60:
-            return None
-    return logits.scatter(1, target, torch.finfo(logits.dtype).min).amax(1, keepdim=True)
+def _exponentials(logits: Tensor, target: Tensor, out: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """``exp(z_j)``, 0 for the true class, and their sum ``T``, both up to a factor per row; and ``log T``."""
+    wide = wide_dtype(logits)
+    if logits.device.type == "cpu" and logits.shape[1] < 64:  # finding the largest of so few takes longer than the rest
+        others = torch.exp(logits, out=out).scatter_(1, target, torch.zeros_like(target, dtype=logits.dtype))
+        total = others.sum(1, keepdim=True, dtype=wide)
+        low, high = total.aminmax()
+        if low.item() > 1e-8 and high.item() < 1e8:  # the range of float32 costs no gradient above 1e-30
+            return others, total, total.log()
+    lowest = torch.full_like(target, torch.finfo(logits.dtype).min, dtype=logits.dtype)
+    others = torch.scatter(logits, 1, target, lowest, out=out)
+    shift = others.amax(1, keepdim=True)
+    # exp can take three times as long as exp2. The rounding of the product matters little: what is far from 0 is small.
+    others.sub_(shift).mul_(1 / math.log(2)).exp2_()
+    total = others.sum(1, keepdim=True, dtype=wide)
+    return others, total, total.log().add_(shift)
+
+
+def _scale_rows(exponentials: Tensor, slope: Tensor, total: Tensor) -> None:
+    """Multiplies by ``slope / total``; by one after the other where the quotient may be too small for float32."""
+    if exponentials.device.type == "cpu" and slope.amin().item() < 1e-29:
+        exponentials.div_(total.type_as(exponentials)).mul_(slope.type_as(exponentials))
+    else:
+        exponentials.mul_((slope / total).type_as(exponentials))
 
 
 def sigmoid_block(

@@ -63,7 +63,7 @@ def tutorial_loss(logits, target, gamma=2.0, alpha=None):
 
 class TestPrecision:
     @pytest.mark.parametrize("with_alpha", [False, True])
-    @pytest.mark.parametrize("num_classes", [2, 10, 1000])
+    @pytest.mark.parametrize("num_classes", [2, 10, 50, 1000])
     @pytest.mark.parametrize("gamma", GAMMAS)
     def test_value_and_gradient_in_float32(self, gamma, num_classes, with_alpha):
         logits, target, alpha = examples_of_any_difficulty(num_classes)

@@ -229,8 +229,8 @@ class TestSettings:
         "message, kwargs",
         [
             ("gamma: expected a finite number", {"gamma": -1.0}),
-            ("alpha: expected one weight for each of 3 classes, but got 2", {"alpha": [1.0, 2.0]}),
-            ("alpha: expected finite weights", {"alpha": [1.0, -2.0, 1.0]}),
+            ("alpha: expected one number for each of 3 classes, but got 2", {"alpha": [1.0, 2.0]}),
+            ("alpha: expected finite numbers", {"alpha": [1.0, -2.0, 1.0]}),
             ("alpha: a scalar is for two classes, but input has 3", {"alpha": 0.25}),
             ("alpha: expected none, one of inverse", {"alpha": "balanced"}),
             ("compute_loss_func: FocalTrainer computes the loss itself", {"compute_loss_func": print}),

@@ -51,8 +51,8 @@ def test_gamma_stays_a_float_for_searches():
         (r"focal_beta: expected a number in \[0, 1\), but got 1", {"focal_beta": 1}),
         ("focal_gamma", {"focal_gamma": None}),
         ("focal_beta", {"focal_beta": "0.9"}),
-        ("focal_alpha: expected finite weights >= 0", {"focal_alpha": "1,-2"}),
-        ("focal_alpha: expected a number or one weight per class", {"focal_alpha": ["a"]}),
+        ("focal_alpha: expected finite numbers >= 0", {"focal_alpha": "1,-2"}),
+        ("focal_alpha: expected a number or one per class", {"focal_alpha": ["a"]}),
         ("focal_alpha: expected none, one of inverse.*but got 'balanced'", {"focal_alpha": "balanced"}),
     ],
 )
