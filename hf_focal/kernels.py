@@ -133,7 +133,9 @@ def softmax_block(
 def _exponentials(logits: Tensor, target: Tensor, out: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """``exp(z_j)``, 0 for the true class, and their sum ``T``, both up to a factor per row; and ``log T``."""
     wide = wide_dtype(logits)
-    if logits.device.type == "cpu" and logits.shape[1] < 64:  # finding the largest of so few takes longer than the rest
+    if (
+        logits.device.type == "cpu" and logits.shape[1] < 64
+    ):  # finding the largest of so few takes longer than the rest
         others = torch.exp(logits, out=out).scatter_(1, target, torch.zeros_like(target, dtype=logits.dtype))
         total = others.sum(1, keepdim=True, dtype=wide)
         low, high = total.aminmax()
@@ -175,9 +177,9 @@ def sigmoid_block(
     ignored = None if ignore_index is None else target == ignore_index
     if ignored is not None:
         logits, labels = logits.masked_fill(ignored, 0), labels.masked_fill(ignored, 0)
-    if not torch.equal(labels, labels * labels):  # probabilities: both answers are wrong to a degree
-        return differentiated(input, target, scale, gradient, formula=formula)
     sign = torch.add(1, labels, alpha=-2)
+    if sign.numel() and sign.abs().amin().item() < 1:  # probabilities: both answers are wrong to a degree
+        return differentiated(input, target, scale, gradient, formula=formula)
     decision_margin = logits * sign
     exponent = gamma(..., decision_margin)
     if gamma_neg is not None:
@@ -203,12 +205,12 @@ def _focal(margin: Tensor, gamma: float | Tensor, weight: float | Tensor, ignore
     focus = rest.pow(gamma).mul_(weight)
     if ignored is not None:
         focus.masked_fill_(ignored, 0)
-    return focus * cross_entropy, focus, rest
+    return cross_entropy.mul_(focus), focus, rest
 
 
 def _slope(loss: Tensor, focus: Tensor, rest: Tensor, gamma: float | Tensor) -> Tensor:
     """The loss differentiated by the margin: ``(1 - p) focus + p gamma loss``."""
-    return torch.lerp(gamma * loss, focus, rest)
+    return (gamma * loss).lerp_(focus, rest)
 
 
 def _shifted_focal(

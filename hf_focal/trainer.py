@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .alpha import LabelCounts, compute_alpha, count_labels
-from .losses import focal_loss, sigmoid_focal_loss
+from .losses import FocalLoss, Gamma, focal_loss, sigmoid_focal_loss
 from .training_args import FocalTrainingArguments, parse_alpha
 
 
@@ -38,7 +38,8 @@ class FocalTrainer(Trainer):
 
     Args:
         *args, **kwargs: What [`~transformers.Trainer`] takes, except `compute_loss_func`.
-        gamma (`float`, *optional*): Focusing parameter, at least 0.
+        gamma (`float`, sequence, `Tensor` or callable, *optional*): Focusing parameter, at least 0; one for all classes,
+            one per class, or a function of p_t as in [`focal_loss`].
         alpha (`float`, sequence, `Tensor` or `str`, *optional*): One weight per class; one number for two classes or
             for multi-label; a method of [`compute_alpha`], applied to `train_dataset` (without one, the weights
             stored in the model's config are used); or ``"none"``.
@@ -77,7 +78,7 @@ class FocalTrainer(Trainer):
     def __init__(
         self,
         *args: Any,
-        gamma: float | None = None,
+        gamma: Gamma | None = None,
         alpha: float | Sequence[float] | Tensor | str | None = None,
         **kwargs: Any,
     ):
@@ -94,7 +95,7 @@ class FocalTrainer(Trainer):
         self.add_callback(_StoreSettings(self))
 
     @property
-    def gamma(self) -> float:
+    def gamma(self) -> Gamma:
         """The gamma in force."""
         return self._setting("gamma")
 
@@ -233,9 +234,12 @@ class FocalTrainer(Trainer):
         """Lets the loss refuse, on an empty batch, the settings that it would refuse at the first step."""
         config, counts, alpha = self._config(), self._label_counts(), self.alpha
         problem_type, num_labels = getattr(config, "problem_type", None), getattr(config, "num_labels", None)
-        if num_labels is None or (problem_type is None and counts is None):
+        if num_labels is None:
+            FocalLoss(self.gamma, alpha)
+            return
+        if problem_type is None and counts is None:
             alpha = None  # only the first batch can tell whether it fits
-        empty = torch.zeros(0, num_labels or 2)
+        empty = torch.zeros(0, num_labels)
         if problem_type == "multi_label_classification" or (counts is not None and counts.negatives is not None):
             sigmoid_focal_loss(empty, empty, gamma=self.gamma, alpha=alpha)
         else:
@@ -260,12 +264,16 @@ class _StoreSettings(TrainerCallback):
         config = self.trainer._config()
         if config is None:
             return
-        alpha, counts = self.trainer.alpha, self.trainer._label_counts()
+        gamma, alpha, counts = self.trainer.gamma, self.trainer.alpha, self.trainer._label_counts()
         config.focal_loss = {
-            "gamma": float(self.trainer.gamma),
-            "alpha": None if alpha is None else torch.as_tensor(alpha, dtype=torch.float64).tolist(),
+            "gamma": getattr(gamma, "__name__", repr(gamma)) if callable(gamma) else _as_json(gamma),
+            "alpha": None if alpha is None else _as_json(alpha),
             "label_counts": None if counts is None else counts.positives.tolist(),
         }
+
+
+def _as_json(numbers: float | Sequence[float] | Tensor) -> float | list[float]:
+    return torch.as_tensor(numbers, dtype=torch.float64).tolist()
 
 
 def _logits_of(outputs: Any) -> Tensor:

@@ -203,8 +203,8 @@ class TestCost:
                 focal_loss(logits.clone().requires_grad_(), random_target(logits))
             operators[context] = made.operators
         # The clone itself is large; the slope of the loss is the first thing that only the gradient needs.
-        assert torch.ops.aten.lerp not in operators[without]
-        assert torch.ops.aten.lerp in operators[torch.enable_grad]
+        assert torch.ops.aten.lerp_ not in operators[without]
+        assert torch.ops.aten.lerp_ in operators[torch.enable_grad]
 
     def test_the_gradient_is_not_copied_into_the_leaf(self):
         logits = random_logits(9, 3).requires_grad_()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hf_focal import FocalLoss, flsd_53, focal_loss, sigmoid_focal_loss
 
 
-GAMMAS = [0, 0.5, 1, 2, 5]
+GAMMAS = [0, 0.5, 1, 1.3, 2, 5]
 FLOAT32_TINY = torch.finfo(torch.float32).tiny
 
 
@@ -127,6 +127,38 @@ class TestPrecision:
 
         assert torch.autograd.gradcheck(loss, logits)
         assert torch.autograd.gradgradcheck(loss, logits)
+
+
+class TestGamma:
+    @pytest.mark.parametrize("num_classes", [2, 10, 1000])
+    def test_one_per_class_is_the_gamma_of_the_true_class(self, num_classes):
+        logits, target, alpha = examples_of_any_difficulty(num_classes)
+        gamma = torch.linspace(0, 3, num_classes)
+        loss, gradient = value_and_gradient(focal_loss, logits, target, gamma=gamma, alpha=alpha, reduction="none")
+        own = gamma.double()[target].unsqueeze(1)
+        expected_loss, expected_gradient = reference(logits, target, own, alpha)
+        assert_relative(loss, expected_loss, 1e-6)
+        assert_relative(gradient, expected_gradient, 1e-5)
+        assert not torch.allclose(loss, focal_loss(logits, target, gamma=gamma.mean().item(), alpha=alpha))
+
+    def test_flsd_53_is_two_losses(self):
+        logits, target, _ = examples_of_any_difficulty(10)
+        logits = logits / 8  # so that p_t takes values around 0.2
+        loss, gradient = value_and_gradient(focal_loss, logits, target, gamma=flsd_53, reduction="none")
+        is_hard = logits.double().softmax(1).gather(1, target.unsqueeze(1)) < 0.2
+        assert 0.2 < is_hard.float().mean() < 0.8
+        hard, easy = reference(logits, target, 5), reference(logits, target, 3)
+        assert_relative(loss, torch.where(is_hard[:, 0], hard[0], easy[0]), 1e-6)
+        assert_relative(gradient, torch.where(is_hard, hard[1], easy[1]), 1e-5)
+
+    def test_per_class_and_soft_targets(self):
+        logits, q = torch.randn(5, 3), torch.rand(5, 3).softmax(1)
+        gamma = torch.tensor([0.5, 1.0, 3.0])
+        expected = sum(
+            q[:, k] * focal_loss(logits, torch.full((5,), k), gamma=gamma[k].item(), reduction="none")
+            for k in range(3)
+        )
+        torch.testing.assert_close(focal_loss(logits, q, gamma=gamma, reduction="none"), expected)
 
 
 class TestExtremes:
@@ -279,12 +311,35 @@ class TestModule:
         for other in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
             assert other(logits, target) == criterion(logits, target)
 
+    def test_gamma_per_class_is_a_buffer_too(self):
+        criterion = FocalLoss(gamma=torch.tensor([0.5, 1.0, 2.0]))
+        assert criterion.state_dict()["gamma"].tolist() == [0.5, 1, 2]
+        assert criterion.to("meta").gamma.device.type == "meta"
+        assert repr(criterion) == "FocalLoss(gamma=<3 on meta>, reduction='mean')"
+        restored = FocalLoss(gamma=[0.0, 0.0, 0.0])
+        restored.load_state_dict({"gamma": torch.tensor([0.5, 1.0, 2.0])})
+        assert restored.gamma.tolist() == [0.5, 1, 2]
+
+    def test_it_can_be_made_on_the_meta_device(self):
+        with torch.device("meta"):
+            criterion = FocalLoss(alpha=[1.0, 2.0, 3.0])
+        assert criterion.alpha.shape == (3,)
+
+    @pytest.mark.parametrize("gamma", [1, [0.5, 1.0, 2.0], flsd_53])
+    def test_copies_with_any_gamma(self, gamma):
+        logits, target = torch.eye(3), torch.tensor([0, 2, 1])
+        criterion = FocalLoss(gamma)
+        for other in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
+            assert other(logits, target) == criterion(logits, target) == focal_loss(logits, target, gamma=gamma)
+
     def test_repr_shows_what_was_set(self):
         assert repr(FocalLoss()) == "FocalLoss(gamma=2, reduction='mean')"
         criterion = FocalLoss(3, 0.25, "sum", ignore_index=0, label_smoothing=0.1)
         assert repr(criterion) == (
             "FocalLoss(gamma=3, alpha=0.25, reduction='sum', ignore_index=0, label_smoothing=0.1)"
         )
+        assert repr(FocalLoss([0.5, 1])) == "FocalLoss(gamma=[0.5, 1.0], reduction='mean')"
+        assert repr(FocalLoss(flsd_53)) == "FocalLoss(gamma=flsd_53, reduction='mean')"
 
 
 class TestSigmoid:
@@ -309,12 +364,58 @@ class TestSigmoid:
         else:
             torch.testing.assert_close(gradient, expected_gradient.to(dtype))
 
+    @pytest.mark.parametrize("gamma, gamma_neg", [(0, 4), (1, 4), (2, 0.5), ([0.0, 1.0, 2.0], [4.0, 2.0, 0.5])])
+    @pytest.mark.parametrize("margin", [0.0, 0.05, 0.5])
+    def test_asymmetric(self, margin, gamma, gamma_neg):
+        logits = torch.linspace(-12, 12, 246).reshape(-1, 3)
+        target = (torch.rand(logits.shape, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+        arguments = {"gamma": gamma, "gamma_neg": gamma_neg, "margin": margin, "reduction": "none"}
+        loss, gradient = value_and_gradient(sigmoid_focal_loss, logits, target, **arguments)
+
+        double = logits.double().requires_grad_()
+        gamma, gamma_neg = (torch.as_tensor(g, dtype=torch.float64) for g in (gamma, gamma_neg))
+        p = torch.sigmoid(double)
+        shifted = (p - margin).clamp_min(1e-300)  # never 0, where a power below 1 has no derivative
+        positive = torch.sigmoid(-double) ** gamma * -F.logsigmoid(double)
+        log_one_minus = torch.log1p(-shifted) if margin else F.logsigmoid(-double)
+        expected = torch.where(target == 1, positive, shifted**gamma_neg * -log_one_minus)
+        (expected_gradient,) = torch.autograd.grad(expected.sum(), double)
+        # The shift cancels digits of a probability next to the margin.
+        tolerance = {"rtol": 1e-5, "atol": 1e-7 if margin else 1e-10}
+        torch.testing.assert_close(loss.double(), expected.detach(), **tolerance)
+        torch.testing.assert_close(gradient.double(), expected_gradient, **tolerance)
+        if margin:
+            dropped = (target == 0) & (double.sigmoid() < margin)
+            assert dropped.any() and (loss[dropped] == 0).all() and (gradient[dropped] == 0).all()
+
+    def test_unknown_decisions_do_not_count(self):
+        logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+        target = (torch.rand(6, 3, generator=torch.Generator().manual_seed(1)) < 0.5).float()
+        known = torch.rand(6, 3, generator=torch.Generator().manual_seed(2)) < 0.6
+        loss, gradient = value_and_gradient(sigmoid_focal_loss, logits, target.where(known, -100))
+        expected = sigmoid_focal_loss(logits[known], target[known])
+        torch.testing.assert_close(loss, expected)
+        assert (gradient[~known] == 0).all() and (gradient[known] != 0).all()
+        spoilt = value_and_gradient(sigmoid_focal_loss, logits.where(known, torch.nan), target.where(known, -100))
+        torch.testing.assert_close(spoilt, (loss, gradient))
+
+    def test_other_ignore_index_and_nothing_known(self):
+        logits, target = torch.randn(2, 3), torch.tensor([[1, 0, -1], [-1, 1, 0]])
+        torch.testing.assert_close(
+            sigmoid_focal_loss(logits, target, ignore_index=-1),
+            sigmoid_focal_loss(logits[target != -1], target[target != -1]),
+        )
+        loss, gradient = value_and_gradient(sigmoid_focal_loss, logits, torch.full((2, 3), -100))
+        assert loss == 0 and (gradient == 0).all()
+
     @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
     def test_gamma_zero_is_binary_cross_entropy(self, reduction):
         logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
         target = torch.rand(4, 3, generator=torch.Generator().manual_seed(1))
         torch.testing.assert_close(
-            value_and_gradient(sigmoid_focal_loss, logits, target, gamma=0, reduction=reduction),
+            value_and_gradient(
+                sigmoid_focal_loss, logits, target, gamma=0, gamma_neg=0, margin=0, reduction=reduction
+            ),
             value_and_gradient(F.binary_cross_entropy_with_logits, logits, target, reduction=reduction),
         )
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch.utils.data import TensorDataset
 from transformers import AutoModelForSequenceClassification, BertConfig, BertLMHeadModel, Trainer, TrainingArguments
 
-from hf_focal import FocalTrainer, FocalTrainingArguments, compute_alpha, focal_loss, sigmoid_focal_loss
+from hf_focal import FocalTrainer, FocalTrainingArguments, compute_alpha, flsd_53, focal_loss, sigmoid_focal_loss
 from hf_focal.alpha import count_labels
 
 
@@ -229,6 +229,7 @@ class TestSettings:
         "message, kwargs",
         [
             ("gamma: expected a finite number", {"gamma": -1.0}),
+            ("gamma: expected one number for each of 3 classes, but got 2", {"gamma": [1.0, 2.0]}),
             ("alpha: expected one number for each of 3 classes, but got 2", {"alpha": [1.0, 2.0]}),
             ("alpha: expected finite numbers", {"alpha": [1.0, -2.0, 1.0]}),
             ("alpha: a scalar is for two classes, but input has 3", {"alpha": 0.25}),
@@ -262,6 +263,25 @@ class TestSettings:
         # Without training data, evaluation uses the weights that the model was trained with.
         trainer = make_trainer(tmp_path, model=loaded, task=task, train_dataset=None, alpha="inverse")
         assert trainer.alpha == expected["alpha"]
+
+    @pytest.mark.parametrize("task", TASKS)
+    @pytest.mark.parametrize(
+        "gamma, stored",
+        [(torch.tensor([0.5, 1.0, 2.0]), [0.5, 1.0, 2.0]), (flsd_53, "flsd_53")],
+        ids=["class", "sample"],
+    )
+    def test_gamma_of_the_class_or_the_sample(self, tmp_path, task, gamma, stored):
+        trainer = make_trainer(tmp_path, task=task, gamma=gamma)
+        batch = batch_of(task)
+        logits = trainer.model(**{**batch, "labels": None}).logits
+        if task == "multi_label":
+            expected = sigmoid_focal_loss(logits, batch["labels"], gamma=gamma)
+        else:
+            expected = focal_loss(logits.movedim(-1, 1), batch["labels"], gamma=gamma)
+        torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), expected)
+        trainer.train()
+        trainer.save_model()
+        assert type(trainer.model).from_pretrained(tmp_path).config.focal_loss["gamma"] == stored
 
     def test_settings_are_stored_by_training_alone(self, tmp_path):
         trainer = make_trainer(tmp_path, eval_dataset=tiny_dataset())
