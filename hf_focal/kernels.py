@@ -133,9 +133,8 @@ def softmax_block(
 def _exponentials(logits: Tensor, target: Tensor, out: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """``exp(z_j)``, 0 for the true class, and their sum ``T``, both up to a factor per row; and ``log T``."""
     wide = wide_dtype(logits)
-    if (
-        logits.device.type == "cpu" and logits.shape[1] < 64
-    ):  # finding the largest of so few takes longer than the rest
+    # To find the largest of so few takes longer than all the rest.
+    if logits.device.type == "cpu" and logits.shape[1] < 64:
         others = torch.exp(logits, out=out).scatter_(1, target, torch.zeros_like(target, dtype=logits.dtype))
         total = others.sum(1, keepdim=True, dtype=wide)
         low, high = total.aminmax()

@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,12 @@ def tutorial_loss(input: Tensor, target: Tensor) -> Tensor:
 
 
 def with_alpha(input: Tensor, target: Tensor) -> Tensor:
-    return focal_loss(input, target, alpha=torch.linspace(0.5, 2, input.shape[1]))
+    return focal_loss(input, target, alpha=_alpha(input.shape[1]))
+
+
+@cache
+def _alpha(num_classes: int) -> Tensor:
+    return torch.linspace(0.5, 2, num_classes)
 
 
 def _kornia() -> Callable:
