@@ -1,6 +1,8 @@
 """Measures a function beside a reference, and prints the ratios of the whole run as tables."""
 
+import ctypes
 import statistics
+import sys
 from collections import defaultdict
 from time import perf_counter
 
@@ -19,6 +21,15 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def heap_of_a_long_run():
+    """glibc moves its thresholds up to here as a process runs; what a tensor costs would depend on the tests before."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: larger tensors are always fresh pages
+        libc.mallopt(-1, 2**26)  # M_TRIM_THRESHOLD
 
 
 @pytest.fixture
