@@ -11,6 +11,7 @@ _MODULE_OF = {
     "sigmoid_focal_loss": "losses",
     "flsd_53": "losses",
     "FocalLoss": "losses",
+    "LabelDistribution": "alpha",
     "compute_alpha": "alpha",
     "FocalTrainingArguments": "training_args",
     "FocalTrainer": "trainer",
@@ -19,6 +20,7 @@ _MODULE_OF = {
 __all__ = ["__version__", *_MODULE_OF]
 
 if TYPE_CHECKING:
+    from .alpha import LabelDistribution as LabelDistribution
     from .alpha import compute_alpha as compute_alpha
     from .losses import FocalLoss as FocalLoss
     from .losses import flsd_53 as flsd_53

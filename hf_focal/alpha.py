@@ -1,77 +1,328 @@
-"""Class weights from the label distribution of a dataset."""
+"""The label distribution of a dataset, and class weights from it. As a command: `python -m hf_focal.alpha --help`."""
 
-from collections.abc import Sequence
+import html
+import math
+from argparse import ArgumentParser
+from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 from torch import Tensor
 
+from .label_counts import count_labels
 
-__all__ = ["ALPHA_METHODS", "LabelCounts", "check_beta", "compute_alpha", "count_labels"]
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["ALPHA_METHODS", "LabelDistribution", "check_beta", "compute_alpha"]
+
+_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
 
 ALPHA_METHODS = ("inverse", "sqrt_inverse", "effective_number")
 
-_IGNORE_INDEX = -100
+AlphaMethod = str | Callable[[np.ndarray], np.ndarray]
 
 
-@dataclass(frozen=True)
-class LabelCounts:
-    """How often each class occurs.
+@dataclass(frozen=True, repr=False)
+class LabelDistribution:
+    """How often each class occurs: made by [`from_dataset`], or from the counts themselves.
 
     Attributes:
-        positives (`np.ndarray` of int64, shape (C)): Examples (for token labels, tokens) of each class.
-        negatives (`np.ndarray` of int64, shape (C), *optional*): For multi-label rows, the rows without each label.
-        names (`list[str]`, *optional*): The class names, where the dataset has them.
+        counts (`np.ndarray` of int64, shape (C)): Examples (for token labels, tokens) of each class.
+        negatives (`np.ndarray` of int64, shape (C), *optional*): For multi-label data, the rows without each label.
+        names (`list[str]`, *optional*): The class names, where the data has them.
+        num_rows (`int`, *optional*): Rows that were read.
+        is_sample (`bool`): Whether reading stopped there.
+
+    Raises:
+        `ValueError`: If the counts are not whole numbers of at least 0, or the names not as many as they.
+
+    Example:
+
+    ```python
+    >>> from hf_focal import LabelDistribution
+    >>> distribution = LabelDistribution.from_dataset(["ham"] * 950 + ["spam"] * 50)
+    >>> distribution
+    LabelDistribution: 1,000 labels of 2 classes, 19.0 : 1
+    class  count    share
+    ham      950  95.00 %
+    spam      50   5.00 %
+    >>> distribution.imbalance_ratio
+    19.0
+    >>> distribution.alpha("sqrt_inverse")
+    tensor([0.8562, 3.7321])
+    >>> print(distribution.to_markdown(distribution.alpha()))
+    | class | count | share | alpha |
+    |---|---:|---:|---:|
+    | ham | 950 | 95.00 % | 0.526 |
+    | spam | 50 | 5.00 % | 10 |
+
+    ```
     """
 
-    positives: np.ndarray
+    counts: np.ndarray
     negatives: np.ndarray | None = None
     names: list[str] | None = None
+    num_rows: int | None = None
+    is_sample: bool = False
+
+    def __post_init__(self):
+        for field in ("counts", "negatives"):
+            given = getattr(self, field)
+            if given is None and field == "negatives":
+                continue
+            counts = np.asarray(given)
+            if counts.ndim != 1 or not len(counts) or counts.dtype.kind not in "iu" or (counts < 0).any():
+                raise ValueError(f"{field}: expected one whole number >= 0 per class, but got {given!r}")
+            object.__setattr__(self, field, counts.astype(np.int64))
+        for field in ("negatives", "names"):
+            if getattr(self, field) is not None and len(getattr(self, field)) != len(self.counts):
+                raise ValueError(
+                    f"{field}: expected one for each of {len(self.counts)} classes, but got {len(getattr(self, field))}"
+                )
+
+    @classmethod
+    def from_dataset(
+        cls,
+        data: Any,
+        *,
+        column: str | None = None,
+        num_labels: int | None = None,
+        multi_label: bool | None = None,
+        max_rows: int | None = None,
+    ) -> "LabelDistribution":
+        """Counts the labels of any kind of data.
+
+        An Arrow-backed dataset is counted where it lies, without a copy. Of a stream only the label column is kept, and
+        of a Parquet stream only that column is read; streams and torch datasets show a progress bar. A stream that
+        `split_dataset_by_node` has cut into one shard per process is counted by all processes together: all of them
+        have to make this call.
+
+        Args:
+            data (dataset, sequence, array, `Tensor` or pandas object): A `Dataset` or `IterableDataset` of datasets or of
+                torch (whose examples are dicts, or tuples that end with the label), or the labels themselves: class ids,
+                booleans or strings; rows of 0 and 1 of one length (multi-hot); or rows of class ids or strings, which
+                are the labels of an example or of its tokens. Ids of -100 are ignored.
+            column (`str`, *optional*): Label column of a table; by default ``label`` or ``labels``.
+            num_labels (`int`, *optional*): Number of classes C. By default what `ClassLabel` says, the number of
+                different strings (their order is alphabetical, as `class_encode_column` has it), or the highest id plus 1.
+            multi_label (`bool`, *optional*): Whether rows are the labels of one example. By default rows of 0 and 1 are,
+                and rows with repeated or ignored ids are token labels; what may be both is refused.
+            max_rows (`int`, *optional*): Reads no more rows than that: the first ones of a stream, otherwise evenly
+                spread ones.
+
+        Raises:
+            `ValueError`: For data without labels, a missing column, missing labels, ids out of range, or rows that could
+            be read in two ways.
+        """
+        found = count_labels(data, column=column, num_labels=num_labels, multi_label=multi_label, max_rows=max_rows)
+        return cls(*found)
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes C."""
+        return len(self.counts)
+
+    @property
+    def total(self) -> int:
+        """Number of labels."""
+        return int(self.counts.sum())
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Share of each class in the labels; for multi-label data, of the rows that have the label. float64, (C)."""
+        return self.counts / (self.total if self.negatives is None else self.counts + self.negatives)
+
+    @property
+    def imbalance_ratio(self) -> float:
+        """The largest count over the smallest; infinite if a class has no examples."""
+        return float(self.counts.max() / self.counts.min()) if self.counts.min() else math.inf
+
+    def alpha(
+        self,
+        method: AlphaMethod = "inverse",
+        *,
+        beta: float = 0.999,
+        max_ratio: float | None = None,
+        empty_weight: float | None = None,
+    ) -> Tensor | None:
+        r"""Class weights for focal loss, so that rare classes weigh more.
+
+        With ``n_k`` examples of class k the weights are proportional to
+
+        - ``"inverse"``: ``1 / n_k`` (what scikit-learn calls "balanced"),
+        - ``"sqrt_inverse"``: ``n_k ** -0.5``,
+        - ``"effective_number"``: ``(1 - beta) / (1 - beta ** n_k)`` (Cui et al. 2019,
+          https://arxiv.org/abs/1901.05555),
+        - a function: what it makes of the array of the ``n_k``,
+
+        and scaled so that their average over the examples is 1: alpha does not change the scale of the loss. For
+        multi-label data the weights of a label's positives and negatives are computed in the same way from their two
+        counts and scaled to sum to 1; the result is the weight of the positives, as `sigmoid_focal_loss` takes it, so
+        ``"inverse"`` is one minus the share of rows that have the label. ``"none"`` is no alpha.
+
+        Args:
+            method (`str` or callable): One of the above.
+            beta (`float`): For ``"effective_number"``, in [0, 1): 0 weighs all classes alike, towards 1 it becomes
+                ``"inverse"``.
+            max_ratio (`float`, *optional*): Cap of the largest weight over the smallest, at least 1.
+            empty_weight (`float`, *optional*): The weight of classes without examples (for multi-label data, also of
+                those without negatives), which are an error otherwise.
+
+        Returns:
+            `Tensor`: float32, shape (C); or None.
+
+        Raises:
+            `ValueError`: For an unknown method, arguments out of their range, weights of a function that are not one
+            number >= 0 per class, or a class without examples.
+        """
+        check_alpha_method(method)
+        check_beta(beta)
+        if max_ratio is not None and not (_is_number(max_ratio) and max_ratio >= 1):
+            raise ValueError(f"max_ratio: expected a number >= 1, but got {max_ratio!r}")
+        highest = math.inf if self.negatives is None else 1
+        if empty_weight is not None and not (_is_number(empty_weight) and 0 <= empty_weight <= highest):
+            raise ValueError(f"empty_weight: expected a number from 0 to {highest}, but got {empty_weight!r}")
+        if method == "none":
+            return None
+        occurs = self._check_every_class_occurs() if empty_weight is None else self._occurs()
+        alpha = np.full(len(self.counts), np.nan if empty_weight is None else float(empty_weight))
+        positives = self.counts[occurs]
+        if len(positives) == 0:
+            raise ValueError("counts: no class has examples, so there is no weight to compute")
+        if self.negatives is None:
+            weights = _capped(_weights(positives, method, beta), max_ratio)
+            alpha[occurs] = weights * (positives.sum() / (weights * positives).sum())
+        else:
+            pairs = np.stack([_weights(n, method, beta) for n in (positives, self.negatives[occurs])])
+            pairs = _capped(pairs, max_ratio)
+            alpha[occurs] = pairs[0] / pairs.sum(axis=0)
+        return torch.from_numpy(alpha).float()
+
+    def __repr__(self) -> str:
+        return "\n".join([f"LabelDistribution: {self.summary()}", *_aligned(self._table(max_classes=20))])
+
+    def summary(self) -> str:
+        """How many labels, classes and rows, and the imbalance, in a line."""
+        ratio = self.imbalance_ratio
+        imbalance = f"{ratio:,.1f} : 1" if ratio < math.inf else f"{(self.counts == 0).sum()} without examples"
+        rows = ""
+        if self.num_rows is not None and (self.is_sample or self.num_rows != self.total):
+            rows = f" in {self.num_rows:,} rows"
+        sample = " (a sample)" if self.is_sample else ""
+        return f"{self.total:,} labels of {self.num_labels:,} classes{rows}{sample}, {imbalance}"
+
+    def to_text(self, alpha: Tensor | None = None) -> str:
+        """The table of all classes, the largest first; with their weights, if given."""
+        return "\n".join(_aligned(self._table(alpha)))
+
+    def to_markdown(self, alpha: Tensor | None = None) -> str:
+        """The same as Markdown; class names are escaped."""
+        header, *rows = self._table(alpha)
+        lines = [header, ["---", *["---:"] * (len(header) - 1)], *([_escaped(cell) for cell in row] for row in rows)]
+        tight = "|" + "|".join(lines.pop(1)) + "|"
+        body = ["| " + " | ".join(line) + " |" for line in lines]
+        return "\n".join([body[0], tight, *body[1:]])
+
+    def plot(self, alpha: Tensor | None = None, file: str | Path | None = None) -> "Figure":
+        """Draws the counts as sorted bars, on a logarithmic scale where they differ much, and alpha beside them.
+
+        Args:
+            alpha (`Tensor` of shape (C), *optional*): The weights to show.
+            file (`str` or `Path`, *optional*): Where to save the picture; the ending decides the format.
+
+        Returns:
+            `matplotlib.figure.Figure`: The picture.
+        """
+        from matplotlib.figure import Figure  # takes longer to import than most distributions to count
+
+        order = np.argsort(-self.counts, kind="stable")
+        classes = np.arange(len(order))
+        figure = Figure(figsize=(min(12, max(6, 0.3 * len(order))), 4), layout="constrained", dpi=150)
+        axes = figure.add_subplot()
+        axes.bar(classes, self.counts[order], width=0.8 if len(order) <= 60 else 1, color="tab:blue", label="count")
+        if max(self.counts) > 20 * max(1, min(self.counts)):
+            axes.set_yscale("log")
+            axes.set_ylim(bottom=0.5)
+        if len(order) <= 60:
+            axes.set_xticks(classes, [self._name(k) for k in order], rotation=60 if len(order) > 6 else 0)
+            for label in axes.get_xticklabels():
+                label.set(horizontalalignment="right" if len(order) > 6 else "center", parse_math=False)
+        else:
+            axes.set_xlabel("class, by count")
+        axes.set_ylabel("count", color="tab:blue")
+        axes.set_title(self.summary(), fontsize="medium")
+        axes.spines[["top", "right"]].set_visible(False)
+        if alpha is not None:
+            right = axes.twinx()
+            right.plot(classes, np.asarray(alpha)[order], "o" if len(order) <= 60 else "-", color="tab:orange")
+            right.set_ylim(bottom=0)
+            right.set_ylabel("alpha", color="tab:orange")
+            right.spines["top"].set_visible(False)
+        if file is not None:
+            figure.savefig(file)
+        return figure
+
+    def _name(self, class_id: int) -> str:
+        return str(class_id) if self.names is None else self.names[class_id]
+
+    def _table(self, alpha: Tensor | None = None, max_classes: int | None = None) -> list[list[str]]:
+        order, shares = np.argsort(-self.counts, kind="stable"), self.shares
+        rows = [
+            [self._name(k), f"{self.counts[k]:,}", f"{100 * shares[k]:.2f} %"]
+            + ([] if alpha is None else [f"{float(alpha[k]):.3g}"])
+            for k in order
+        ]
+        if max_classes is not None and len(rows) > max_classes:
+            rows[max_classes // 2 : -max_classes // 2] = [["...", "", ""]]
+        return [["class", "count", "share"] + ([] if alpha is None else ["alpha"]), *rows]
+
+    def _occurs(self) -> np.ndarray:
+        return (self.counts > 0) & (True if self.negatives is None else self.negatives > 0)
+
+    def _check_every_class_occurs(self) -> np.ndarray:
+        for kind, per_class in (("examples", self.counts), ("negative examples", self.negatives)):
+            if per_class is None or per_class.all():
+                continue
+            empty = np.flatnonzero(per_class == 0).tolist()
+            names = dict(enumerate(self.names or []))
+            described = ", ".join(f"{k} ({names[k]!r})" if k in names else str(k) for k in empty[:10])
+            more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
+            raise ValueError(
+                f"data: no {kind} of class {described}{more}, so there is no weight to compute; add examples, leave the "
+                "classes out of the labels, choose their weight with empty_weight, or pass your own weights as alpha"
+            )
+        return self._occurs()
 
 
 def compute_alpha(
-    data: "Dataset | Sequence | np.ndarray | Tensor",
-    method: str = "inverse",
+    data: Any,
+    method: AlphaMethod = "inverse",
     *,
     column: str | None = None,
     num_labels: int | None = None,
+    multi_label: bool | None = None,
+    max_rows: int | None = None,
     beta: float = 0.999,
-) -> Tensor:
-    r"""Class weights for focal loss from the label distribution, so that rare classes weigh more.
+    max_ratio: float | None = None,
+    empty_weight: float | None = None,
+) -> Tensor | None:
+    r"""Class weights for focal loss from the labels of `data`, so that rare classes weigh more.
 
-    With ``n_k`` examples of class k the weights are proportional to
-
-    - ``"inverse"``: ``1 / n_k`` (what scikit-learn calls "balanced"),
-    - ``"sqrt_inverse"``: ``n_k ** -0.5``,
-    - ``"effective_number"``: ``(1 - beta) / (1 - beta ** n_k)`` (Cui et al. 2019, https://arxiv.org/abs/1901.05555),
-
-    and scaled so that their average over the examples is 1: alpha does not change the scale of the loss. For
-    multi-label rows the weights of a label's positives and negatives are computed in the same way from their two
-    counts and scaled to sum to 1; the result is the weight of the positives, as `sigmoid_focal_loss` takes it, so
-    ``"inverse"`` is one minus the share of rows that have the label.
-
-    Args:
-        data (`datasets.Dataset`, sequence, `np.ndarray` or `Tensor`): What holds the labels: class ids, rows of 0 and
-            1 of one length (multi-label), or sequences of class ids (token labels). Ids of -100 are ignored.
-        method (`str`): ``"inverse"``, ``"sqrt_inverse"`` or ``"effective_number"``.
-        column (`str`, *optional*): Label column of a `Dataset`; by default ``label`` or ``labels``.
-        num_labels (`int`, *optional*): Number of classes C. By default what the dataset's `ClassLabel` says, or else
-            the highest id plus 1.
-        beta (`float`): For ``"effective_number"``, in [0, 1): 0 weighs all classes alike, towards 1 it becomes
-            ``"inverse"``.
+    It is [`LabelDistribution.from_dataset`], which describes `data`, `column`, `num_labels`, `multi_label` and
+    `max_rows`, and then [`LabelDistribution.alpha`], which has the formulas and the other arguments.
 
     Returns:
-        `Tensor`: float32, shape (C).
+        `Tensor`: float32, shape (C); or None for the method ``"none"``.
 
     Raises:
-        `ValueError`: For a missing or unlabelled column, ids out of range, a class without examples, an unknown method
-        or a beta out of its range.
+        `ValueError`: As they do, and of arguments before any data is read.
 
     Example:
 
@@ -81,77 +332,46 @@ def compute_alpha(
     tensor([0.6667, 2.0000])
     >>> compute_alpha([[1, 0], [0, 1], [0, 1], [0, 1]])  # multi-label
     tensor([0.7500, 0.2500])
+    >>> compute_alpha(["a", "a", "a", "b"], lambda counts: 1 / (counts + 1), max_ratio=1.5)
+    tensor([0.8889, 1.3333])
 
     ```
     """
-    if method not in ALPHA_METHODS:
-        raise ValueError(f"method: expected one of {', '.join(ALPHA_METHODS)}, but got {method!r}")
+    check_alpha_method(method)
     check_beta(beta)
-    counts = count_labels(data, column=column, num_labels=num_labels)
-    _check_every_class_occurs(counts)
-
-    weights = _unscaled_weights(counts.positives, method, beta)
-    if counts.negatives is None:
-        weights *= counts.positives.sum() / (weights * counts.positives).sum()
-    else:
-        weights /= weights + _unscaled_weights(counts.negatives, method, beta)
-    return torch.from_numpy(weights).float()
+    distribution = LabelDistribution.from_dataset(
+        data, column=column, num_labels=num_labels, multi_label=multi_label, max_rows=max_rows
+    )
+    return distribution.alpha(method, beta=beta, max_ratio=max_ratio, empty_weight=empty_weight)
 
 
-def count_labels(
-    data: "Dataset | Sequence | np.ndarray | Tensor", *, column: str | None = None, num_labels: int | None = None
-) -> LabelCounts:
-    """Count the examples of each class; arguments and errors as in `compute_alpha`.
-
-    Example:
-
-    ```python
-    >>> from hf_focal.alpha import count_labels
-    >>> count_labels([[0, 2, -100], [2, 2]]).positives  # token labels
-    array([1, 0, 3])
-
-    ```
-    """
-    if num_labels is not None and not (isinstance(num_labels, Integral) and num_labels > 0):
-        raise ValueError(f"num_labels: expected a positive integer, but got {num_labels!r}")
-    labels, names, source = _read_labels(data, column)
-    if names is not None and num_labels is None:
-        num_labels = len(names)
-    values, width = _flatten(labels, source)
-
-    # Lists of a ClassLabel hold ids of classes, whatever their values.
-    is_multi_hot = width is not None and width == (num_labels or width) and names is None
-    if is_multi_hot and len(values) and np.isin(values, (0, 1)).all():
-        positives = values.reshape(-1, width).sum(axis=0, dtype=np.int64)
-        return LabelCounts(positives, negatives=len(values) // width - positives)
-
-    if values.dtype.kind not in "iub":
+def check_alpha_method(method: AlphaMethod) -> None:
+    """Raises a `ValueError` unless it is the name of a method or a function."""
+    if not (callable(method) or method == "none" or method in ALPHA_METHODS):
         raise ValueError(
-            f"data: expected integer class ids, or multi-label rows of {num_labels or 'C'} entries that are 0 or 1, but "
-            f"{source} holds {values.dtype} values{'' if width is None else f' in rows of {width}'}; cast class ids to "
-            "integers"
+            f"method: expected one of {', '.join(ALPHA_METHODS)}, none, or a function of the counts, but got {method!r}"
         )
-    values = values[values != _IGNORE_INDEX].astype(np.int64)
-    if not len(values) or (values == -1).all():
-        raise ValueError(f"data: {source} holds no labels (is it the test split of a challenge?)")
-    if num_labels is None:
-        num_labels = int(values.max()) + 1
-    outside = np.unique(values[(values < 0) | (values >= num_labels)])
-    if len(outside):
-        raise ValueError(
-            f"data: expected class ids from 0 to {num_labels - 1} (or {_IGNORE_INDEX}, ignored), but {source} also "
-            f"holds {outside[:5].tolist()}; map the labels to 0..C-1, or set num_labels"
-        )
-    return LabelCounts(np.bincount(values, minlength=num_labels), names=names)
 
 
 def check_beta(beta: float) -> None:
     """Raises a `ValueError` unless beta is a number in [0, 1)."""
-    if not isinstance(beta, Real) or not 0 <= beta < 1:
+    if not (_is_number(beta) and 0 <= beta < 1):
         raise ValueError(f"beta: expected a number in [0, 1), but got {beta!r}")
 
 
-def _unscaled_weights(counts: np.ndarray, method: str, beta: float) -> np.ndarray:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+def _weights(counts: np.ndarray, method: AlphaMethod, beta: float) -> np.ndarray:
+    """The weights of classes that occur, on no particular scale."""
+    if callable(method):
+        weights = np.asarray(method(counts.copy()), dtype=np.float64)
+        if weights.shape != counts.shape or not (
+            np.isfinite(weights).all() and (weights >= 0).all() and weights.any()
+        ):
+            raise ValueError(f"method: expected a function that gives one number >= 0 per class, but got {weights}")
+        return weights
     if method == "inverse":
         return 1 / counts
     if method == "sqrt_inverse":
@@ -161,86 +381,81 @@ def _unscaled_weights(counts: np.ndarray, method: str, beta: float) -> np.ndarra
     return (1 - beta) / -np.expm1(counts * np.log(beta))
 
 
-def _check_every_class_occurs(counts: LabelCounts) -> None:
-    for kind, per_class in (("examples", counts.positives), ("negative examples", counts.negatives)):
-        if per_class is None or per_class.all():
-            continue
-        empty = np.flatnonzero(per_class == 0).tolist()
-        names = dict(enumerate(counts.names or []))
-        described = ", ".join(f"{k} ({names[k]!r})" if k in names else str(k) for k in empty[:10])
-        more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
-        raise ValueError(
-            f"data: no {kind} of class {described}{more}, so there is no weight to compute; add examples, leave the "
-            "classes out of the labels, or pass your own weights as alpha"
-        )
+def _capped(weights: np.ndarray, max_ratio: float | None) -> np.ndarray:
+    """Lowers the largest weights of each label (of all classes) until they are `max_ratio` times the smallest."""
+    return weights if max_ratio is None else np.minimum(weights, max_ratio * weights.min(axis=0))
 
 
-def _read_labels(data: Any, column: str | None) -> tuple[Any, list[str] | None, str]:
-    """The labels as an Arrow or numpy array, the class names if known, and what to call the source in errors."""
-    if isinstance(data, DatasetDict):
-        raise ValueError(f"data: expected one split, but got a DatasetDict; choose one of {list(data)}")
-    if isinstance(data, Dataset):
-        column = _label_column(data, column)
-        feature = data.features[column]
-        feature = getattr(feature, "feature", feature)
-        names = feature.names if isinstance(feature, ClassLabel) else None
-        table = data.select_columns(column).with_format("arrow")[:]
-        return table.column(column).combine_chunks(), names, f"column {column!r}"
-    if column is not None:
-        raise ValueError(f"column: only a datasets.Dataset has columns, but data is a {type(data).__name__}")
-    if isinstance(data, Tensor):
-        data = data.detach().cpu()
-        return (data.float() if data.is_floating_point() else data).numpy(), None, "data"
-    if isinstance(data, np.ndarray):
-        return data, None, "data"
-    if not isinstance(data, Sequence) or isinstance(data, (str, bytes)):
-        raise ValueError(
-            f"data: expected a datasets.Dataset, a list, an array or a tensor of labels, but got {type(data).__name__}"
-        )
+def _aligned(table: list[list[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip()
+        for row in table
+    ]
+
+
+def _escaped(cell: str) -> str:
+    return html.escape(" ".join(cell.split())).replace("|", "&#124;")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser = ArgumentParser("python -m hf_focal.alpha", description="Show how often each class occurs, and alpha.")
+    parser.add_argument(
+        "data", help="a csv, json, jsonl or parquet file, a folder of save_to_disk, or a dataset of the hub"
+    )
+    parser.add_argument("--config_name", help="configuration of a dataset of the hub")
+    parser.add_argument(
+        "--split", default="train", help="split of a saved dataset or of one of the hub (default: train)"
+    )
+    parser.add_argument("--column", help="label column (default: label or labels)")
+    parser.add_argument("--method", default="inverse", choices=[*ALPHA_METHODS, "none"])
+    parser.add_argument("--beta", type=float, default=0.999, help="beta of effective_number (default: 0.999)")
+    parser.add_argument("--max_ratio", type=float, help="cap of the largest weight over the smallest")
+    parser.add_argument("--empty_weight", type=float, help="weight of classes without examples (default: an error)")
+    parser.add_argument(
+        "--multi_label", action="store_true", default=None, help="rows of ids are labels of an example"
+    )
+    parser.add_argument("--max_rows", type=int, help="read no more rows than that")
+    parser.add_argument("--plot", metavar="FILE", help="write a picture: png, svg, pdf, ...")
+    args = parser.parse_args(arguments)
     try:
-        return pa.array([row.tolist() if isinstance(row, Tensor) else row for row in data]), None, "data"
-    except pa.ArrowException as error:
-        raise ValueError(
-            f"data: expected class ids or rows of them, but the list could not be read: {error}"
-        ) from error
-
-
-def _label_column(data: Dataset, column: str | None) -> str:
-    candidates = ["label", "labels"] if column is None else [column]
-    found = [name for name in candidates if name in data.column_names]
-    if len(found) != 1:
-        raise ValueError(
-            f"column: expected {'exactly one of ' if column is None else ''}{' and '.join(map(repr, candidates))} in "
-            f"the dataset, whose columns are {data.column_names}; name the label column with column=..."
+        distribution = LabelDistribution.from_dataset(
+            _load(args.data, args.config_name, args.split),
+            column=args.column,
+            multi_label=args.multi_label,
+            max_rows=args.max_rows,
         )
-    return found[0]
-
-
-def _flatten(labels: Any, source: str) -> tuple[np.ndarray, int | None]:
-    """All label values in one dimension, and the length of the rows if they are nested and all of one length."""
-    if isinstance(labels, np.ndarray):
-        if labels.ndim not in (1, 2):
-            raise ValueError(f"data: expected labels in one or two dimensions, but {source} has {labels.shape}")
-        return labels.reshape(-1), labels.shape[1] if labels.ndim == 2 else None
-
-    width = None
-    missing = labels.null_count
-    if (
-        pa.types.is_list(labels.type)
-        or pa.types.is_large_list(labels.type)
-        or pa.types.is_fixed_size_list(labels.type)
-    ):
-        lengths = pc.unique(pc.list_value_length(labels))
-        width = lengths[0].as_py() if len(lengths) == 1 else None
-        labels = pc.list_flatten(labels)
-        missing += labels.null_count
-    if pa.types.is_null(labels.type):
-        raise ValueError(f"data: {source} holds no labels")
-    if missing:
-        raise ValueError(f"data: {missing} labels are missing (null) in {source}; filter those rows out")
-    if pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type):
-        raise ValueError(
-            f"data: {source} holds strings; turn them into class ids, for a datasets.Dataset with "
-            "dataset.class_encode_column(column)"
+        alpha = distribution.alpha(
+            args.method, beta=args.beta, max_ratio=args.max_ratio, empty_weight=args.empty_weight
         )
-    return labels.to_numpy(zero_copy_only=False), width
+        print(f"{distribution.summary()}\n\n{distribution.to_text(alpha)}")
+        if args.plot is not None:
+            distribution.plot(alpha, args.plot)
+            print(f"\n{args.plot}")
+    except Exception as error:  # whatever is wrong with the data, a person wants one line
+        parser.exit(1, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
+
+
+def _load(data: str, config_name: str | None, split: str) -> Dataset | IterableDataset:
+    path = Path(data)
+    if path.is_dir() and not any(path.glob("*.arrow")) and not (path / "dataset_dict.json").is_file():
+        return load_dataset(data, config_name, split=split, streaming=True)
+    if path.is_dir():
+        saved = load_from_disk(data)
+        if isinstance(saved, Dataset):
+            return saved
+        if split not in saved:
+            raise ValueError(f"--split: expected one of {', '.join(saved)}, but got {split!r}")
+        return saved[split]
+    if path.is_file():
+        if path.suffix not in _FORMATS:
+            raise ValueError(f"{data}: expected a file that ends in {', '.join(_FORMATS)}")
+        return load_dataset(_FORMATS[path.suffix], data_files=data, split="train", streaming=True)
+    if path.suffix in _FORMATS or path.is_absolute() or data.startswith("."):
+        raise ValueError(f"{data}: there is no such file or folder")
+    return load_dataset(data, config_name, split=split, streaming=True)
+
+
+if __name__ == "__main__":
+    main()

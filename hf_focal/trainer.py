@@ -1,16 +1,21 @@
 """FocalTrainer: transformers' Trainer with focal loss, exact however the global batch is cut."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
+from datasets import IterableDataset as HubIterableDataset
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .alpha import LabelCounts, compute_alpha, count_labels
+from .alpha import AlphaMethod, LabelDistribution, check_alpha_method, check_beta
 from .losses import FocalLoss, Gamma, focal_loss, sigmoid_focal_loss
 from .training_args import FocalTrainingArguments, parse_alpha
 
@@ -40,9 +45,9 @@ class FocalTrainer(Trainer):
         *args, **kwargs: What [`~transformers.Trainer`] takes, except `compute_loss_func`.
         gamma (`float`, sequence, `Tensor` or callable, *optional*): Focusing parameter, at least 0; one for all classes,
             one per class, or a function of p_t as in [`focal_loss`].
-        alpha (`float`, sequence, `Tensor` or `str`, *optional*): One weight per class; one number for two classes or
-            for multi-label; a method of [`compute_alpha`], applied to `train_dataset` (without one, the weights
-            stored in the model's config are used); or ``"none"``.
+        alpha (`float`, sequence, `Tensor`, `str` or callable, *optional*): One weight per class; one number for two
+            classes or for multi-label; a method of [`compute_alpha`], applied to `train_dataset` by the main process for
+            all (without a dataset, the weights stored in the model's config are used); or ``"none"``.
 
     A keyword that is given wins over [`FocalTrainingArguments`]; without either, gamma is 2 and there is no alpha.
     Cross entropy under the same contract is ``gamma=0`` without alpha.
@@ -79,13 +84,13 @@ class FocalTrainer(Trainer):
         self,
         *args: Any,
         gamma: Gamma | None = None,
-        alpha: float | Sequence[float] | Tensor | str | None = None,
+        alpha: float | Sequence[float] | Tensor | AlphaMethod | None = None,
         **kwargs: Any,
     ):
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func: FocalTrainer computes the loss itself; for another loss use Trainer")
         self._keywords = {"gamma": gamma, "alpha": alpha}
-        self._computed_alpha: tuple[tuple, Tensor] | None = None
+        self._counted: tuple[tuple, LabelDistribution] | None = None
         # In every version of Trainer since 4.46 the presence of this function makes it count the labels of the whole
         # accumulation window, over all processes, and leave the loss as it is.
         kwargs["compute_loss_func"] = self._scaled_focal_loss
@@ -105,7 +110,7 @@ class FocalTrainer(Trainer):
         alpha = self._setting("alpha")
         if isinstance(alpha, str):
             alpha = parse_alpha(alpha)
-        return self._alpha_from_data(alpha) if isinstance(alpha, str) else alpha
+        return self._alpha_from_data(alpha) if isinstance(alpha, str) or callable(alpha) else alpha
 
     def compute_loss(
         self,
@@ -188,21 +193,36 @@ class FocalTrainer(Trainer):
         field = f"focal_{name}"
         return getattr(self.args, field, getattr(FocalTrainingArguments, field)) if keyword is None else keyword
 
-    def _alpha_from_data(self, method: str) -> Sequence[float] | Tensor:
+    def _alpha_from_data(self, method: AlphaMethod) -> Sequence[float] | Tensor:
         if self.train_dataset is None and getattr(self._config(), "focal_loss", None) is not None:
             return self._config().focal_loss["alpha"]
-        if not isinstance(self.train_dataset, Dataset):
+        if isinstance(self.train_dataset, IterableDataset) and not isinstance(self.train_dataset, HubIterableDataset):
             raise ValueError(
-                f"alpha: {method!r} needs a train_dataset of type datasets.Dataset, but got "
-                f"{type(self.train_dataset).__name__}; pass the weights, for example alpha=compute_alpha(list_of_labels)"
+                f"alpha: {method!r} would use up a {type(self.train_dataset).__name__}, which may be readable only once; "
+                "pass the weights, for example alpha=compute_alpha(list_of_labels)"
             )
+        if self.train_dataset is None:
+            raise ValueError(f"alpha: {method!r} needs a train_dataset")
+        check_alpha_method(method)
         beta = self._setting("beta")
-        source = (self.train_dataset, method, beta)
-        if self._computed_alpha is None or self._computed_alpha[0] != source:
-            num_labels = getattr(self._config(), "num_labels", None)
-            weights = compute_alpha(self.train_dataset, method, num_labels=num_labels, beta=beta)
-            self._computed_alpha = (source, weights)
-        return self._computed_alpha[1]
+        check_beta(beta)
+        return self._label_distribution().alpha(method, beta=beta)
+
+    def _label_distribution(self) -> LabelDistribution:
+        """Counted once: by the main process for all of them, or by all where each has a shard of a stream."""
+        num_labels = getattr(self._config(), "num_labels", None)
+        source = (self.train_dataset, num_labels)
+        if self._counted is None or self._counted[0] != source:
+            problem_type = getattr(self._config(), "problem_type", None)
+            count = partial(
+                LabelDistribution.from_dataset,
+                self.train_dataset,
+                num_labels=num_labels,
+                multi_label=None if problem_type is None else problem_type == "multi_label_classification",
+            )
+            is_shard = getattr(self.train_dataset, "_distributed", None) is not None
+            self._counted = (source, count() if is_shard else _on_main_process(count))
+        return self._counted[1]
 
     def _core_model(self) -> nn.Module:
         """The model inside the wrappers of DDP, FSDP, `torch.compile` and PEFT."""
@@ -232,7 +252,7 @@ class FocalTrainer(Trainer):
 
     def _check_settings(self) -> None:
         """Lets the loss refuse, on an empty batch, the settings that it would refuse at the first step."""
-        config, counts, alpha = self._config(), self._label_counts(), self.alpha
+        config, counts, alpha = self._config(), self._counts_for_the_record(), self.alpha
         problem_type, num_labels = getattr(config, "problem_type", None), getattr(config, "num_labels", None)
         if num_labels is None:
             FocalLoss(self.gamma, alpha)
@@ -245,13 +265,28 @@ class FocalTrainer(Trainer):
         else:
             focal_loss(empty, empty.argmax(1), gamma=self.gamma, alpha=alpha)
 
-    def _label_counts(self) -> LabelCounts | None:
-        if not isinstance(self.train_dataset, Dataset):
+    def _counts_for_the_record(self) -> LabelDistribution | None:
+        """The label distribution, if it has been counted or that costs nothing."""
+        if not (isinstance(self.train_dataset, Dataset) or self._counted is not None):
             return None
         try:
-            return count_labels(self.train_dataset, num_labels=getattr(self._config(), "num_labels", None))
-        except ValueError:  # the counts are for the record: labels that a collator makes, say, need not be counted
+            return self._label_distribution()
+        except ValueError:  # labels that a collator makes, say, need not be counted
             return None
+
+
+def _on_main_process(function: Callable[[], Any]) -> Any:
+    """What `function` returns or raises on the main process, on every process."""
+    outcome: list[Any] = [None]
+    if PartialState().is_main_process:
+        try:
+            outcome = [function()]
+        except Exception as error:  # the other processes wait for it
+            outcome = [error]
+    (result,) = broadcast_object_list(outcome)
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 class _StoreSettings(TrainerCallback):
@@ -264,11 +299,11 @@ class _StoreSettings(TrainerCallback):
         config = self.trainer._config()
         if config is None:
             return
-        gamma, alpha, counts = self.trainer.gamma, self.trainer.alpha, self.trainer._label_counts()
+        gamma, alpha, counts = self.trainer.gamma, self.trainer.alpha, self.trainer._counts_for_the_record()
         config.focal_loss = {
             "gamma": getattr(gamma, "__name__", repr(gamma)) if callable(gamma) else _as_json(gamma),
             "alpha": None if alpha is None else _as_json(alpha),
-            "label_counts": None if counts is None else counts.positives.tolist(),
+            "label_counts": None if counts is None else counts.counts.tolist(),
         }
 
 

@@ -1,20 +1,27 @@
-"""Class weights against the formulas, on every kind of labels, and the errors."""
+"""Class weights against the formulas, what a person sees of a distribution, and the errors."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features
 from sklearn.utils.class_weight import compute_class_weight
 
-from hf_focal import compute_alpha
-from hf_focal.alpha import count_labels
+import hf_focal
+from hf_focal import LabelDistribution, compute_alpha
+from hf_focal.alpha import main
 
 
 LABELS = [0] * 60 + [1] * 25 + [2] * 14 + [3]
 COUNTS = np.array([60.0, 25.0, 14.0, 1.0])
 NAMES = ["politics", "sports", "tech", "chess"]
 MULTI_HOT = [[1, 0], [1, 1], [1, 0], [0, 0], [1, 0]]
-TOKENS = [[-100, 0, 0, 1, -100], [-100, 0, 2], [-100, -100]]
 
 
 def dataset(labels=LABELS, feature=None, column="label"):
@@ -58,113 +65,186 @@ class TestWeights:
         expected = weight(positives) / (weight(positives) + weight(negatives))
         np.testing.assert_allclose(compute_alpha(MULTI_HOT, method, beta=0.9), expected, rtol=1e-6)
 
+    @pytest.mark.parametrize("method", [lambda counts: counts**-0.25, lambda counts: list(1 / (counts + 5))])
+    def test_own_function_of_the_counts(self, method):
+        weights = np.array(method(COUNTS))
+        alpha = compute_alpha(LABELS, method)
+        np.testing.assert_allclose(alpha / alpha[0], weights / weights[0], rtol=1e-6)
+        assert alpha[LABELS].mean().item() == pytest.approx(1, rel=1e-6)
+        positives, negatives = (np.array(method(np.array(n))) for n in ([4, 1], [1, 4]))
+        np.testing.assert_allclose(compute_alpha(MULTI_HOT, method), positives / (positives + negatives), rtol=1e-6)
 
-class TestSources:
+    def test_none_is_no_alpha(self):
+        assert compute_alpha(LABELS, "none") is None
+
+    def test_max_ratio_caps_the_largest_weights(self):
+        alpha, capped = compute_alpha(LABELS), compute_alpha(LABELS, max_ratio=5)
+        assert alpha.max() / alpha.min() == pytest.approx(60)
+        assert capped.max() / capped.min() == pytest.approx(5, rel=1e-6)
+        assert capped[LABELS].mean().item() == pytest.approx(1, rel=1e-6)
+        torch.testing.assert_close(capped[1] / capped[0], alpha[1] / alpha[0])  # below the cap nothing moves
+        torch.testing.assert_close(compute_alpha(LABELS, max_ratio=60), alpha)
+        # Of a label, the weights are those of its positives and its negatives, 4 : 1 here.
+        np.testing.assert_allclose(compute_alpha(MULTI_HOT, max_ratio=3), [1 / 4, 3 / 4], rtol=1e-6)
+
+    @pytest.mark.parametrize("empty_weight", [0, 1, 7.5])
+    def test_weight_of_classes_without_examples_is_a_choice(self, empty_weight):
+        alpha = compute_alpha([0, 0, 0, 2], num_labels=4, empty_weight=empty_weight)
+        full = compute_alpha([0, 0, 0, 1])
+        np.testing.assert_allclose(alpha, [full[0], empty_weight, full[1], empty_weight], rtol=1e-6)
+
+    def test_weight_of_labels_without_positives_or_negatives(self):
+        alpha = compute_alpha([[1, 0, 1], [1, 0, 0]], empty_weight=0.5)
+        assert alpha.tolist() == [0.5, 0.5, 0.5]
+
+
+class TestDistribution:
+    def test_numbers(self):
+        distribution = LabelDistribution.from_dataset(dataset(feature=ClassLabel(names=NAMES)))
+        assert distribution.counts.tolist() == [60, 25, 14, 1] and distribution.names == NAMES
+        assert (distribution.num_labels, distribution.total, distribution.imbalance_ratio) == (4, 100, 60)
+        assert distribution.shares.tolist() == [0.6, 0.25, 0.14, 0.01]
+        assert LabelDistribution([3, 0]).imbalance_ratio == math.inf
+        assert LabelDistribution.from_dataset(MULTI_HOT).shares.tolist() == [0.8, 0.2]
+
+    def test_compute_alpha_is_its_alpha(self):
+        distribution = LabelDistribution.from_dataset(LABELS)
+        arguments = {"method": "effective_number", "beta": 0.9, "max_ratio": 4}
+        torch.testing.assert_close(distribution.alpha(**arguments), compute_alpha(LABELS, **arguments))
+
+    def test_repr_is_a_table(self):
+        lines = repr(LabelDistribution([1, 1234, 20], names=["c", "a", "b"])).splitlines()
+        assert lines[0] == "LabelDistribution: 1,255 labels of 3 classes, 1,234.0 : 1"
+        assert [line.split() for line in lines[1:]] == [
+            ["class", "count", "share"],
+            ["a", "1,234", "98.33", "%"],
+            ["b", "20", "1.59", "%"],
+            ["c", "1", "0.08", "%"],
+        ]
+        assert len(repr(LabelDistribution(range(1, 1000))).splitlines()) < 30
+        assert "in 5 rows (a sample)" in repr(LabelDistribution([9], num_rows=5, is_sample=True))
+
+    def test_markdown_cannot_be_broken_by_a_class_name(self):
+        names = ["a|b", "two\nlines", "<script>"]
+        markdown = LabelDistribution([3, 2, 1], names=names).to_markdown(torch.tensor([0.5, 1.0, 2.0]))
+        lines = markdown.splitlines()
+        assert len(lines) == 5 and all(line.count("|") == 5 for line in lines)
+        assert "<" not in markdown and lines[2] == "| a&#124;b | 3 | 50.00 % | 0.5 |"
+
+    @pytest.mark.parametrize("counts", [[60, 25, 14, 1], [5, 5], range(1, 200), [3, 0]])
+    @pytest.mark.parametrize("with_alpha", [False, True])
+    def test_plot(self, tmp_path, counts, with_alpha):
+        distribution = LabelDistribution(counts, names=["$x_{$"] * len(counts))
+        alpha = distribution.alpha(empty_weight=1) if with_alpha else None
+        figure = distribution.plot(alpha, tmp_path / "plot.png")
+        assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+        heights = [bar.get_height() for bar in figure.axes[0].patches]
+        assert heights == sorted(counts, reverse=True)
+        assert figure.axes[0].get_yscale() == ("log" if max(counts) > 20 * max(1, min(counts)) else "linear")
+        if with_alpha:
+            order = np.argsort(-distribution.counts, kind="stable")
+            np.testing.assert_allclose(figure.axes[1].lines[0].get_ydata(), alpha[order])
+
     @pytest.mark.parametrize(
-        "data",
+        "message, kwargs",
         [
-            LABELS,
-            tuple(LABELS),
-            np.array(LABELS),
-            np.array(LABELS, dtype=np.uint8),
-            torch.tensor(LABELS),
-            torch.tensor(LABELS, dtype=torch.int8),
-            torch.tensor([*LABELS, -100, -100]),
-            torch.tensor(LABELS).reshape(10, 10),
-            [torch.tensor(label) for label in LABELS],
-            dataset(),
-            dataset(column="labels"),
-            dataset(feature=ClassLabel(names=NAMES)),
-            dataset([NAMES[k] for k in LABELS], feature=ClassLabel(names=NAMES)),
-            dataset([[k, -100] for k in LABELS], feature=List(ClassLabel(names=NAMES))),
-            dataset(feature=Value("int32")),
-            dataset([*LABELS, 1, 1]).select(range(100)),
-            dataset().shuffle(seed=0),
-            dataset()["label"],
+            ("counts: expected one whole number >= 0 per class", {"counts": [1, -1]}),
+            ("counts: expected one whole number >= 0 per class", {"counts": [0.5]}),
+            ("counts: expected one whole number >= 0 per class", {"counts": []}),
+            ("names: expected one for each of 2 classes, but got 1", {"counts": [1, 2], "names": ["a"]}),
+            ("negatives: expected one for each of 2 classes, but got 1", {"counts": [1, 2], "negatives": [1]}),
         ],
     )
-    def test_class_ids(self, data):
-        assert compute_alpha(data).tolist() == compute_alpha(LABELS).tolist()
+    def test_refuses(self, message, kwargs):
+        with pytest.raises(ValueError, match=message):
+            LabelDistribution(**kwargs)
+
+
+class TestCommand:
+    @pytest.fixture
+    def frame(self):
+        return pd.DataFrame({"text": ["x"] * 100, "label": [NAMES[k] for k in LABELS], "id": range(100), "y": LABELS})
+
+    @pytest.fixture(params=["csv", "json", "jsonl", "parquet", "arrow", "saved", "saved_splits"])
+    def path(self, request, tmp_path, frame):
+        path = tmp_path / f"data.{request.param}"
+        if request.param == "csv":
+            frame.to_csv(path)
+        elif request.param in ("json", "jsonl"):
+            frame.to_json(path, orient="records", lines=True)
+        elif request.param == "parquet":
+            frame.to_parquet(path)
+        else:
+            data = Dataset.from_pandas(frame)
+            path = tmp_path / "saved"
+            (data if request.param != "saved_splits" else DatasetDict(train=data)).save_to_disk(path)
+            if request.param == "arrow":
+                (path,) = path.glob("*.arrow")
+        return path
+
+    def test_prints_the_table_and_writes_the_picture(self, path, tmp_path, capsys):
+        main([str(path), "--method", "sqrt_inverse", "--plot", str(tmp_path / "plot.svg")])
+        printed = capsys.readouterr().out.splitlines()
+        assert printed[0] == "100 labels of 4 classes, 60.0 : 1"
+        alpha = sorted(compute_alpha(LABELS, "sqrt_inverse").tolist())
+        rows = [line.split() for line in printed[3:7]]
+        assert [row[0] for row in rows] == NAMES and [float(row[-1]) for row in rows] == pytest.approx(alpha, rel=5e-3)
+        assert (tmp_path / "plot.svg").is_file()
+
+    def test_column_of_ids_and_a_sample(self, path, capsys):
+        main([str(path), "--column", "y", "--max_rows", "50", "--empty_weight", "1"])
+        assert "(a sample)" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
-        "data",
+        "message, arguments",
         [
-            MULTI_HOT,
-            np.array(MULTI_HOT),
-            np.array(MULTI_HOT, dtype=bool),
-            torch.tensor(MULTI_HOT).float(),
-            torch.tensor(MULTI_HOT).bfloat16(),
-            dataset(MULTI_HOT),
-            dataset([[float(x) for x in row] for row in MULTI_HOT], feature=List(Value("float32"))),
-            dataset(MULTI_HOT, feature=List(Value("float32"), length=2)),
-            dataset([[0, 1], *MULTI_HOT]).select(range(1, 6)),
+            ("there is no such file or folder", ["missing.csv"]),
+            ("expected a file that ends in .csv, .json", ["text.txt"]),
+            ("column: expected 'nope' in the data, whose columns are ['label']", ["good.csv", "--column", "nope"]),
+            ("no examples of class 1, 2", ["gap.csv"]),
+            ("", ["broken.parquet"]),
+            ("", ["someone/no_such_dataset"]),
+            ("max_ratio: expected a number >= 1", ["good.csv", "--max_ratio", "0.5"]),
+            ("", ["good.csv", "--plot", "no_such_folder/plot.png"]),
         ],
     )
-    def test_multi_label_rows(self, data):
-        counts = count_labels(data)
-        assert counts.positives.tolist() == [4, 1] and counts.negatives.tolist() == [1, 4]
-
-    @pytest.mark.parametrize("data", [TOKENS, dataset(TOKENS), dataset(TOKENS, feature=List(Value("int8")))])
-    def test_token_labels(self, data):
-        counts = count_labels(data)
-        assert counts.positives.tolist() == [3, 1, 1] and counts.negatives is None
-
-    def test_token_labels_of_one_length_with_two_classes(self):
-        # Rows as long as there are classes are taken for multi-label; with num_labels the others are not.
-        assert count_labels([[0, 1, 1], [0, 0, 0]], num_labels=2).positives.tolist() == [4, 2]
-        feature = List(ClassLabel(names=["O", "NAME"]))
-        assert count_labels(dataset([[0, 1], [0, 0]], feature=feature)).positives.tolist() == [3, 1]
-
-    def test_column(self):
-        data = Dataset.from_dict({"label": [0, 1], "topic": [0, 0], "other": [1, 0]})
-        assert count_labels(data, column="topic").positives.tolist() == [2]
-
-    def test_num_labels(self):
-        assert count_labels([0, 1, 1], num_labels=3).positives.tolist() == [1, 2, 0]
-
-    def test_the_dataset_is_left_as_it_was(self):
-        data = dataset().with_format("torch")
-        compute_alpha(data)
-        assert data.format["type"] == "torch"
+    def test_what_is_wrong_is_one_line(self, tmp_path, message, arguments):
+        files = {"text.txt": "x", "good.csv": "label\n0\n1\n", "gap.csv": "label\n0\n3\n", "broken.parquet": "PAR1"}
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+        run = subprocess.run(
+            [sys.executable, "-m", "hf_focal.alpha", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(hf_focal.__file__).parents[1])},
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode != 0
+        last = run.stderr.strip().splitlines()[-1]
+        assert last.startswith("python -m hf_focal.alpha: error: ") and message in last
+        assert "Traceback" not in run.stderr
 
 
 @pytest.mark.parametrize(
     "message, data, kwargs",
     [
-        ("method: expected one of inverse, sqrt_inverse, effective_number, but got 'magic'", [0], {"method": "magic"}),
+        ("method: expected one of inverse, .*, none, or a function .* but got 'magic'", [0], {"method": "magic"}),
         (r"beta: expected a number in \[0, 1\), but got 1", [0], {"beta": 1}),
+        ("beta: expected a number", [0, 1], {"beta": "0.9"}),
+        ("max_ratio: expected a number >= 1, but got 0.5", [0, 1], {"max_ratio": 0.5}),
+        ("empty_weight: expected a number from 0 to inf, but got -1", [0, 1], {"empty_weight": -1}),
+        ("empty_weight: expected a number from 0 to 1, but got 2", MULTI_HOT, {"empty_weight": 2}),
+        ("method: expected a function that gives one number >= 0 per class", [0, 1], {"method": lambda counts: 1}),
+        (
+            "method: expected a function that gives one number >= 0 per class",
+            [0, 1],
+            {"method": lambda counts: -counts},
+        ),
         (r"no examples of class 2 \('tech'\)", dataset([0, 1, 3], feature=ClassLabel(names=NAMES)), {}),
         ("no examples of class 1, 2, so", [0, 3], {}),
-        (r"class 1 \('b'\), 2, so", dataset([0], feature=ClassLabel(names=["a", "b"])), {"num_labels": 3}),
-        ("num_labels: expected a positive integer, but got '2'", [0, 1], {"num_labels": "2"}),
-        ("beta: expected a number", [0, 1], {"beta": "0.9"}),
+        (r"class 1 \('b'\), 2 \('2'\), so", dataset([0], feature=ClassLabel(names=["a", "b"])), {"num_labels": 3}),
         ("no examples of class 0", [[0, 1], [0, 0]], {}),
         ("no negative examples of class 1", [[0, 1], [1, 1]], {}),
-        (r"expected class ids from 0 to 2 .*also holds \[7\]", [0, 1, 2, 7], {"num_labels": 3}),
-        (r"expected class ids from 0 to 1 .*also holds \[-1\]", [0, 1, -1], {}),
-        ("column: expected exactly one of 'label' and 'labels'.*columns are \\['y'\\]", dataset(column="y"), {}),
-        ("column: expected 'y'.*columns are \\['label'\\]", dataset(), {"column": "y"}),
-        ("expected exactly one of", Dataset.from_dict({"label": [0], "labels": [0]}), {}),
-        ("only a datasets.Dataset has columns", [0, 1], {"column": "label"}),
-        ("column 'label' holds no labels", dataset([-1, -1]), {}),
-        ("column 'label' holds no labels", dataset([None, None]), {}),
-        ("column 'label' holds no labels", dataset([[-100], [-100, -100]]), {}),
-        ("holds no labels", [], {}),
-        ("2 labels are missing", dataset([0, None, 1, None]), {}),
-        ("1 labels are missing", [[0], None, [1]], {}),
-        ("holds strings.*class_encode_column", dataset(["a", "b"]), {}),
-        ("holds strings", ["a", "b"], {}),
-        ("holds float64 values", [0.5, 1.5], {}),
-        ("holds float64 values in rows of 2", [[0.5, 1.0], [1.0, 0.0]], {}),
-        ("multi-label rows of 3 entries .* in rows of 2", [[0.0, 1.0], [1.0, 0.0]], {"num_labels": 3}),
-        ("the list could not be read", [[0, 1], "a"], {}),
-        ("choose one of \\['train', 'test'\\]", DatasetDict(train=dataset(), test=dataset()), {}),
-        (
-            "expected a datasets.Dataset, a list, an array or a tensor of labels, but got IterableDataset",
-            dataset().to_iterable_dataset(),
-            {},
-        ),
-        ("one or two dimensions", np.zeros((2, 2, 2), dtype=int), {}),
     ],
 )
 def test_refuses(message, data, kwargs):

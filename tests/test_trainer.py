@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from datasets import Dataset
 from exactness import GLOBAL_BATCH, STEPS_OF_WHOLE_BATCHES, TASKS, tiny_dataset, tiny_model, train
 from safetensors.torch import load_file
-from torch.utils.data import TensorDataset
 from transformers import AutoModelForSequenceClassification, BertConfig, BertLMHeadModel, Trainer, TrainingArguments
 
 from hf_focal import FocalTrainer, FocalTrainingArguments, compute_alpha, flsd_53, focal_loss, sigmoid_focal_loss
-from hf_focal.alpha import count_labels
+from hf_focal.label_counts import count_labels
 
 
 ALPHA_OF_TASK = {"single_label": [0.5, 1.0, 4.0], "multi_label": [0.3, 0.5, 0.9], "tokens": [0.5, 1.0, 4.0]}
@@ -152,6 +151,32 @@ def make_trainer(
     )
 
 
+def list_dataset(task):
+    class ListDataset(torch.utils.data.Dataset):
+        examples = list(tiny_dataset(task))
+
+        def __len__(self):
+            return len(self.examples)
+
+        def __getitem__(self, row):
+            return self.examples[row]
+
+    return ListDataset()
+
+
+class OneShot(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(())
+
+
+class Unlabelled(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, row):
+        return torch.zeros(3)
+
+
 def batch_of(task, size=4):
     dataset = tiny_dataset(task, size)
     return {name: torch.tensor(dataset[name][:]) for name in ("input_ids", "labels")}
@@ -237,11 +262,9 @@ class TestSettings:
             ("compute_loss_func: FocalTrainer computes the loss itself", {"compute_loss_func": print}),
             (r"weights of positives in \[0, 1\]", {"task": "multi_label", "alpha": [1.0, 2.0, 3.0]}),
             (r"no examples of class 3", {"model": tiny_model(num_labels=4), "alpha": "inverse"}),
-            (
-                "alpha: 'inverse' needs a train_dataset of type datasets.Dataset, but got TensorDataset",
-                {"alpha": "inverse", "train_dataset": TensorDataset(torch.zeros(1))},
-            ),
-            ("but got NoneType", {"alpha": "inverse", "train_dataset": None}),
+            ("alpha: 'inverse' would use up a OneShot", {"alpha": "inverse", "train_dataset": OneShot()}),
+            ("alpha: 'inverse' needs a train_dataset", {"alpha": "inverse", "train_dataset": None}),
+            ("data: expected examples that are dicts", {"alpha": "inverse", "train_dataset": Unlabelled()}),
         ],
     )
     def test_wrong_settings_are_refused_when_the_trainer_is_made(self, tmp_path, message, kwargs):
@@ -256,7 +279,7 @@ class TestSettings:
         expected = {
             "gamma": 3.0,
             "alpha": compute_alpha(tiny_dataset(task), num_labels=3).tolist(),
-            "label_counts": count_labels(tiny_dataset(task), num_labels=3).positives.tolist(),
+            "label_counts": count_labels(tiny_dataset(task), num_labels=3).counts.tolist(),
         }
         loaded = type(trainer.model).from_pretrained(tmp_path)
         assert loaded.config.focal_loss == expected
@@ -287,6 +310,24 @@ class TestSettings:
         trainer = make_trainer(tmp_path, eval_dataset=tiny_dataset())
         trainer.evaluate()
         assert not hasattr(trainer.model.config, "focal_loss")
+
+    @pytest.mark.parametrize("task", TASKS)
+    def test_alpha_from_a_stream_or_a_torch_dataset(self, tmp_path, task):
+        expected = compute_alpha(tiny_dataset(task), num_labels=3)
+        for data in (tiny_dataset(task).to_iterable_dataset(), list_dataset(task)):
+            trainer = make_trainer(tmp_path, task=task, train_dataset=data, alpha="inverse", max_steps=1)
+            assert trainer.alpha.tolist() == expected.tolist()
+            trainer.train()
+            assert trainer.model.config.focal_loss["alpha"] == expected.tolist()
+
+    def test_a_stream_is_not_read_for_the_record_alone(self, tmp_path):
+        trainer = make_trainer(tmp_path, train_dataset=tiny_dataset().to_iterable_dataset(), max_steps=1)
+        trainer.train()
+        assert trainer.model.config.focal_loss["label_counts"] is None
+
+    def test_alpha_from_a_function_of_the_counts(self, tmp_path):
+        trainer = make_trainer(tmp_path, alpha=lambda counts: 1 / counts)
+        torch.testing.assert_close(trainer.alpha, compute_alpha(tiny_dataset()))
 
 
 class TestLoss:
@@ -414,9 +455,7 @@ class TestModels:
         trainer.train()
         after = dict(model.named_parameters())
         assert any((after[name] != weight).any() for name, weight in before.items())
-        assert (
-            model.get_base_model().config.focal_loss["label_counts"] == count_labels(tiny_dataset()).positives.tolist()
-        )
+        assert model.get_base_model().config.focal_loss["label_counts"] == count_labels(tiny_dataset()).counts.tolist()
 
     def test_plain_module(self, tmp_path):
         class Plain(torch.nn.Module):

@@ -3,6 +3,7 @@
 import ctypes
 import statistics
 import sys
+import tracemalloc
 from collections import defaultdict
 from time import perf_counter
 
@@ -36,10 +37,11 @@ def heap_of_a_long_run():
 def compare(benchmark):
     """Runs `reference` before each round of `function`, so that both meet the machine in the same state.
 
-    The cell of the table gets the median of the ratios of the rounds, and the ratio of the peaks of memory.
+    The cell of the table gets the median of the ratios of the rounds, and the ratio of the peaks of memory; or of the
+    peak of `function` and `data_bytes`, if given.
     """
 
-    def run(function, reference, repeats, table, row, column):
+    def run(function, reference, repeats, table, row, column, data_bytes=None):
         reference_times = []
 
         def timed(function):
@@ -57,7 +59,7 @@ def compare(benchmark):
         benchmark.pedantic(timed, (function,), setup=run_reference, rounds=rounds)
         pairs = zip(benchmark.stats.stats.data, reference_times, strict=True)
         ratio = statistics.median(ours / theirs for ours, theirs in pairs)
-        reference_bytes = peak_bytes(reference)
+        reference_bytes = data_bytes or peak_bytes(reference)
         memory_ratio = peak_bytes(function) / reference_bytes
         benchmark.extra_info.update(time_ratio=ratio, memory_ratio=memory_ratio)
         milliseconds = 1000 * statistics.median(reference_times) / repeats
@@ -69,21 +71,24 @@ def compare(benchmark):
 
 
 def peak_bytes(function) -> int:
-    """The most bytes of tensors alive at once during a call, not counting those alive before it."""
+    """The most bytes of tensors and arrays alive at once during a call, not counting those alive before it."""
+    tracemalloc.start()  # numpy tells it
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
+    arrays = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     alive = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         alive += event.nbytes()
         peak = max(peak, alive)
-    return peak
+    return max(peak, arrays) if peak else arrays
 
 
 def pytest_terminal_summary(terminalreporter):
     for table, rows in _tables.items():
         columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-        terminalreporter.write_line(f"\nTime / peak memory, forward and backward, as multiples of {table}\n")
+        terminalreporter.write_line(f"\nTime / peak memory as multiples of {table}\n")
         terminalreporter.write_line("| | " + " | ".join(columns) + " |")
         terminalreporter.write_line("|---" * (len(columns) + 1) + "|")
         for row, cells in rows.items():

@@ -1,0 +1,229 @@
+"""How often each class occurs, in any data and at any size: block by block, without a copy of the labels."""
+
+from collections.abc import Callable
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from .label_sources import LabelSource, open_labels
+
+
+__all__ = ["LabelCounts", "count_labels"]
+
+_IGNORE_INDEX = -100
+_MAX_CLASSES = 2**24
+
+
+class LabelCounts(NamedTuple):
+    """What `LabelDistribution` is made of; see there."""
+
+    counts: np.ndarray
+    negatives: np.ndarray | None
+    names: list[str] | None
+    num_rows: int
+    is_sample: bool
+
+
+def count_labels(
+    data: Any,
+    *,
+    column: str | None = None,
+    num_labels: int | None = None,
+    multi_label: bool | None = None,
+    max_rows: int | None = None,
+) -> LabelCounts:
+    """Counts the examples of each class; arguments and errors as in `LabelDistribution.from_dataset`.
+
+    Example:
+
+    ```python
+    >>> from hf_focal.label_counts import count_labels
+    >>> count_labels([[0, 2, -100], [2, 2]]).counts  # token labels
+    array([1, 0, 3])
+
+    ```
+    """
+    for name, number in (("num_labels", num_labels), ("max_rows", max_rows)):
+        if number is not None and not (isinstance(number, Integral) and number > 0):
+            raise ValueError(f"{name}: expected a positive integer, but got {number!r}")
+    labels = open_labels(data, column)
+    if labels.is_shard:
+        return _sum_over_processes(lambda: _count(labels, num_labels, multi_label, max_rows))
+    return _count(labels, num_labels, multi_label, max_rows)
+
+
+def _count(labels: LabelSource, num_labels: int | None, multi_label: bool | None, max_rows: int | None) -> LabelCounts:
+    counter = _LabelCounter(labels.name, labels.class_names, num_labels, multi_label)
+    for block in labels.blocks(max_rows):
+        counter.add(block)
+    is_sample = counter.num_rows == max_rows and labels.num_rows != max_rows
+    return counter.counts(is_sample)
+
+
+def _sum_over_processes(count: Callable[[], LabelCounts]) -> LabelCounts:
+    try:
+        outcome = count()
+    except Exception as error:  # the other processes wait for this one
+        outcome = error
+    outcomes: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(outcomes, outcome)
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
+    names = outcomes[0].names
+    if any(outcome.names != names for outcome in outcomes):  # strings, of which no process sees all
+        names = sorted({name for outcome in outcomes for name in outcome.names or []})
+    num_classes = max(len(outcome.counts) for outcome in outcomes) if names is None else len(names)
+    counts = np.zeros(num_classes, np.int64)
+    for outcome in outcomes:
+        classes = range(len(outcome.counts)) if names is None else [names.index(name) for name in outcome.names]
+        counts[classes] += outcome.counts
+    num_rows = sum(outcome.num_rows for outcome in outcomes)
+    negatives = None if outcomes[0].negatives is None else num_rows - counts
+    return LabelCounts(counts, negatives, names, num_rows, any(outcome.is_sample for outcome in outcomes))
+
+
+class _LabelCounter:
+    """Counts class ids and, as long as rows of labels may be multi-hot, the ones of each column."""
+
+    def __init__(self, source: str, names: list[str] | None, num_labels: int | None, multi_label: bool | None):
+        self.source, self.names, self.multi_label = source, names, multi_label
+        self.num_labels = num_labels or (names and len(names))
+        self.num_rows = self.num_values = self.num_missing = 0
+        self.class_counts = np.zeros(self.num_labels or 0, np.int64)
+        self.outside: set[int] = set()
+        self.id_of_string: dict[str, int] = {}
+        self.widths: set[int] = set()
+        self.ones: np.ndarray | int = 0
+        # Lists of a ClassLabel hold ids of classes, whatever their values.
+        self.may_be_multi_hot = multi_label is not False and names is None
+        self.has_ignored = self.has_repeats = False
+        self.wrong_dtype: np.dtype | None = None
+
+    def add(self, block: pa.Array | np.ndarray) -> None:
+        """Adds an array of labels, or of rows of labels."""
+        self.num_rows += len(block)
+        widths = None
+        if isinstance(block, np.ndarray):
+            if block.ndim == 2:
+                widths = np.full(len(block), block.shape[1])
+            values = block.reshape(-1)
+        else:
+            self.num_missing += block.null_count
+            if _is_nested(block.type):
+                widths = pc.list_value_length(block).drop_null().to_numpy(zero_copy_only=False)
+                block = pc.list_flatten(block)
+                self.num_missing += block.null_count
+            values = self._numbers(block.drop_null() if block.null_count else block)
+        self.num_values += len(values)
+        if widths is not None:
+            self.widths.update(np.unique(widths).tolist())
+            self._add_multi_hot(values)
+        if values.dtype.kind not in "iub":
+            self.wrong_dtype = values.dtype
+        elif len(values):
+            ids = values.astype(np.int64, copy=False)
+            if widths is not None and (self.multi_label or not self.has_repeats):
+                distinct = _distinct_in_rows(ids, widths)
+                self.has_repeats |= len(distinct) < len(ids)
+                ids = distinct if self.multi_label else ids
+            self._add_ids(ids)
+
+    def counts(self, is_sample: bool) -> LabelCounts:
+        """What has been counted, once it is known to be labels of one kind."""
+        if self.num_missing and self.num_values:
+            raise ValueError(
+                f"data: {self.num_missing} labels are missing (null) in {self.source}; filter those rows out"
+            )
+        if self.may_be_multi_hot and self.widths and self.num_values:
+            return LabelCounts(self.ones, self.num_rows - self.ones, None, self.num_rows, is_sample)
+        if self.wrong_dtype is not None:
+            rows = f" in rows of {min(self.widths)}" if len(self.widths) == 1 else ""
+            raise ValueError(
+                f"data: expected integer class ids, or multi-label rows of {self.num_labels or 'C'} entries that are 0 or "
+                f"1, but {self.source} holds {self.wrong_dtype} values{rows}; cast class ids to integers"
+            )
+        if not self.class_counts.any() and self.outside <= {-1}:
+            raise ValueError(f"data: {self.source} holds no labels (is it the test split of a challenge?)")
+        if self.outside:
+            raise ValueError(
+                f"data: expected class ids from 0 to {(self.num_labels or len(self.class_counts)) - 1} (or {_IGNORE_INDEX}, "
+                f"ignored), but {self.source} also holds {sorted(self.outside)[:5]}; map the labels to 0..C-1, or set "
+                "num_labels"
+            )
+        counts, names = self.class_counts, self.names
+        if self.id_of_string:
+            names = sorted(self.id_of_string)  # the order of class_encode_column of datasets
+            if self.num_labels not in (None, len(names)):
+                raise ValueError(
+                    f"num_labels: {self.num_labels}, but {self.source} holds {len(names)} different strings"
+                )
+            counts = counts[[self.id_of_string[name] for name in names]]
+        elif names is not None:
+            names = [*names, *map(str, range(len(names), len(counts)))][: len(counts)]
+        negatives = self.num_rows - counts if self._is_multi_label() else None
+        return LabelCounts(counts, negatives, names, self.num_rows, is_sample)
+
+    def _numbers(self, labels: pa.Array) -> np.ndarray:
+        """Strings get ids in the order in which they are met."""
+        if pa.types.is_dictionary(labels.type):
+            labels = labels.dictionary_decode()
+        if pa.types.is_null(labels.type):
+            return np.zeros(0, np.int64)
+        if not (pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type)):
+            return labels.to_numpy(zero_copy_only=False)
+        encoded = labels.dictionary_encode()
+        strings = encoded.dictionary.to_pylist()
+        for string in strings:
+            self.id_of_string.setdefault(string, len(self.id_of_string))
+        self.may_be_multi_hot = False
+        return np.array([self.id_of_string[string] for string in strings], np.int64)[encoded.indices.to_numpy()]
+
+    def _add_ids(self, ids: np.ndarray) -> None:
+        num_classes = _MAX_CLASSES if self.num_labels is None or self.id_of_string else self.num_labels
+        if ids.view(np.uint64).max() >= num_classes:  # as unsigned, what is negative is too large as well
+            is_outside = (ids < 0) | (ids >= num_classes)
+            outside = set(np.unique(ids[is_outside]).tolist())
+            self.has_ignored |= _IGNORE_INDEX in outside
+            self.outside |= outside - {_IGNORE_INDEX}
+            ids = ids[~is_outside]
+        counts = np.bincount(ids, minlength=len(self.class_counts))
+        counts[: len(self.class_counts)] += self.class_counts
+        self.class_counts = counts
+
+    def _add_multi_hot(self, values: np.ndarray) -> None:
+        self.may_be_multi_hot &= (
+            len(self.widths) == 1
+            and self.widths <= {self.num_labels or min(self.widths)}
+            and bool(((values == 0) | (values == 1)).all())
+        )
+        if self.may_be_multi_hot:
+            self.ones = self.ones + values.reshape(-1, max(1, *self.widths)).sum(axis=0, dtype=np.int64)
+
+    def _is_multi_label(self) -> bool:
+        """Whether the ids of a row are all labels of one example, rather than each the label of a token."""
+        if self.multi_label and not self.widths:
+            raise ValueError(f"multi_label: expected rows of labels, but {self.source} holds one label per row")
+        if self.multi_label:
+            return True
+        is_ambiguous = not (self.has_repeats or self.has_ignored or self.widths <= {1})
+        if self.multi_label is None and is_ambiguous:
+            raise ValueError(
+                f"multi_label: {self.source} holds rows of class ids, which may be the labels of an example or those of "
+                "its tokens; set multi_label=True or multi_label=False"
+            )
+        return False
+
+
+def _is_nested(type: pa.DataType) -> bool:
+    return pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type)
+
+
+def _distinct_in_rows(ids: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    row = np.repeat(np.arange(len(widths)), widths)
+    _, first = np.unique(row * 2**32 + ids, return_index=True)
+    return ids[first]

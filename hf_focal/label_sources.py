@@ -1,0 +1,225 @@
+"""The labels of any kind of data, in blocks that fit the cache; of tables, only the label column is read."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
+from datasets.arrow_dataset import Column
+from datasets.utils import tqdm
+from torch import Tensor
+
+
+__all__ = ["LabelSource", "open_labels"]
+
+_BLOCK = 2**20  # labels
+_ROWS = 2**13  # rows of labels, or of a stream
+
+Blocks = Iterator[pa.Array | np.ndarray]
+
+
+@dataclass(frozen=True)
+class LabelSource:
+    """Labels that can be read, all of them or at most a number of rows."""
+
+    blocks: Callable[[int | None], Blocks]
+    name: str = "data"
+    class_names: list[str] | None = None
+    num_rows: int | None = None
+    is_shard: bool = False  # other processes hold the rest
+
+
+def open_labels(data: Any, column: str | None) -> LabelSource:
+    """Raises a `ValueError` if `data` is nothing that holds labels, or has no such column."""
+    if isinstance(data, (DatasetDict, IterableDatasetDict)):
+        raise ValueError(f"data: expected one split, but got a {type(data).__name__}; choose one of {list(data)}")
+    if isinstance(data, Column) and isinstance(data.source, Dataset):
+        data, column = data.source, data.column_name
+    if isinstance(data, Dataset):
+        return _open_dataset(data, _label_column(data.column_names, column))
+    if isinstance(data, IterableDataset):
+        return _open_stream(data, column)
+    if isinstance(data, torch.utils.data.Dataset):
+        return _open_torch_dataset(data, column)
+    if isinstance(data, pd.DataFrame):
+        column = _label_column(list(data.columns), column)
+        return _open_array(pa.Array.from_pandas(data[column]), f"column {column!r}")
+    if column is not None:
+        raise ValueError(f"column: only tables have columns, but data is a {type(data).__name__}")
+    return _open_array(_as_array(data))
+
+
+def _as_array(data: Any) -> pa.Array | np.ndarray:
+    if isinstance(data, Tensor):
+        data = data.detach().cpu()
+        return (data.float() if data.is_floating_point() else data).numpy()
+    if isinstance(data, np.ndarray) and data.dtype.kind in "iubf":
+        return data
+    if isinstance(data, pd.Series):
+        return pa.Array.from_pandas(data)
+    if isinstance(data, pa.ChunkedArray):
+        return data.combine_chunks()
+    if isinstance(data, pa.Array):
+        return data
+    if not isinstance(data, (Sequence, np.ndarray)) or isinstance(data, (str, bytes)):
+        raise ValueError(
+            "data: expected a datasets.Dataset, a torch Dataset, a list, an array, a tensor or a pandas object that "
+            f"holds labels, but got {type(data).__name__}"
+        )
+    return _as_arrow(list(data))
+
+
+def _as_arrow(labels: list) -> pa.Array:
+    try:
+        return pa.array([label.tolist() if hasattr(label, "tolist") else label for label in labels])
+    except pa.ArrowException as error:
+        raise ValueError(
+            f"data: expected class ids or rows of them, but the list could not be read: {error}"
+        ) from error
+
+
+def _open_array(labels: pa.Array | np.ndarray, name: str = "data") -> LabelSource:
+    if isinstance(labels, np.ndarray) and labels.ndim not in (1, 2):
+        raise ValueError(f"data: expected labels in one or two dimensions, but got shape {labels.shape}")
+
+    def blocks(max_rows: int | None) -> Blocks:
+        return _slices(labels if max_rows is None else labels.take(_spread(len(labels), max_rows), **axis))
+
+    axis = {"axis": 0} if isinstance(labels, np.ndarray) else {}
+    return LabelSource(blocks, name, num_rows=len(labels))
+
+
+def _open_dataset(data: Dataset, column: str) -> LabelSource:
+    def blocks(max_rows: int | None) -> Blocks:
+        rows = data if max_rows is None else data.select(_spread(len(data), max_rows))
+        labels = rows.data.column(column)
+        if rows._indices is None:
+            for chunk in labels.chunks:
+                yield from _slices(chunk)
+        elif pa.types.is_integer(labels.type) and not labels.null_count:
+            yield from _gathered(labels, rows._indices.column(0))
+        else:
+            for table in rows.select_columns(column).with_format("arrow").iter(batch_size=_ROWS):
+                yield from table.column(column).chunks
+
+    return LabelSource(blocks, f"column {column!r}", _class_names(data.features, column), len(data))
+
+
+def _gathered(labels: pa.ChunkedArray, indices: pa.ChunkedArray) -> Blocks:
+    """The labels at `indices`.
+
+    What this costs is waiting for memory: hence the narrowest copy, of which the cache holds most, and the threads.
+    """
+    numbers = [chunk.to_numpy() for chunk in labels.chunks if len(chunk)]
+    ends = [end for chunk in numbers for end in (chunk.min(), chunk.max())]
+    copied = np.empty(len(labels), np.result_type(*map(np.min_scalar_type, ends)))
+    np.concatenate(numbers, out=copied, casting="unsafe")
+    blocks = (block.to_numpy().view(np.int64) for chunk in indices.chunks for block in _slices(chunk))
+    with ThreadPoolExecutor() as pool:
+        while group := list(islice(blocks, 8)):
+            yield from pool.map(partial(copied.take, mode="clip"), group)
+
+
+def _open_stream(data: IterableDataset, column: str | None) -> LabelSource:
+    names = data.column_names or next((list(example) for example in data.take(1)), [])
+    column = _label_column(names, column)
+
+    def blocks(max_rows: int | None) -> Blocks:
+        # Without features, each batch would be of the type that its values suggest, and the next one might not fit.
+        stream = _reads_only(data, column).with_format(None if data.features is None else "arrow")
+        with tqdm(desc=f"Counting {column}", unit=" rows", total=max_rows) as progress:
+            for batch in stream.iter(batch_size=min(_ROWS, max_rows or _ROWS)):
+                labels = _as_arrow(batch[column]) if isinstance(batch, dict) else batch.column(column).combine_chunks()
+                yield labels if max_rows is None else labels[: max_rows - progress.n]
+                progress.update(len(labels))
+                if max_rows is not None and progress.n >= max_rows:
+                    return
+
+    distributed = getattr(data, "_distributed", None)
+    is_shard = distributed is not None and distributed.world_size > 1 and torch.distributed.is_initialized()
+    return LabelSource(blocks, f"column {column!r}", _class_names(data.features, column), is_shard=is_shard)
+
+
+def _reads_only(data: IterableDataset, column: str) -> IterableDataset:
+    """`data` with one column, which is also all that is read, where the source is Parquet.
+
+    `select_columns` selects from what has been read; it is the builder that can tell Parquet what to read.
+    """
+    stream = data.select_columns(column)
+    source = getattr(data._ex_iterable, "generate_tables_fn", None)
+    builder = getattr(source, "__self__", None)
+    if hasattr(getattr(builder, "config", None), "columns") and builder.config.columns is None:
+        original, builder = builder, object.__new__(type(builder))
+        vars(builder).update(vars(original))  # copy() would share them
+        builder.config = copy(builder.config)
+        builder.config.columns = [column]
+        builder.info = builder.info.copy()
+        if builder.info.features is not None:
+            builder.info.features = Features({column: builder.info.features[column]})
+        stream._ex_iterable.ex_iterable = copy(stream._ex_iterable.ex_iterable)
+        stream._ex_iterable.ex_iterable.generate_tables_fn = getattr(builder, source.__name__)
+    return stream
+
+
+def _open_torch_dataset(data: torch.utils.data.Dataset, column: str | None) -> LabelSource:
+    num_rows = len(data) if hasattr(data, "__len__") else None
+
+    def examples(max_rows: int | None) -> Iterator:
+        if num_rows is None or not hasattr(data, "__getitem__"):
+            return islice(data, max_rows)
+        return (data[int(row)] for row in (range(num_rows) if max_rows is None else _spread(num_rows, max_rows)))
+
+    def blocks(max_rows: int | None) -> Blocks:
+        total = num_rows if max_rows is None else max_rows
+        labels = (_label_of(example, column) for example in examples(max_rows))
+        labels = iter(tqdm(labels, desc="Counting labels", unit=" rows", total=total))
+        while batch := list(islice(labels, _ROWS)):
+            yield _as_arrow(batch)
+
+    return LabelSource(blocks, num_rows=num_rows)
+
+
+def _label_of(example: Any, column: str | None) -> Any:
+    if isinstance(example, Mapping):
+        return example[_label_column(list(example), column)]
+    if isinstance(example, (tuple, list)) and column is None:
+        return example[-1]
+    raise ValueError(
+        f"data: expected examples that are dicts, or tuples that end with the label, but got {type(example).__name__}"
+    )
+
+
+def _label_column(names: list[str], column: str | None) -> str:
+    candidates = ["label", "labels"] if column is None else [column]
+    found = [name for name in candidates if name in names]
+    if len(found) != 1:
+        raise ValueError(
+            f"column: expected {'exactly one of ' if column is None else ''}{' and '.join(map(repr, candidates))} in "
+            f"the data, whose columns are {names}; name the label column with column=..."
+        )
+    return found[0]
+
+
+def _class_names(features: Features | None, column: str) -> list[str] | None:
+    feature = (features or {}).get(column)
+    feature = getattr(feature, "feature", feature)
+    return feature.names if isinstance(feature, ClassLabel) else None
+
+
+def _slices(labels: pa.Array | np.ndarray) -> Blocks:
+    is_flat = labels.ndim == 1 if isinstance(labels, np.ndarray) else labels.type.num_fields == 0
+    size = _BLOCK if is_flat else _ROWS
+    return (labels[start : start + size] for start in range(0, len(labels), size))
+
+
+def _spread(num_rows: int, max_rows: int) -> np.ndarray:
+    """At most `max_rows` rows, evenly spread: the first ones would all be of one class in data sorted by class."""
+    return np.linspace(0, num_rows - 1, min(num_rows, max_rows)).round().astype(np.int64)

@@ -1,0 +1,62 @@
+"""What each process sees of a label distribution: run by torchrun, leaves FOLDER/RANK.json."""
+
+import gc
+import json
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+from accelerate import PartialState
+from datasets import Dataset, IterableDataset
+from datasets.distributed import split_dataset_by_node
+from exactness import tiny_dataset, tiny_model
+from transformers import TrainingArguments
+
+from hf_focal import FocalTrainer, LabelDistribution
+
+
+def stream(labels: list) -> IterableDataset:
+    state = PartialState()
+    data = Dataset.from_dict({"label": labels}).to_iterable_dataset(num_shards=2)
+    return split_dataset_by_node(data, rank=state.process_index, world_size=state.num_processes)
+
+
+def counts(labels: list, **arguments) -> list | str:
+    try:
+        distribution = LabelDistribution.from_dataset(stream(labels), **arguments)
+    except ValueError as error:
+        return str(error)
+    negatives = distribution.negatives
+    return [distribution.counts.tolist(), negatives if negatives is None else negatives.tolist(), distribution.names]
+
+
+def trainer_alpha(folder: Path, data: Dataset | IterableDataset, **config) -> dict:
+    args = TrainingArguments(str(folder), use_cpu=True, max_steps=1)
+    with patch.object(LabelDistribution, "from_dataset", wraps=LabelDistribution.from_dataset) as count:
+        try:
+            trainer = FocalTrainer(tiny_model(**config), args, train_dataset=data, alpha="inverse")
+        except ValueError as error:
+            return {"error": str(error), "counted": count.call_count}
+        return {"alpha": trainer.alpha.tolist(), "counted": count.call_count}
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    state = PartialState(cpu=True)
+    seen = {
+        "ids": counts([0, 0, 0, 0, 1, 2]),
+        "strings": counts(["a", "a", "b", "c", "c", "c"]),
+        "multi_hot": counts([[1, 0], [1, 1], [0, 0], [1, 0]]),
+        "missing": counts([0, 1, 0, None]),
+        "trainer": trainer_alpha(folder, tiny_dataset()),
+        "trainer_with_shards": trainer_alpha(folder, stream([0, 0, 0, 0, 1, 2])),
+        "trainer_with_an_empty_class": trainer_alpha(folder, tiny_dataset(), num_labels=4),
+    }
+    (folder / f"{state.process_index}.json").write_text(json.dumps(seen))
+    # As in exactness.py.
+    gc.collect()
+    state.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

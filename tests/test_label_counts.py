@@ -1,0 +1,303 @@
+"""Counts of every kind of labels in every kind of data, and what is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    List,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+)
+from exactness import tiny_dataset
+from torch.utils.data import Subset, TensorDataset
+
+from hf_focal import compute_alpha, label_sources
+from hf_focal.label_counts import count_labels
+
+
+LABELS = [0] * 60 + [1] * 25 + [2] * 14 + [3]
+NAMES = ["politics", "sports", "tech", "chess"]
+MULTI_HOT = [[1, 0], [1, 1], [1, 0], [0, 0], [1, 0]]
+TOKENS = [[-100, 0, 0, 1, -100], [-100, 0, 2], [-100, -100]]
+IDS = [[0, 2], [1], [], [2]]
+
+
+def dataset(labels=LABELS, feature=None, column="label"):
+    return Dataset.from_dict({column: labels}, features=feature and Features({column: feature}))
+
+
+def stream(labels=LABELS):
+    return IterableDataset.from_generator(lambda: ({"text": "x", "label": label} for label in labels))
+
+
+@pytest.fixture(params=["one block", "many blocks"])
+def blocks(monkeypatch, request):
+    if request.param == "many blocks":
+        monkeypatch.setattr(label_sources, "_BLOCK", 7)
+        monkeypatch.setattr(label_sources, "_ROWS", 2)
+
+
+@pytest.mark.usefixtures("blocks")
+class TestSources:
+    @pytest.mark.parametrize(
+        "data",
+        [
+            LABELS,
+            tuple(LABELS),
+            np.array(LABELS),
+            np.array(LABELS, dtype=np.uint8),
+            torch.tensor(LABELS),
+            torch.tensor(LABELS, dtype=torch.int8),
+            torch.tensor([*LABELS, -100, -100]),
+            torch.tensor(LABELS).reshape(10, 10),
+            [torch.tensor(label) for label in LABELS],
+            dataset(),
+            dataset(column="labels"),
+            dataset(feature=ClassLabel(names=NAMES)),
+            dataset([NAMES[k] for k in LABELS], feature=ClassLabel(names=NAMES)),
+            dataset([[k, -100] for k in LABELS], feature=List(ClassLabel(names=NAMES))),
+            dataset(feature=Value("int32")),
+            dataset([*LABELS, 1, 1]).select(range(100)),
+            dataset().shuffle(seed=0),
+            dataset()["label"],
+            dataset().shuffle(seed=0)["label"],
+            concatenate_datasets([dataset(LABELS[:50]), dataset(LABELS[50:]).shuffle(seed=0)]),
+            concatenate_datasets([dataset(LABELS[:50]), dataset(LABELS[50:])]).shuffle(seed=0),
+            concatenate_datasets([dataset(LABELS[:90]), dataset([*LABELS[90:], -100])]).filter(
+                lambda row: row["label"] >= 0
+            ),
+            dataset([*LABELS, -100]).shuffle(seed=0),
+            dataset([label + 300 for label in LABELS]).map(lambda row: {"label": row["label"] - 300}),
+            dataset().to_iterable_dataset(),
+            dataset().to_iterable_dataset(num_shards=3).shuffle(seed=0, buffer_size=10),
+            dataset(feature=ClassLabel(names=NAMES)).to_iterable_dataset().with_format("torch"),
+            stream(),
+            stream().map(lambda row: row),
+            TensorDataset(torch.zeros(100, 2), torch.tensor(LABELS)),
+            Subset(TensorDataset(torch.zeros(101, 2), torch.tensor([7, *LABELS])), range(1, 101)),
+            pd.Series(LABELS),
+            pd.DataFrame({"label": LABELS, "text": "x"}),
+            pa.array(LABELS),
+            pa.chunked_array([LABELS[:50], LABELS[50:]]),
+        ],
+    )
+    def test_class_ids(self, data):
+        assert count_labels(data).counts.tolist() == [60, 25, 14, 1]
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            MULTI_HOT,
+            np.array(MULTI_HOT),
+            np.array(MULTI_HOT, dtype=bool),
+            torch.tensor(MULTI_HOT).float(),
+            torch.tensor(MULTI_HOT).bfloat16(),
+            dataset(MULTI_HOT),
+            dataset([[float(x) for x in row] for row in MULTI_HOT], feature=List(Value("float32"))),
+            dataset(MULTI_HOT, feature=List(Value("float32"), length=2)),
+            dataset([[0, 1], *MULTI_HOT]).select(range(1, 6)),
+        ],
+    )
+    def test_multi_label_rows(self, data):
+        counts = count_labels(data)
+        assert counts.counts.tolist() == [4, 1] and counts.negatives.tolist() == [1, 4]
+
+    @pytest.mark.parametrize("data", [TOKENS, dataset(TOKENS), dataset(TOKENS, feature=List(Value("int8")))])
+    def test_token_labels(self, data):
+        counts = count_labels(data)
+        assert counts.counts.tolist() == [3, 1, 1] and counts.negatives is None
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            [NAMES[k] for k in LABELS],
+            np.array([NAMES[k] for k in LABELS]),
+            dataset([NAMES[k] for k in LABELS]),
+            dataset([NAMES[k] for k in LABELS]).shuffle(seed=0),
+            stream([NAMES[k] for k in LABELS]),
+            pd.Series([NAMES[k] for k in LABELS]),
+            pd.Series([NAMES[k] for k in LABELS], dtype="category"),
+        ],
+    )
+    def test_strings_are_in_the_order_of_class_encode_column(self, data):
+        counts = count_labels(data)
+        assert counts.names == sorted(NAMES) and counts.counts.tolist() == [1, 60, 25, 14]
+        encoded = dataset([NAMES[k] for k in LABELS]).class_encode_column("label")
+        assert encoded.features["label"].names == counts.names
+
+    @pytest.mark.parametrize(
+        "data", [[False, True, True], np.array([False, True, True]), dataset([False, True, True])]
+    )
+    def test_booleans(self, data):
+        assert count_labels(data).counts.tolist() == [1, 2]
+
+    @pytest.mark.parametrize(
+        "data", [IDS, dataset(IDS), dataset(IDS, feature=List(ClassLabel(names=["a", "b", "c"]))), stream(IDS)]
+    )
+    def test_lists_of_label_ids(self, data):
+        counts = count_labels(data, multi_label=True)
+        assert counts.counts.tolist() == [1, 1, 2] and counts.negatives.tolist() == [3, 3, 2]
+        assert count_labels(data, multi_label=False).negatives is None
+        with pytest.raises(ValueError, match="set multi_label=True or multi_label=False"):
+            count_labels(data)
+
+    def test_a_label_counts_once_in_a_row(self):
+        counts = count_labels([[3, 0, 3], [0]], multi_label=True)
+        assert counts.counts.tolist() == [2, 0, 0, 1] and counts.negatives.tolist() == [0, 2, 2, 1]
+
+    def test_lists_of_label_names(self):
+        counts = count_labels(dataset([["b", "a"], ["b"]]), multi_label=True)
+        assert (counts.names, counts.counts.tolist(), counts.negatives.tolist()) == (["a", "b"], [1, 2], [1, 0])
+
+    def test_multi_hot_streams(self):
+        counts = count_labels(stream(MULTI_HOT))
+        assert counts.counts.tolist() == [4, 1] and counts.negatives.tolist() == [1, 4]
+
+    def test_token_labels_of_one_length_with_two_classes(self):
+        # Rows as long as there are classes are taken for multi-label; with num_labels the others are not.
+        assert count_labels([[0, 1, 1], [0, 0, 0]], num_labels=2).counts.tolist() == [4, 2]
+        feature = List(ClassLabel(names=["O", "NAME"]))
+        assert count_labels(dataset([[0, 1], [0, 0]], feature=feature)).counts.tolist() == [3, 1]
+
+    def test_column(self):
+        data = Dataset.from_dict({"label": [0, 1], "topic": [0, 0], "other": [1, 0]})
+        assert count_labels(data, column="topic").counts.tolist() == [2]
+
+    def test_num_labels(self):
+        assert count_labels([0, 1, 1], num_labels=3).counts.tolist() == [1, 2, 0]
+
+    def test_the_dataset_is_left_as_it_was(self):
+        data = dataset().with_format("torch")
+        compute_alpha(data)
+        assert data.format["type"] == "torch"
+
+    @pytest.mark.parametrize(
+        "data", [np.arange(100) // 25, dataset([k // 25 for k in range(100)]), TensorDataset(torch.arange(100) // 25)]
+    )
+    def test_a_sample_is_spread_over_the_rows(self, data):
+        counts = count_labels(data, max_rows=8)
+        assert counts.counts.tolist() == [2, 2, 2, 2] and counts.num_rows == 8 and counts.is_sample
+        assert not count_labels(data, max_rows=100).is_sample and not count_labels(data).is_sample
+
+    def test_a_sample_of_a_stream_reads_no_further(self):
+        def examples():
+            for label in LABELS[:50]:
+                yield {"label": label}
+            raise AssertionError("read on")
+
+        data = IterableDataset.from_generator(examples, features=Features({"label": Value("int64")}))
+        counts = count_labels(data, max_rows=10)
+        assert counts.counts.tolist() == [10] and counts.num_rows == 10 and counts.is_sample
+
+    def test_of_a_parquet_stream_only_the_label_column_is_read(self, tmp_path, monkeypatch):
+        frame = pd.DataFrame({"label": LABELS, "text": [str(k) * 1000 for k in range(100)]})
+        frame.to_parquet(tmp_path / "data.parquet")
+        data = load_dataset("parquet", data_files=str(tmp_path / "data.parquet"), split="train", streaming=True)
+        read = []
+
+        def spy(fragment, *args, **kwargs):
+            for batch in to_batches(fragment, *args, **kwargs):
+                read.append(batch.schema.names)
+                yield batch
+
+        from datasets.packaged_modules.parquet import parquet
+
+        to_batches = pa.dataset.ParquetFileFragment.to_batches
+        make_fragment = parquet.ds.ParquetFileFormat.make_fragment
+
+        class Spy:
+            def __init__(self, inner):
+                self.inner, self.row_groups, self.num_row_groups = inner, inner.row_groups, inner.num_row_groups
+
+            def to_batches(self, **kwargs):
+                return spy(self.inner, **kwargs)
+
+        class Format(parquet.ds.ParquetFileFormat):
+            def make_fragment(self, *args, **kwargs):
+                return Spy(make_fragment(self, *args, **kwargs))
+
+        monkeypatch.setattr(parquet.ds, "ParquetFileFormat", Format)
+        assert count_labels(data).counts.tolist() == [60, 25, 14, 1]
+        assert read and all(names == ["label"] for names in read)
+        read.clear()
+        assert set(next(iter(data))) == {"label", "text"}  # the user's stream is as it was
+        assert read[0] == ["label", "text"]
+
+    def test_memory_mapped_and_saved(self, tmp_path):
+        dataset(feature=ClassLabel(names=NAMES)).save_to_disk(tmp_path, num_shards=3)
+        assert count_labels(Dataset.load_from_disk(tmp_path)).counts.tolist() == [60, 25, 14, 1]
+
+
+@pytest.mark.parametrize(
+    "message, data, kwargs",
+    [
+        ("num_labels: expected a positive integer, but got '2'", [0, 1], {"num_labels": "2"}),
+        (r"expected class ids from 0 to 2 .*also holds \[7\]", [0, 1, 2, 7], {"num_labels": 3}),
+        (r"expected class ids from 0 to 1 .*also holds \[-1\]", [0, 1, -1], {}),
+        ("column: expected exactly one of 'label' and 'labels'.*columns are \\['y'\\]", dataset(column="y"), {}),
+        ("column: expected 'y'.*columns are \\['label'\\]", dataset(), {"column": "y"}),
+        ("expected exactly one of", Dataset.from_dict({"label": [0], "labels": [0]}), {}),
+        ("only tables have columns", [0, 1], {"column": "label"}),
+        ("column 'label' holds no labels", dataset([-1, -1]), {}),
+        ("column 'label' holds no labels", dataset([None, None]), {}),
+        ("column 'label' holds no labels", dataset([[-100], [-100, -100]]), {}),
+        ("holds no labels", [], {}),
+        ("2 labels are missing", dataset([0, None, 1, None]), {}),
+        ("1 labels are missing", [[0], None, [1]], {}),
+        ("holds float64 values", [0.5, 1.5], {}),
+        ("holds float64 values in rows of 2", [[0.5, 1.0], [1.0, 0.0]], {}),
+        ("multi-label rows of 3 entries .* in rows of 2", [[0.0, 1.0], [1.0, 0.0]], {"num_labels": 3}),
+        ("the list could not be read", [[0, 1], "a"], {}),
+        ("choose one of \\['train', 'test'\\]", DatasetDict(train=dataset(), test=dataset()), {}),
+        ("expected a datasets.Dataset, a torch Dataset, a list, .* but got generator", (x for x in "ab"), {}),
+        ("expected a datasets.Dataset, .* but got str", "labels.csv", {}),
+        ("column: expected 'y'.*columns are \\['text', 'label'\\]", stream(), {"column": "y"}),
+        ("column: expected 'y'.*columns are \\['label'\\]", pd.DataFrame({"label": [0]}), {"column": "y"}),
+        ("holds no labels", stream([-1]), {}),
+        ("1 labels are missing", stream([0, None, 1]), {}),
+        ("1 labels are missing", pd.Series([0, None, 1]), {}),
+        ("max_rows: expected a positive integer, but got 0", [0, 1], {"max_rows": 0}),
+        ("multi_label: expected rows .* holds one label per row", [0, 1], {"multi_label": True}),
+        ("num_labels: 3, but data holds 2 different strings", ["a", "b"], {"num_labels": 3}),
+        (r"also holds \[2000000000\]", [0, 2_000_000_000], {}),
+        ("one or two dimensions", np.zeros((2, 2, 2), dtype=int), {}),
+    ],
+)
+@pytest.mark.usefixtures("blocks")
+def test_refuses(message, data, kwargs):
+    with pytest.raises(ValueError, match=message):
+        count_labels(data, **kwargs)
+
+
+def test_two_processes(tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = Path(__file__).with_name("shared_alpha.py")
+    run = subprocess.run([*launch, script, tmp_path], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    # A stream that is cut by process is summed over the processes.
+    assert first["ids"] == second["ids"] == [[4, 1, 1], None, None]
+    assert first["strings"] == second["strings"] == [[2, 1, 3], None, ["a", "b", "c"]]
+    assert first["multi_hot"] == second["multi_hot"] == [[3, 1], [1, 3], None]
+    # What one process finds wrong, all say, rather than wait for it.
+    assert first["missing"] == second["missing"] and "1 labels are missing" in first["missing"]
+    # The trainer counts once: the main process for all, or each its shard.
+    alpha = compute_alpha(tiny_dataset(), num_labels=3).tolist()
+    assert (first["trainer"], second["trainer"]) == ({"alpha": alpha, "counted": 1}, {"alpha": alpha, "counted": 0})
+    alpha = compute_alpha([0, 0, 0, 0, 1, 2]).tolist()
+    assert first["trainer_with_shards"] == second["trainer_with_shards"] == {"alpha": alpha, "counted": 1}
+    errors = [seen["trainer_with_an_empty_class"]["error"] for seen in (first, second)]
+    assert errors[0] == errors[1] and "no examples of class 3" in errors[0]
