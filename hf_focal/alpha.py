@@ -29,7 +29,7 @@ ALPHA_METHODS = ("inverse", "sqrt_inverse", "effective_number")
 AlphaMethod = str | Callable[[np.ndarray], np.ndarray]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class LabelDistribution:
     """How often each class occurs: made by [`from_dataset`], or from the counts themselves.
 

@@ -118,6 +118,10 @@ class _LabelCounter:
                 widths = pc.list_value_length(block).drop_null().to_numpy(zero_copy_only=False)
                 block = pc.list_flatten(block)
                 self.num_missing += block.null_count
+            if pa.types.is_nested(block.type):
+                raise ValueError(
+                    f"data: expected labels in one or two dimensions, but {self.source} holds {block.type}"
+                )
             values = self._numbers(block.drop_null() if block.null_count else block)
         self.num_values += len(values)
         if widths is not None:

@@ -274,6 +274,8 @@ class TestSources:
         ("num_labels: 3, but data holds 2 different strings", ["a", "b"], {"num_labels": 3}),
         (r"also holds \[2000000000\]", [0, 2_000_000_000], {}),
         ("one or two dimensions", np.zeros((2, 2, 2), dtype=int), {}),
+        ("one or two dimensions, but data holds list", [[[0]], [[1]]], {}),
+        ("one or two dimensions, but data holds struct", [{"label": 0}], {}),
     ],
 )
 @pytest.mark.usefixtures("blocks")
