@@ -164,7 +164,8 @@ class _LabelCounter:
             names = sorted(self.id_of_string)  # the order of class_encode_column of datasets
             if self.num_labels not in (None, len(names)):
                 raise ValueError(
-                    f"num_labels: {self.num_labels}, but {self.source} holds {len(names)} different strings"
+                    f"num_labels: {self.num_labels}, but {self.source} holds {len(names)} different strings; to train on "
+                    "them, turn them into class ids, with your own mapping or dataset.class_encode_column(column)"
                 )
             counts = counts[[self.id_of_string[name] for name in names]]
         elif names is not None:

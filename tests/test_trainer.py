@@ -531,5 +531,5 @@ def test_saved_model_loads_as_a_classifier(tmp_path):
 
 def test_label_column_names_reach_the_error(tmp_path):
     data = Dataset.from_dict({"input_ids": [[1, 2]], "label": ["a"]})
-    with pytest.raises(ValueError, match="holds strings.*class_encode_column"):
+    with pytest.raises(ValueError, match="column 'label' holds 1 different strings.*class_encode_column"):
         make_trainer(tmp_path, train_dataset=data, alpha="inverse")
