@@ -37,8 +37,8 @@ def heap_of_a_long_run():
 def compare(benchmark):
     """Runs `reference` before each round of `function`, so that both meet the machine in the same state.
 
-    The cell of the table gets the median of the ratios of the rounds, and the ratio of the peaks of memory; or of the
-    peak of `function` and `data_bytes`, if given.
+    The cell of the table gets the median of the ratios of the rounds, and the ratio of the peaks of memory: of tensors,
+    or, with `data_bytes`, of arrays to those bytes.
     """
 
     def run(function, reference, repeats, table, row, column, data_bytes=None):
@@ -59,6 +59,7 @@ def compare(benchmark):
         benchmark.pedantic(timed, (function,), setup=run_reference, rounds=rounds)
         pairs = zip(benchmark.stats.stats.data, reference_times, strict=True)
         ratio = statistics.median(ours / theirs for ours, theirs in pairs)
+        peak_bytes = peak_bytes_of_tensors if data_bytes is None else peak_bytes_of_arrays
         reference_bytes = data_bytes or peak_bytes(reference)
         memory_ratio = peak_bytes(function) / reference_bytes
         benchmark.extra_info.update(time_ratio=ratio, memory_ratio=memory_ratio)
@@ -70,19 +71,25 @@ def compare(benchmark):
     return run
 
 
-def peak_bytes(function) -> int:
-    """The most bytes of tensors and arrays alive at once during a call, not counting those alive before it."""
-    tracemalloc.start()  # numpy tells it
+def peak_bytes_of_tensors(function) -> int:
+    """The most bytes alive at once during a call, not counting those alive before it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
-    arrays = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     alive = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         alive += event.nbytes()
         peak = max(peak, alive)
-    return max(peak, arrays) if peak else arrays
+    return peak
+
+
+def peak_bytes_of_arrays(function) -> int:
+    """The same for numpy and Python."""
+    tracemalloc.start()
+    function()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
 
 
 def pytest_terminal_summary(terminalreporter):
