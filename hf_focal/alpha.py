@@ -182,13 +182,8 @@ class LabelDistribution:
             `ValueError`: For an unknown method, arguments out of their range, weights of a function that are not one
             number >= 0 per class, or a class without examples.
         """
-        check_alpha_method(method)
-        check_beta(beta)
-        if max_ratio is not None and not (_is_number(max_ratio) and max_ratio >= 1):
-            raise ValueError(f"max_ratio: expected a number >= 1, but got {max_ratio!r}")
         highest = math.inf if self.negatives is None else 1
-        if empty_weight is not None and not (_is_number(empty_weight) and 0 <= empty_weight <= highest):
-            raise ValueError(f"empty_weight: expected a number from 0 to {highest}, but got {empty_weight!r}")
+        _check_arguments(method, beta, max_ratio, empty_weight, highest)
         if method == "none":
             return None
         occurs = self._check_every_class_occurs() if empty_weight is None else self._occurs()
@@ -337,8 +332,7 @@ def compute_alpha(
 
     ```
     """
-    check_alpha_method(method)
-    check_beta(beta)
+    _check_arguments(method, beta, max_ratio, empty_weight)
     distribution = LabelDistribution.from_dataset(
         data, column=column, num_labels=num_labels, multi_label=multi_label, max_rows=max_rows
     )
@@ -357,6 +351,17 @@ def check_beta(beta: float) -> None:
     """Raises a `ValueError` unless beta is a number in [0, 1)."""
     if not (_is_number(beta) and 0 <= beta < 1):
         raise ValueError(f"beta: expected a number in [0, 1), but got {beta!r}")
+
+
+def _check_arguments(
+    method: AlphaMethod, beta: float, max_ratio: float | None, empty_weight: float | None, highest: float = math.inf
+) -> None:
+    check_alpha_method(method)
+    check_beta(beta)
+    if max_ratio is not None and not (_is_number(max_ratio) and max_ratio >= 1):
+        raise ValueError(f"max_ratio: expected a number >= 1, but got {max_ratio!r}")
+    if empty_weight is not None and not (_is_number(empty_weight) and 0 <= empty_weight <= highest):
+        raise ValueError(f"empty_weight: expected a number from 0 to {highest}, but got {empty_weight!r}")
 
 
 def _is_number(value: Any) -> bool:

@@ -250,3 +250,9 @@ class TestCommand:
 def test_refuses(message, data, kwargs):
     with pytest.raises(ValueError, match=message):
         compute_alpha(data, **kwargs)
+
+
+@pytest.mark.parametrize("kwargs", [{"method": "magic"}, {"beta": 1}, {"max_ratio": 0.5}, {"empty_weight": -1}])
+def test_refuses_arguments_before_it_reads_the_data(kwargs):
+    with pytest.raises(ValueError, match=next(iter(kwargs))):
+        compute_alpha(object(), **kwargs)
