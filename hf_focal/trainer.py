@@ -1,31 +1,47 @@
 """FocalTrainer: transformers' Trainer with focal loss, exact however the global batch is cut."""
 
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from datasets import IterableDataset as HubIterableDataset
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+)
+from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, get_last_checkpoint
 
 from .alpha import AlphaMethod, LabelDistribution, check_alpha_method, check_beta
 from .losses import FocalLoss, Gamma, focal_loss, sigmoid_focal_loss
+from .metrics import class_groups
 from .training_args import FocalTrainingArguments, parse_alpha
 
 
 __all__ = ["FocalTrainer"]
 
 _SUPPORTED = (
-    "FocalTrainer supports single-label, multi-label and token classification: the batch holds `labels`, the model "
-    "returns `logits` with one entry per class in the last dimension (the first entry of a tuple)."
+    "FocalTrainer supports single-label, multi-label and token classification and language modelling: the batch holds "
+    "`labels`, the model returns `logits` with one entry per class in the last dimension (the first entry of a tuple)."
 )
+_ADAPTER_SETTINGS = "focal_loss.json"
+_UNSUPPORTED_TASKS = {
+    "question answering": MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    "object detection": MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
+}
 
 
 class FocalTrainer(Trainer):
@@ -38,8 +54,15 @@ class FocalTrainer(Trainer):
     What the labels look like decides the loss: class ids, one per example or per token (or class probabilities, with
     ``problem_type="single_label_classification"``), take [`focal_loss`]; float rows of the shape of the logits (any
     rows, with ``problem_type="multi_label_classification"``) take [`sigmoid_focal_loss`]. ``label_smoothing_factor``
-    is honoured, except for multi-label, where `Trainer` disables it too. During training the settings are stored in
-    the model's config as ``focal_loss`` (gamma, alpha, label_counts), and saved with it.
+    is honoured, except for multi-label, where `Trainer` disables it too. The logits of causal language models are
+    shifted against their labels as `Trainer` does it. During training the settings are stored in the model's config as
+    ``focal_loss`` (gamma, alpha, label_counts), and saved with it; beside a PEFT adapter, which has no config, as
+    ``focal_loss.json``.
+
+    The loss of an evaluation is the same mean, over all its targets: it depends neither on the batch size nor on the
+    number of processes. At logging steps the logs hold, besides ``loss``, ``mean_p_t`` and, where the labels of the
+    training data can be counted, ``loss_share_head``, ``loss_share_mid`` and ``loss_share_tail``, the parts of the loss
+    that the groups of [`class_groups`] carry (``focal_statistics=False`` turns them off).
 
     Args:
         *args, **kwargs: What [`~transformers.Trainer`] takes, except `compute_loss_func`.
@@ -91,13 +114,17 @@ class FocalTrainer(Trainer):
             raise ValueError("compute_loss_func: FocalTrainer computes the loss itself; for another loss use Trainer")
         self._keywords = {"gamma": gamma, "alpha": alpha}
         self._counted: tuple[tuple, LabelDistribution] | None = None
+        self._evaluated: list[Tensor] | None = None  # during an evaluation: loss and number of targets of each row
+        self._evaluated_batch: Tensor | None = None
+        self._step_totals: Tensor | None = None
+        self._step_statistics: dict[str, float] = {}
         # In every version of Trainer since 4.46 the presence of this function makes it count the labels of the whole
         # accumulation window, over all processes, and leave the loss as it is.
         kwargs["compute_loss_func"] = self._scaled_focal_loss
         super().__init__(*args, **kwargs)
         self._check_model()
         self._check_settings()
-        self.add_callback(_StoreSettings(self))
+        self.add_callback(_Recorder(self))
 
     @property
     def gamma(self) -> Gamma:
@@ -136,38 +163,126 @@ class FocalTrainer(Trainer):
         # The model has not seen the labels, so its tuple lacks the loss that Trainer expects at the front.
         return loss, outputs if isinstance(outputs, dict) else (loss, *outputs)
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
+        """As [`~transformers.Trainer.train`]; warns if a checkpoint was trained with another gamma or alpha."""
+        if resume_from_checkpoint:
+            self._compare_with_checkpoint(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, Any, Any]:
+        """As [`~transformers.Trainer.prediction_step`]; keeps the loss of each row for `evaluation_loop`."""
+        self._evaluated_batch = None
+        result = super().prediction_step(*args, **kwargs)
+        if self._evaluated is not None and self._evaluated_batch is not None:
+            # Leaves out the rows that only fill up the last batch.
+            self._evaluated.append(self.gather_function(self._evaluated_batch))
+        return result
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As [`~transformers.Trainer.evaluation_loop`]; the loss is the mean over all targets of the dataset."""
+        self._evaluated = []
+        try:
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+            if self._evaluated:
+                loss, num_targets = torch.cat(self._evaluated).cpu().double().sum(0)
+                output.metrics[f"{metric_key_prefix}_loss"] = (loss / num_targets.clamp_min(1)).item()
+        finally:
+            self._evaluated = None
+        return output
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As [`~transformers.Trainer.log`], with the statistics of a logging step beside its loss."""
+        if "loss" in logs:
+            logs.update(self._step_statistics)
+            self._step_statistics = {}
+        super().log(logs, *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As [`~transformers.Trainer.save_model`]; beside a PEFT adapter it writes the settings, as focal_loss.json."""
+        is_adapter = hasattr(self.accelerator.unwrap_model(self.model), "get_base_model")
+        settings = getattr(self._config(), "focal_loss", None)
+        if is_adapter and self.args.should_save and settings is not None:
+            # Not as config.json: with one, from_pretrained looks for the weights of the base model in the same folder.
+            folder = Path(self.args.output_dir if output_dir is None else output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / _ADAPTER_SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+        super().save_model(output_dir, _internal_call=_internal_call)
+
+    def hyperparameter_search(self, hp_space: Callable | None = None, *args: Any, **kwargs: Any):
+        """As [`~transformers.Trainer.hyperparameter_search`]; refuses a setting that the search could not change."""
+
+        def checked_space(trial: Any) -> Any:
+            values = hp_space(trial)
+            for name in ("gamma", "alpha", "beta"):
+                if f"focal_{name}" not in values:
+                    continue
+                if self._keywords.get(name) is not None:
+                    raise ValueError(
+                        f"{name}: a keyword wins over the arguments, so a search cannot change it; leave it out and set "
+                        f"FocalTrainingArguments(focal_{name}=...)"
+                    )
+                if not hasattr(self.args, f"focal_{name}"):
+                    raise ValueError(f"hp_space: focal_{name} needs FocalTrainingArguments as args")
+            return values
+
+        return super().hyperparameter_search(None if hp_space is None else checked_space, *args, **kwargs)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | int | None:
+        if self._is_causal() and all("labels" in batch for batch in batch_samples):
+            # What precedes the first token predicts nothing, which Trainer takes into account only since version 5.
+            batch_samples = [
+                {**batch, "labels": F.pad(batch["labels"][..., 1:], (1, 0), value=-100)} for batch in batch_samples
+            ]
+        return super()._get_num_items_in_batch(batch_samples, device)
+
     def _scaled_focal_loss(
         self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         logits = _logits_of(outputs)
-        arguments = {
-            "gamma": self.gamma,
-            "alpha": self.alpha,
-            "reduction": "mean" if num_items_in_batch is None else "sum",
-        }
-        if self._is_multi_label(logits, labels):
-            loss = sigmoid_focal_loss(logits, labels, **arguments)
-            entries_per_target = 1
+        if self._is_causal():
+            logits, labels = logits[..., :-1, :], labels[..., 1:]
+        is_multi_label = self._is_multi_label(logits, labels)
+        if labels.shape == (*logits.shape[:-1], 1) and not is_multi_label:
+            labels = labels.squeeze(-1)
+        is_distribution = labels.is_floating_point() and not is_multi_label
+        if not is_multi_label and labels.shape != (logits.shape if is_distribution else logits.shape[:-1]):
+            raise ValueError(
+                f"labels: {labels.dtype} of shape {tuple(labels.shape)} do not fit logits of shape "
+                f"{tuple(logits.shape)}. {_SUPPORTED}"
+            )
+        if is_multi_label:
+            losses = partial(sigmoid_focal_loss, logits, labels)
         else:
-            if labels.shape == (*logits.shape[:-1], 1):
-                labels = labels.squeeze(-1)
-            is_distribution = labels.is_floating_point()
-            if labels.shape != (logits.shape if is_distribution else logits.shape[:-1]):
-                raise ValueError(
-                    f"labels: {labels.dtype} of shape {tuple(labels.shape)} do not fit logits of shape "
-                    f"{tuple(logits.shape)}. {_SUPPORTED}"
-                )
-            loss = focal_loss(
+            losses = partial(
+                focal_loss,
                 logits.movedim(-1, 1),
                 labels.movedim(-1, 1) if is_distribution else labels,
                 label_smoothing=self.args.label_smoothing_factor,
-                **arguments,
             )
-            entries_per_target = logits.shape[-1] if is_distribution else 1
+        settings = {"gamma": self.gamma, "alpha": self.alpha}
+        is_target = torch.ones_like(labels[..., 0] if is_distribution else labels, dtype=torch.bool)
+        if not (is_multi_label or is_distribution):
+            is_target = labels != -100
+        if self._evaluated is not None:
+            rows = losses(**settings, reduction="none"), is_target
+            self._evaluated_batch = torch.stack([row.flatten(1).float().sum(1) for row in map(_with_columns, rows)], 1)
+        elif self._is_logging_step() and not is_distribution:
+            with torch.no_grad():
+                self._add_statistics(losses, settings, labels, is_target, is_multi_label)
         if num_items_in_batch is None:
-            return loss
-        num_targets = torch.as_tensor(num_items_in_batch, device=loss.device) / entries_per_target
-        return loss / num_targets.clamp_min(1)
+            return losses(**settings, reduction="mean")
+        entries_per_target = logits.shape[-1] if is_distribution else 1
+        num_targets = torch.as_tensor(num_items_in_batch, device=logits.device) / entries_per_target
+        return losses(**settings, reduction="sum") / num_targets.clamp_min(1)
 
     def _is_multi_label(self, logits: Tensor, labels: Tensor) -> bool:
         """Decides as the heads in transformers do, and remembers it in the config, which pipelines read."""
@@ -186,6 +301,64 @@ class FocalTrainer(Trainer):
         if has_row_per_target and self.args.label_smoothing_factor:
             warnings.warn("label_smoothing_factor has no effect on multi-label classification", stacklevel=2)
         return has_row_per_target
+
+    def _is_logging_step(self) -> bool:
+        """Whether `Trainer` will log the step that is being computed, as its DefaultFlowCallback decides it."""
+        if not (self.is_in_train and self._setting("statistics")):
+            return False
+        if self.args.logging_strategy == IntervalStrategy.EPOCH:
+            return self.accelerator.gradient_state.end_of_dataloader
+        step = self.state.global_step + 1
+        return self.args.logging_strategy == IntervalStrategy.STEPS and (
+            step % self.state.logging_steps == 0 or (step == 1 and self.args.logging_first_step)
+        )
+
+    def _add_statistics(
+        self, losses: Callable, settings: dict, labels: Tensor, is_target: Tensor, is_multi_label: bool
+    ) -> None:
+        """Adds a micro-batch to the number of targets, the sum of their p_t and the loss of each class group."""
+        loss = losses(**settings, reduction="none")
+        unsmoothed = {} if is_multi_label else {"label_smoothing": 0.0}
+        p_t = losses(gamma=0.0, alpha=None, reduction="none", **unsmoothed).neg().exp()
+        totals = [is_target.sum(), p_t[is_target].sum()]
+        counts = self._counts_for_the_record()
+        if counts is not None:
+            classes = torch.arange(labels.shape[-1], device=labels.device).expand_as(labels)
+            classes = (classes if is_multi_label else labels)[is_target]
+            for group in class_groups(counts.counts).values():
+                totals.append(loss[is_target][torch.isin(classes, classes.new_tensor(group))].sum())
+        totals = torch.stack([total.float() for total in totals])
+        self._step_totals = totals if self._step_totals is None else self._step_totals + totals
+
+    def _finish_statistics(self) -> None:
+        """Turns what all processes have added up into entries of the log."""
+        if self._step_totals is None:
+            return
+        num_targets, p_t, *losses = self.accelerator.reduce(self._step_totals, "sum").tolist()
+        self._step_totals = None
+        self._step_statistics = {"mean_p_t": p_t / num_targets} if num_targets else {}
+        if sum(losses) > 0:
+            shares = zip(("head", "mid", "tail"), losses)
+            self._step_statistics |= {f"loss_share_{group}": loss / sum(losses) for group, loss in shares}
+
+    def _settings_for_the_record(self) -> dict[str, Any]:
+        gamma, alpha, counts = self.gamma, self.alpha, self._counts_for_the_record()
+        return {
+            "gamma": getattr(gamma, "__name__", repr(gamma)) if callable(gamma) else _as_json(gamma),
+            "alpha": None if alpha is None else _as_json(alpha),
+            "label_counts": None if counts is None else counts.counts.tolist(),
+        }
+
+    def _compare_with_checkpoint(self, checkpoint: str | bool) -> None:
+        folder = get_last_checkpoint(self.args.output_dir) if checkpoint is True else checkpoint
+        before = _settings_saved_in(Path(folder)) if folder else None
+        now = self._settings_for_the_record()
+        for name in ("gamma", "alpha"):
+            if before is not None and before[name] != now[name]:
+                warnings.warn(
+                    f"{folder} was trained with {name} {before[name]}; it goes on with {name} {now[name]}",
+                    stacklevel=3,
+                )
 
     def _setting(self, name: str) -> Any:
         # The arguments are read at each use, because a hyperparameter search changes their fields between trials.
@@ -210,15 +383,15 @@ class FocalTrainer(Trainer):
 
     def _label_distribution(self) -> LabelDistribution:
         """Counted once: by the main process for all of them, or by all where each has a shard of a stream."""
-        num_labels = getattr(self._config(), "num_labels", None)
+        num_labels = self._num_classes()
         source = (self.train_dataset, num_labels)
         if self._counted is None or self._counted[0] != source:
             problem_type = getattr(self._config(), "problem_type", None)
+            multi_label = None if problem_type is None else problem_type == "multi_label_classification"
+            if self._is_head_of(MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES) or self._is_language_model():
+                multi_label = False
             count = partial(
-                LabelDistribution.from_dataset,
-                self.train_dataset,
-                num_labels=num_labels,
-                multi_label=None if problem_type is None else problem_type == "multi_label_classification",
+                LabelDistribution.from_dataset, self.train_dataset, num_labels=num_labels, multi_label=multi_label
             )
             is_shard = getattr(self.train_dataset, "_distributed", None) is not None
             self._counted = (source, count() if is_shard else _on_main_process(count))
@@ -232,18 +405,29 @@ class FocalTrainer(Trainer):
     def _config(self) -> Any:
         return getattr(self._core_model(), "config", None)
 
+    def _is_head_of(self, mapping: dict[str, str]) -> bool:
+        return type(self._core_model()).__name__ in mapping.values()
+
+    def _is_causal(self) -> bool:
+        return self._is_head_of(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+    def _is_language_model(self) -> bool:
+        return self._is_causal() or self._is_head_of(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+
+    def _num_classes(self) -> int | None:
+        return getattr(self._config(), "vocab_size" if self._is_language_model() else "num_labels", None)
+
     def _check_model(self) -> None:
         name, config = type(self._core_model()).__name__, self._config()
         problem_type = getattr(config, "problem_type", None)
-        if problem_type == "regression" or (problem_type is None and getattr(config, "num_labels", None) == 1):
+        if problem_type == "regression" or (problem_type is None and self._num_classes() == 1):
             raise ValueError(
                 f"model: {name} is a regression head (num_labels={config.num_labels}, problem_type={problem_type!r}), "
                 f"where there are no classes to weigh. {_SUPPORTED}"
             )
-        if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-            raise ValueError(
-                f"model: {name} is a causal language model, whose labels would need shifting. {_SUPPORTED}"
-            )
+        for task, mapping in _UNSUPPORTED_TASKS.items():
+            if name in mapping.values():
+                raise ValueError(f"model: {name} is made for {task}, whose targets are not classes. {_SUPPORTED}")
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"args: {self.args.n_gpu} GPUs in one process (nn.DataParallel) are not supported; start one process "
@@ -253,7 +437,7 @@ class FocalTrainer(Trainer):
     def _check_settings(self) -> None:
         """Lets the loss refuse, on an empty batch, the settings that it would refuse at the first step."""
         config, counts, alpha = self._config(), self._counts_for_the_record(), self.alpha
-        problem_type, num_labels = getattr(config, "problem_type", None), getattr(config, "num_labels", None)
+        problem_type, num_labels = getattr(config, "problem_type", None), self._num_classes()
         if num_labels is None:
             FocalLoss(self.gamma, alpha)
             return
@@ -289,22 +473,26 @@ def _on_main_process(function: Callable[[], Any]) -> Any:
     return result
 
 
-class _StoreSettings(TrainerCallback):
-    """Writes the settings that train a model into its config, from where they are saved with it."""
+class _Recorder(TrainerCallback):
+    """Writes the settings that train a model into its config, and what a step has shown into its log."""
 
     def __init__(self, trainer: FocalTrainer):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        config = self.trainer._config()
-        if config is None:
-            return
-        gamma, alpha, counts = self.trainer.gamma, self.trainer.alpha, self.trainer._counts_for_the_record()
-        config.focal_loss = {
-            "gamma": getattr(gamma, "__name__", repr(gamma)) if callable(gamma) else _as_json(gamma),
-            "alpha": None if alpha is None else _as_json(alpha),
-            "label_counts": None if counts is None else counts.counts.tolist(),
-        }
+        self.trainer._check_settings()  # a search has changed them since the trainer was made
+        if self.trainer._config() is not None:
+            self.trainer._config().focal_loss = self.trainer._settings_for_the_record()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer._finish_statistics()
+
+
+def _settings_saved_in(folder: Path) -> dict[str, Any] | None:
+    if (folder / _ADAPTER_SETTINGS).is_file():
+        return json.loads((folder / _ADAPTER_SETTINGS).read_text())
+    config = folder / "config.json"
+    return json.loads(config.read_text()).get("focal_loss") if config.is_file() else None
 
 
 def _as_json(numbers: float | Sequence[float] | Tensor) -> float | list[float]:
@@ -321,3 +509,7 @@ def _logits_of(outputs: Any) -> Tensor:
     if not isinstance(logits, Tensor) or logits.dim() < 2:
         raise ValueError(f"model: expected logits of shape (batch, ..., classes), but got {logits!r}. {_SUPPORTED}")
     return logits
+
+
+def _with_columns(rows: Tensor) -> Tensor:
+    return rows.unsqueeze(-1) if rows.dim() == 1 else rows

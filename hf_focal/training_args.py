@@ -23,6 +23,8 @@ class FocalTrainingArguments(TrainingArguments):
             themselves: one number for two classes, or one per class, separated by commas (in Python also as numbers).
             ``"none"`` is no alpha.
         focal_beta (`float`, defaults to 0.999): The beta of ``focal_alpha="effective_number"``, in [0, 1).
+        focal_statistics (`bool`, defaults to `True`): Whether the logs hold the mean p_t and the share of the loss that
+            head, mid and tail classes carry.
 
     Raises:
         `ValueError`: If a setting is out of its range; the message names it.
@@ -55,6 +57,12 @@ class FocalTrainingArguments(TrainingArguments):
         },
     )
     focal_beta: float = field(default=0.999, metadata={"help": "Beta of --focal_alpha effective_number, in [0, 1)."})
+    focal_statistics: bool = field(
+        default=True,
+        metadata={
+            "help": "Log the mean p_t and the share of the loss of head, mid and tail classes at logging steps."
+        },
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from datasets import Dataset
 from exactness import GLOBAL_BATCH, STEPS_OF_WHOLE_BATCHES, TASKS, tiny_dataset, tiny_model, train
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, BertConfig, BertLMHeadModel, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertLMHeadModel,
+    Trainer,
+    TrainingArguments,
+)
 
 from hf_focal import FocalTrainer, FocalTrainingArguments, compute_alpha, flsd_53, focal_loss, sigmoid_focal_loss
 from hf_focal.label_counts import count_labels
@@ -403,13 +411,31 @@ class TestLoss:
         with pytest.warns(UserWarning, match="label_smoothing_factor has no effect on multi-label"):
             trainer.compute_loss(trainer.model, batch_of("multi_label"))
 
+    @pytest.mark.parametrize("batch_size", [1, 5, 8])
     @pytest.mark.parametrize("task", TASKS)
-    def test_eval_loss_is_the_focal_loss_of_all_examples(self, tmp_path, task):
+    def test_eval_loss_is_the_mean_over_all_targets(self, tmp_path, task, batch_size):
         dataset = tiny_dataset(task, 12)
-        trainer = make_trainer(tmp_path, task=task, eval_dataset=dataset, per_device_eval_batch_size=12)
+        trainer = make_trainer(tmp_path, task=task, eval_dataset=dataset, per_device_eval_batch_size=batch_size)
         batch = {name: torch.tensor(dataset[name][:]) for name in ("input_ids", "labels")}
-        expected = trainer.compute_loss(trainer.model, batch).item()
-        assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-6)
+        with torch.no_grad():
+            logits = trainer.model.eval()(batch["input_ids"]).logits.double()
+        loss = sigmoid_focal_loss if task == "multi_label" else focal_loss
+        logits = logits if task == "multi_label" else logits.movedim(-1, 1)
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(loss(logits, batch["labels"]).item(), rel=1e-6)
+        assert trainer.predict(dataset).metrics["test_loss"] == trainer.evaluate()["eval_loss"]
+
+    def test_stock_eval_loss_of_tokens_depends_on_the_batch_size(self, tmp_path):
+        losses = {
+            make_trainer(
+                tmp_path,
+                task="tokens",
+                trainer_class=Trainer,
+                eval_dataset=tiny_dataset("tokens", 12),
+                per_device_eval_batch_size=batch_size,
+            ).evaluate()["eval_loss"]
+            for batch_size in (1, 5)
+        }
+        assert max(losses) - min(losses) > 1e-3
 
     def test_prediction_without_labels(self, tmp_path):
         output = make_trainer(tmp_path).predict(tiny_dataset().remove_columns("labels"))
@@ -490,10 +516,31 @@ class TestModels:
         ):
             make_trainer(tmp_path, model=model)
 
-    def test_causal_language_model_is_refused(self, tmp_path):
-        config = BertConfig(**{**tiny_model().config.to_dict(), "is_decoder": True})
-        with pytest.raises(ValueError, match="BertLMHeadModel is a causal language model"):
-            make_trainer(tmp_path, model=BertLMHeadModel(config))
+    def test_causal_language_model_predicts_the_next_token(self, tmp_path):
+        model = BertLMHeadModel(BertConfig(**{**tiny_model().config.to_dict(), "is_decoder": True}))
+        ids = torch.tensor(tiny_dataset()["input_ids"][:4])
+        labels = ids.masked_fill(ids < 5, -100)
+        data = Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
+        trainer = make_trainer(tmp_path, model=model, train_dataset=data, per_device_train_batch_size=4)
+        logits = model(ids).logits[:, :-1].transpose(1, 2)
+        batch = {"input_ids": ids, "labels": labels}
+        num_targets = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
+        assert num_targets == (labels[:, 1:] != -100).sum()
+        loss = trainer.compute_loss(model, batch, num_items_in_batch=num_targets)
+        torch.testing.assert_close(loss, focal_loss(logits, labels[:, 1:]))
+
+    def test_masked_language_model(self, tmp_path):
+        model = BertForMaskedLM(tiny_model().config)
+        ids = torch.tensor(tiny_dataset()["input_ids"][:4])
+        labels = ids.masked_fill(ids < 5, -100)
+        data = Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
+        trainer = make_trainer(tmp_path, model=model, train_dataset=data, alpha=torch.linspace(1, 2, 30))
+        expected = focal_loss(model(ids).logits.transpose(1, 2), labels, alpha=torch.linspace(1, 2, 30))
+        torch.testing.assert_close(trainer.compute_loss(model, {"input_ids": ids, "labels": labels}), expected)
+
+    def test_question_answering_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match="BertForQuestionAnswering is made for question answering"):
+            make_trainer(tmp_path, model=BertForQuestionAnswering(tiny_model().config))
 
     def test_data_parallel_is_refused(self, tmp_path):
         args = TrainingArguments(str(tmp_path), use_cpu=True)
@@ -533,3 +580,194 @@ def test_label_column_names_reach_the_error(tmp_path):
     data = Dataset.from_dict({"input_ids": [[1, 2]], "label": ["a"]})
     with pytest.raises(ValueError, match="column 'label' holds 1 different strings.*class_encode_column"):
         make_trainer(tmp_path, train_dataset=data, alpha="inverse")
+
+
+class TestLog:
+    @pytest.mark.parametrize("task", TASKS)
+    def test_statistics_of_the_logged_step(self, tmp_path, task):
+        trainer = make_trainer(
+            tmp_path,
+            task=task,
+            alpha=ALPHA_OF_TASK[task],
+            max_steps=1,
+            per_device_train_batch_size=11,
+            gradient_accumulation_steps=4,
+            logging_strategy="steps",
+            logging_steps=1,
+        )
+        batch = batch_of(task, 44)
+        with torch.no_grad():
+            logits = trainer.model(batch["input_ids"]).logits.movedim(-1, 1)
+        trainer.train()
+        labels = batch["labels"]
+        if task == "multi_label":
+            loss = sigmoid_focal_loss(logits, labels, alpha=ALPHA_OF_TASK[task], reduction="none")
+            p_t = torch.where(labels == 1, logits.sigmoid(), 1 - logits.sigmoid())
+            loss_of_class = loss.sum(0)
+        else:
+            loss = focal_loss(logits, labels, alpha=ALPHA_OF_TASK[task], reduction="none")
+            p = logits.softmax(1).movedim(1, -1)[labels != -100]
+            p_t = p.gather(1, labels[labels != -100].unsqueeze(1))
+            loss_of_class = torch.stack([loss[labels == k].sum() for k in range(3)])
+        (log,) = [log for log in trainer.state.log_history if "loss" in log]
+        assert log["mean_p_t"] == pytest.approx(p_t.mean().item(), rel=1e-5)
+        by_count = count_labels(tiny_dataset(task), num_labels=3).counts.argsort()[::-1]
+        for group, k in zip(("head", "mid", "tail"), by_count):
+            share = (loss_of_class[k] / loss_of_class.sum()).item()
+            assert log[f"loss_share_{group}"] == pytest.approx(share, rel=1e-4)
+
+    @pytest.mark.parametrize("strategy", [{"logging_steps": 3}, {"logging_steps": 4, "logging_first_step": True}])
+    def test_statistics_are_computed_at_logging_steps_only(self, tmp_path, monkeypatch, strategy):
+        computed = []
+        add = FocalTrainer._add_statistics
+        monkeypatch.setattr(
+            FocalTrainer,
+            "_add_statistics",
+            lambda self, *args: (computed.append(self.state.global_step + 1), add(self, *args)),
+        )
+        trainer = make_trainer(tmp_path, max_steps=8, logging_strategy="steps", **strategy)
+        trainer.train()
+        logged = [log["step"] for log in trainer.state.log_history if "mean_p_t" in log]
+        assert computed == logged == [log["step"] for log in trainer.state.log_history if "loss" in log]
+
+    def test_statistics_of_the_last_step_of_an_epoch(self, tmp_path):
+        trainer = make_trainer(tmp_path, max_steps=-1, num_train_epochs=2, logging_strategy="epoch")
+        trainer.train()
+        assert [log["step"] for log in trainer.state.log_history if "mean_p_t" in log] == [6, 12]
+
+    def test_flag_switches_the_statistics_off(self, tmp_path):
+        trainer = make_trainer(
+            tmp_path,
+            args_class=FocalTrainingArguments,
+            focal_statistics=False,
+            logging_strategy="steps",
+            logging_steps=1,
+        )
+        trainer.train()
+        logs = trainer.state.log_history
+        assert any("loss" in log for log in logs) and not any("mean_p_t" in log for log in logs)
+
+
+class TestLifeOfARun:
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_resumed_run_ends_in_the_same_weights(self, tmp_path, stream):
+        def run(resume_from_checkpoint=None):
+            data = tiny_dataset().to_iterable_dataset() if stream else tiny_dataset()
+            trainer = make_trainer(
+                tmp_path,
+                model=tiny_model(hidden_dropout_prob=0.1),
+                train_dataset=data,
+                alpha="inverse",
+                per_device_train_batch_size=4,
+                gradient_accumulation_steps=2,
+                max_steps=6,
+                save_strategy="steps",
+                save_steps=1,
+            )
+            trainer.train(resume_from_checkpoint)
+            return trainer.model.state_dict(), trainer.model.config.focal_loss
+
+        weights, settings = run()
+        for step in range(1, 6):
+            resumed, resumed_settings = run(tmp_path / f"checkpoint-{step}")
+            assert drift(resumed, weights) == 0 and resumed_settings == settings
+
+    def test_resuming_with_other_settings_warns(self, tmp_path):
+        saved = {"save_strategy": "steps", "save_steps": 1}
+        make_trainer(tmp_path, gamma=2, alpha="inverse", **saved).train()
+        trainer = make_trainer(tmp_path, gamma=3, alpha="inverse", max_steps=3, **saved)
+        with pytest.warns(
+            UserWarning, match="checkpoint-2 was trained with gamma 2.0; it goes on with gamma 3.0"
+        ) as record:
+            trainer.train(resume_from_checkpoint=True)
+        assert not [warning for warning in record if "alpha" in str(warning.message)]
+        assert trainer.model.config.focal_loss["gamma"] == 3
+
+    def test_best_model_is_loaded_by_the_exact_loss(self, tmp_path):
+        trainer = make_trainer(
+            tmp_path,
+            max_steps=4,
+            eval_dataset=tiny_dataset(num_examples=12),
+            eval_strategy="steps",
+            eval_steps=1,
+            save_strategy="steps",
+            save_steps=1,
+            learning_rate=0.1,
+            load_best_model_at_end=True,
+        )
+        trainer.train()
+        losses = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
+        assert trainer.state.best_metric == min(losses) == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-6)
+
+    def test_smaller_batches_after_running_out_of_memory(self, tmp_path):
+        class Small(type(tiny_model())):
+            def forward(self, input_ids, labels=None, **kwargs):
+                if len(input_ids) > 4:
+                    raise RuntimeError("CUDA out of memory.")
+                return super().forward(input_ids, **kwargs)
+
+        model = Small(tiny_model().config)
+        trainer = make_trainer(tmp_path, model=model, auto_find_batch_size=True, per_device_train_batch_size=8)
+        assert trainer.train().training_loss > 0 and trainer.state.train_batch_size <= 4
+
+    def test_adapter_carries_the_settings(self, tmp_path):
+        peft = pytest.importorskip("peft")
+        tiny_model().save_pretrained(tmp_path / "base")
+        base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+        model = peft.get_peft_model(base, peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
+        trainer = make_trainer(tmp_path, model=model, alpha="inverse", gamma=3)
+        trainer.train()
+        trainer.save_model(tmp_path / "adapter")
+        loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "adapter")
+        settings = json.loads((tmp_path / "adapter" / "focal_loss.json").read_text())
+        assert settings == model.get_base_model().config.focal_loss and settings["gamma"] == 3
+        batch = batch_of("single_label")
+        model.eval(), loaded.eval()
+        torch.testing.assert_close(loaded(batch["input_ids"]).logits, model(batch["input_ids"]).logits)
+
+
+class TestSearch:
+    def search(self, folder, args_class=FocalTrainingArguments, **kwargs):
+        pytest.importorskip("optuna")
+        used = []
+
+        class Recording(FocalTrainer):
+            def compute_loss(self, *args, **kwargs):
+                used.append((self.gamma, None if self.alpha is None else self.alpha.tolist()))
+                return super().compute_loss(*args, **kwargs)
+
+        arguments = {"max_steps": 1, "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
+        trainer = Recording(
+            model_init=lambda: tiny_model(),
+            args=args_class(str(folder), **arguments),
+            train_dataset=tiny_dataset(),
+            eval_dataset=tiny_dataset(num_examples=8),
+            **kwargs,
+        )
+        trials = iter([(0.5, "inverse"), (1.5, "none")])
+
+        def space(trial):
+            gamma, alpha = next(trials)
+            return {
+                "focal_gamma": trial.suggest_float("focal_gamma", gamma, gamma),
+                "focal_alpha": trial.suggest_categorical("focal_alpha", ["inverse", "none"]) and alpha,
+            }
+
+        trainer.hyperparameter_search(space, n_trials=2, backend="optuna", direction="minimize")
+        return used
+
+    def test_each_trial_uses_its_settings(self, tmp_path):
+        inverse = compute_alpha(tiny_dataset()).tolist()
+        used = self.search(tmp_path)
+        assert (0.5, inverse) in used and (1.5, None) in used and {gamma for gamma, _ in used} == {0.5, 1.5}
+
+    @pytest.mark.parametrize(
+        "message, kwargs",
+        [
+            ("gamma: a keyword wins over the arguments, so a search cannot change it", {"gamma": 1.0}),
+            ("hp_space: focal_gamma needs FocalTrainingArguments", {"args_class": TrainingArguments}),
+        ],
+    )
+    def test_what_a_search_cannot_change_is_refused(self, tmp_path, message, kwargs):
+        with pytest.raises(ValueError, match=message):
+            self.search(tmp_path, **kwargs)
