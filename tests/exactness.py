@@ -25,9 +25,17 @@ from transformers import (
 from hf_focal import FocalTrainer
 
 
+class PerBatchMean(FocalTrainer):
+    """The negative control: the mean of each micro-batch, as a usual override of compute_loss returns it."""
+
+    def _scaled_focal_loss(self, outputs, labels, num_items_in_batch=None):
+        return super()._scaled_focal_loss(outputs, labels)
+
+
 NUM_EXAMPLES, NUM_LABELS, LENGTH = 44, 3, 6
 GLOBAL_BATCH = 8  # so that the last window of an epoch is short: 5 steps of 8 examples and one of 4
 STEPS_OF_WHOLE_BATCHES = 5
+_TRAINERS = {trainer.__name__: trainer for trainer in (FocalTrainer, PerBatchMean, Trainer)}
 TASKS = ["single_label", "multi_label", "tokens"]
 
 
@@ -81,7 +89,7 @@ def train(
         save_strategy="no",
         disable_tqdm=True,
     )
-    trainer = {"FocalTrainer": FocalTrainer, "Trainer": Trainer}[trainer_class](
+    trainer = _TRAINERS[trainer_class](
         model=tiny_model(task), args=args, train_dataset=tiny_dataset(task), **focal_settings
     )
     trainer.train()
