@@ -13,6 +13,9 @@ _MODULE_OF = {
     "FocalLoss": "losses",
     "LabelDistribution": "alpha",
     "compute_alpha": "alpha",
+    "ImbalancedClassification": "metrics",
+    "class_groups": "metrics",
+    "compute_metrics": "metrics",
     "FocalTrainingArguments": "training_args",
     "FocalTrainer": "trainer",
 }
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from .losses import flsd_53 as flsd_53
     from .losses import focal_loss as focal_loss
     from .losses import sigmoid_focal_loss as sigmoid_focal_loss
+    from .metrics import ImbalancedClassification as ImbalancedClassification
+    from .metrics import class_groups as class_groups
+    from .metrics import compute_metrics as compute_metrics
     from .trainer import FocalTrainer as FocalTrainer
     from .training_args import FocalTrainingArguments as FocalTrainingArguments
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from safetensors.torch import save_file
 from transformers import (
@@ -33,6 +34,7 @@ class PerBatchMean(FocalTrainer):
 
 
 NUM_EXAMPLES, NUM_LABELS, LENGTH = 44, 3, 6
+NUM_EVAL_EXAMPLES = 11  # which two processes cannot share evenly
 GLOBAL_BATCH = 8  # so that the last window of an epoch is short: 5 steps of 8 examples and one of 4
 STEPS_OF_WHOLE_BATCHES = 5
 _TRAINERS = {trainer.__name__: trainer for trainer in (FocalTrainer, PerBatchMean, Trainer)}
@@ -68,39 +70,52 @@ def train(
     output_dir: str | Path,
     task: str,
     *,
-    per_device_train_batch_size: int = GLOBAL_BATCH,
-    gradient_accumulation_steps: int = 1,
-    max_steps: int = -1,
     trainer_class: str = "FocalTrainer",
-    **focal_settings,
+    streamed: bool = False,
+    gamma: float | None = None,
+    alpha: list[float] | None = None,
+    **arguments,
 ) -> Trainer:
-    args = TrainingArguments(
-        str(output_dir),
-        per_device_train_batch_size=per_device_train_batch_size,
-        gradient_accumulation_steps=gradient_accumulation_steps,
-        max_steps=max_steps,
-        num_train_epochs=1,
-        optim="sgd",
-        learning_rate=0.1,
-        lr_scheduler_type="constant",
-        max_grad_norm=0,
-        use_cpu=True,
-        logging_steps=1,
-        save_strategy="no",
-        disable_tqdm=True,
-    )
+    defaults = {
+        "per_device_train_batch_size": GLOBAL_BATCH,
+        "num_train_epochs": 1,
+        "optim": "sgd",
+        "learning_rate": 0.1,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0,
+        "use_cpu": True,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "per_device_eval_batch_size": 2,
+    }
+    settings = {} if trainer_class == "Trainer" else {"gamma": gamma, "alpha": alpha}
+    dataset = tiny_dataset(task)
     trainer = _TRAINERS[trainer_class](
-        model=tiny_model(task), args=args, train_dataset=tiny_dataset(task), **focal_settings
+        model=tiny_model(task),
+        args=TrainingArguments(str(output_dir), **{**defaults, **arguments}),
+        train_dataset=dataset.to_iterable_dataset() if streamed else dataset,
+        **settings,
     )
     trainer.train()
     return trainer
 
 
 def run(folder: Path, name: str, arguments: dict) -> None:
+    AcceleratorState._reset_state()  # one process knows one way to distribute at a time
     trainer = train(folder, **arguments)
+    dataset = tiny_dataset(arguments["task"], NUM_EVAL_EXAMPLES)
+    eval_loss = trainer.evaluate(dataset)["eval_loss"]
+    eval_loss_of_stream = trainer.evaluate(dataset.to_iterable_dataset())["eval_loss"]
     if trainer.is_world_process_zero():
         save_file(trainer.model.state_dict(), folder / f"{name}.safetensors")
-        (folder / f"{name}.json").write_text(json.dumps({"world_size": trainer.accelerator.num_processes}))
+        outcome = {
+            "world_size": trainer.accelerator.num_processes,
+            "eval_loss": eval_loss,
+            "eval_loss_of_stream": eval_loss_of_stream,
+            "statistics": [log["mean_p_t"] for log in trainer.state.log_history if "mean_p_t" in log],
+        }
+        (folder / f"{name}.json").write_text(json.dumps(outcome))
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from datasets import Dataset
-from exactness import GLOBAL_BATCH, STEPS_OF_WHOLE_BATCHES, TASKS, tiny_dataset, tiny_model, train
+from exactness import GLOBAL_BATCH, NUM_EVAL_EXAMPLES, STEPS_OF_WHOLE_BATCHES, TASKS, tiny_dataset, tiny_model, train
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForSequenceClassification,
@@ -20,6 +20,10 @@ from transformers import (
     BertLMHeadModel,
     Trainer,
     TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+    Wav2Vec2Config,
+    Wav2Vec2ForSequenceClassification,
 )
 
 from hf_focal import FocalTrainer, FocalTrainingArguments, compute_alpha, flsd_53, focal_loss, sigmoid_focal_loss
@@ -32,6 +36,14 @@ ALPHA_OF_TASK = {"single_label": [0.5, 1.0, 4.0], "multi_label": [0.3, 0.5, 0.9]
 heads_ignore_the_count = pytest.mark.skipif(
     transformers.__version__ < "5", reason="before version 5, BERT's heads do not accept num_items_in_batch"
 )
+
+
+WAYS_TO_DISTRIBUTE = {
+    "dispatch_batches": {"accelerator_config": {"dispatch_batches": True}},
+    "split_batches": {"accelerator_config": {"split_batches": True}, "per_device_train_batch_size": GLOBAL_BATCH},
+    "stream": {"streamed": True},
+    "stream_without_dispatch": {"streamed": True, "accelerator_config": {"dispatch_batches": False}},
+}
 
 
 def drift(weights, other):
@@ -61,6 +73,8 @@ def two_processes(tmp_path_factory):
         accumulated = {"per_device_train_batch_size": GLOBAL_BATCH // 4, "gradient_accumulation_steps": 2}
         for name, cut in (("at_once", at_once), ("accumulated", accumulated)):
             cases[f"{task}_{name}"] = {"task": task, "alpha": ALPHA_OF_TASK[task], **cut}
+    for name, arguments in WAYS_TO_DISTRIBUTE.items():
+        cases[name] = {"task": "tokens", "alpha": ALPHA_OF_TASK["tokens"], **at_once, **arguments}
     for trainer_class in ("PerBatchMean", "Trainer"):
         cases[trainer_class] = {"task": "tokens", "trainer_class": trainer_class, **at_once}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -98,6 +112,36 @@ class TestExactness:
         weights, run = two_processes[f"{task}_accumulated"]
         assert run["world_size"] == 2
         assert drift(weights, whole_batch[task, -1]) < 1e-6
+
+    @pytest.mark.parametrize("name", WAYS_TO_DISTRIBUTE)
+    def test_ways_to_distribute(self, tmp_path, two_processes, name):
+        weights, run = two_processes[name]
+        assert run["world_size"] == 2
+        one_process = train(
+            tmp_path,
+            "tokens",
+            alpha=ALPHA_OF_TASK["tokens"],
+            streamed="stream" in name,
+            max_steps=STEPS_OF_WHOLE_BATCHES,
+        )
+        assert drift(weights, one_process.model.state_dict()) < 1e-6
+        expected = [log["mean_p_t"] for log in one_process.state.log_history if "mean_p_t" in log]
+        assert run["statistics"] == pytest.approx(expected, rel=1e-5) and expected
+
+    @pytest.mark.parametrize("name", [*(f"{task}_at_once" for task in TASKS), "dispatch_batches", "split_batches"])
+    def test_eval_loss_of_two_processes(self, two_processes, name):
+        weights, run = two_processes[name]
+        task = name.removesuffix("_at_once") if name.endswith("_at_once") else "tokens"
+        batch = batch_of(task, NUM_EVAL_EXAMPLES)
+        model = tiny_model(task)
+        model.load_state_dict(weights)
+        with torch.no_grad():
+            logits = model.eval()(batch["input_ids"]).logits.double()
+        loss = sigmoid_focal_loss if task == "multi_label" else focal_loss
+        logits = logits if task == "multi_label" else logits.movedim(-1, 1)
+        expected = loss(logits, batch["labels"], alpha=ALPHA_OF_TASK[task]).item()
+        assert run["eval_loss"] == pytest.approx(expected, rel=1e-6)
+        assert run["eval_loss_of_stream"] == pytest.approx(expected, rel=1e-6)
 
     @pytest.mark.parametrize("trainer_class", ["PerBatchMean", pytest.param("Trainer", marks=heads_ignore_the_count)])
     @pytest.mark.parametrize("task", TASKS)
@@ -780,3 +824,60 @@ class TestSearch:
     def test_what_a_search_cannot_change_is_refused(self, tmp_path, message, kwargs):
         with pytest.raises(ValueError, match=message):
             self.search(tmp_path, **kwargs)
+
+
+class TestPrecision:
+    @pytest.mark.parametrize("task", TASKS)
+    @pytest.mark.parametrize(
+        "arguments, tolerance",
+        [({"bf16": True}, 1e-2), ({"gradient_checkpointing": True}, 1e-6), ({"torch_compile": True}, 1e-5)],
+        ids=["bf16", "gradient_checkpointing", "torch_compile"],
+    )
+    def test_same_weights_as_in_full_precision(self, tmp_path, task, arguments, tolerance):
+        # Plain descent, because Adam makes whole steps of gradients that are nothing but rounding.
+        shared = {"task": task, "alpha": ALPHA_OF_TASK[task], "optim": "sgd", "learning_rate": 0.1}
+        plain = make_trainer(tmp_path, eval_dataset=tiny_dataset(task), **shared)
+        trainer = make_trainer(tmp_path, eval_dataset=tiny_dataset(task), **shared, **arguments)
+        plain.train()
+        trainer.train()
+        assert drift(trainer._core_model().state_dict(), plain.model.state_dict()) < tolerance
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"], rel=tolerance)
+
+    def test_loss_of_half_precision_logits_is_computed_in_float32(self, tmp_path):
+        trainer = make_trainer(tmp_path, bf16=True)
+        logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = trainer._scaled_focal_loss({"logits": logits}, torch.tensor([0, 1, 2, 0]))
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, focal_loss(logits.float(), torch.tensor([0, 1, 2, 0])))
+
+
+class TestHeads:
+    SIZES = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_labels": 3,
+    }
+
+    def check(self, folder, model, inputs):
+        labels = torch.tensor([0, 1, 2, 0, 0, 0, 1, 0])
+        data = Dataset.from_dict({model.main_input_name: inputs.tolist(), "labels": labels.tolist()})
+        trainer = make_trainer(folder, model=model, train_dataset=data, eval_dataset=data, alpha="inverse")
+        trainer.train()
+        with torch.no_grad():
+            expected = focal_loss(model.eval()(inputs).logits, labels, alpha=compute_alpha(labels)).item()
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+
+    def test_images(self, tmp_path):
+        model = ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **self.SIZES))
+        self.check(tmp_path, model, torch.randn(8, 3, 8, 8))
+
+    def test_audio(self, tmp_path):
+        convolutions = {"conv_dim": (8, 8), "conv_kernel": (4, 4), "conv_stride": (4, 4)}
+        positions = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+        config = Wav2Vec2Config(
+            classifier_proj_size=8, apply_spec_augment=False, **convolutions, **positions, **self.SIZES
+        )
+        self.check(tmp_path, Wav2Vec2ForSequenceClassification(config), torch.randn(8, 160))
