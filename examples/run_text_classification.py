@@ -68,8 +68,10 @@ class ModelArguments:
             raise ValueError(f"--loss: expected focal or cross_entropy, but got {self.loss!r}")
 
 
-def parse_arguments() -> tuple[ModelArguments, DataArguments, FocalTrainingArguments]:
-    parser = HfArgumentParser((ModelArguments, DataArguments, FocalTrainingArguments))
+def parse_arguments(
+    data_class: type[DataArguments], embedded_default: list[str]
+) -> tuple[ModelArguments, DataArguments, FocalTrainingArguments]:
+    parser = HfArgumentParser((ModelArguments, data_class, FocalTrainingArguments))
     argv = sys.argv[1:]
     if len(argv) == 1 and argv[0].endswith(".json"):
         return parser.parse_json_file(argv[0])
@@ -77,7 +79,7 @@ def parse_arguments() -> tuple[ModelArguments, DataArguments, FocalTrainingArgum
         return parser.parse_yaml_file(argv[0])
     sources = {"--dataset_name", "--train_file", "--validation_file", "--test_file"}
     names_data = any(argument.split("=")[0] in sources for argument in argv)
-    return parser.parse_args_into_dataclasses(argv if names_data else EMBEDDED_DEFAULT + argv)
+    return parser.parse_args_into_dataclasses(argv if names_data else embedded_default + argv)
 
 
 def predicted_labels(logits: np.ndarray | tuple, multi_label: bool) -> np.ndarray:
@@ -121,7 +123,7 @@ def write_predictions(path: Path, predictions: np.ndarray, names: list[str]) -> 
 
 
 def main() -> None:
-    model_args, data_args, training_args = parse_arguments()
+    model_args, data_args, training_args = parse_arguments(DataArguments, EMBEDDED_DEFAULT)
     wanted = {"train": training_args.do_train, "validation": training_args.do_eval, "test": training_args.do_predict}
     needed = [split for split, is_wanted in wanted.items() if is_wanted]
     if not needed:

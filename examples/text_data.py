@@ -1,5 +1,6 @@
 """Texts with labels for the scripts beside this file: from the hub, from files, or the embedded default."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,7 +43,9 @@ class DataArguments:
         return {split: file for split, file in files.items() if file is not None}
 
 
-def load_splits(data_args: DataArguments, cache_dir: str | None) -> DatasetDict:
+def load_splits(
+    data_args: DataArguments, cache_dir: str | None, embedded_default: Callable[[], DatasetDict] = load_bbc_longtail
+) -> DatasetDict:
     """The raw splits from the hub, from files or, if neither is named, the embedded default."""
     if data_args.dataset_name is not None:
         return load_dataset(
@@ -52,7 +55,7 @@ def load_splits(data_args: DataArguments, cache_dir: str | None) -> DatasetDict:
             cache_dir=cache_dir,
         )
     if not data_args.files:
-        return load_bbc_longtail()
+        return embedded_default()
     splits = DatasetDict()
     for split, file in data_args.files.items():
         kind = Path(file).suffix.lstrip(".").replace("jsonl", "json")

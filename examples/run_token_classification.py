@@ -1,0 +1,216 @@
+"""Fine-tune a BERT-like model with focal loss on token classification, where nearly every token is outside of an entity.
+
+Without arguments it trains MiniLM-L6 to find rare entities in sentences of BBC News, both from installed packages, so no
+network is needed; bbc_entities.py says what its labels are. Once a dataset is named the flags apply to it alone:
+
+    python run_token_classification.py --model_name_or_path bert-base-cased --dataset_name conll2003 \
+        --do_train --do_eval --focal_gamma 2 --focal_alpha sqrt_inverse --output_dir out
+
+Several processes: `accelerate launch run_token_classification.py ...` or `torchrun --nproc_per_node 2 ...`.
+"""
+
+import gc
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from accelerate import PartialState
+from bbc_entities import load_bbc_entities
+from bbc_longtail import minilm_path
+from datasets import ClassLabel, Dataset
+from run_text_classification import parse_arguments, print_label_distribution
+from seqeval.metrics import classification_report
+from text_data import DataArguments, check_columns, load_splits
+from transformers import (
+    AutoConfig,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    DataCollatorForTokenClassification,
+    EvalPrediction,
+    set_seed,
+)
+
+from hf_focal import FocalTrainer, compute_metrics
+
+
+EMBEDDED_DEFAULT = (
+    "--output_dir outputs/bbc_entities --do_train --do_predict --max_seq_length 64 "
+    "--num_train_epochs 3 --learning_rate 2e-4 --per_device_train_batch_size 16 --per_device_eval_batch_size 64 "
+    "--focal_alpha sqrt_inverse --logging_steps 20 --save_strategy epoch --save_total_limit 1"
+).split()
+
+
+@dataclass
+class TokenDataArguments(DataArguments):
+    text_column_names: str = field(default="tokens", metadata={"help": "Column with the words of a sentence."})
+    label_column_name: str = field(default="ner_tags", metadata={"help": "Column with the tag of each word."})
+
+
+def read_tags(dataset: Dataset, column: str, split: str) -> tuple[list[list[str]], list[str] | None]:
+    """The tags of each sentence, and the names of all tags if the dataset knows them."""
+    feature = getattr(dataset.features[column], "feature", None)
+    if feature is None or feature.dtype not in ("string", "large_string", "int64", "int32", "int8"):
+        raise ValueError(
+            f"column {column!r} of the {split} split: expected lists of strings or integers, but got "
+            f"{dataset.features[column]}"
+        )
+    if isinstance(feature, ClassLabel):
+        return [feature.int2str(row) for row in dataset[column]], feature.names
+    return [[str(tag) for tag in row] for row in dataset[column]], None
+
+
+def encode_tags(tags: list[list[str]], words: list[list[str]], names: list[str], split: str) -> list[list[int]]:
+    for row, (sentence, sentence_tags) in enumerate(zip(words, tags)):
+        if len(sentence) != len(sentence_tags):
+            raise ValueError(
+                f"row {row} of the {split} split has {len(sentence)} words, but {len(sentence_tags)} tags"
+            )
+    if unknown := sorted({tag for row in tags for tag in row} - set(names)):
+        raise ValueError(f"the {split} split has tags that are not in the training data: {unknown[:10]}")
+    index = {name: i for i, name in enumerate(names)}
+    return [[index[tag] for tag in row] for row in tags]
+
+
+def tokenize(sentences: list[list[str]], tokenizer, max_length: int) -> tuple[dict, list[list[int]]]:
+    """The tokens of the sentences, and the positions where their words begin; words that are cut off have none."""
+    encoded = tokenizer(sentences, truncation=True, max_length=max_length, is_split_into_words=True)
+    starts = []
+    for row in range(len(sentences)):
+        word_ids = encoded.word_ids(row)
+        starts.append([k for k, word in enumerate(word_ids) if word is not None and word not in word_ids[:k]])
+    return encoded, starts
+
+
+def encode(batch: dict, tokenizer, max_length: int, words: str) -> dict:
+    """The first token of a word bears its tag; the others are ignored."""
+    encoded, starts = tokenize(batch[words], tokenizer, max_length)
+    if "labels" in batch:
+        labels = [np.full(len(ids), -100) for ids in encoded["input_ids"]]
+        for row, positions, tags in zip(labels, starts, batch["labels"]):
+            row[positions] = tags[: len(positions)]
+        encoded["labels"] = labels
+    return encoded
+
+
+def tag_sequences(logits: np.ndarray, labels: np.ndarray, names: list[str]) -> tuple[list, list]:
+    """The true and the predicted tags of each sentence, by name."""
+    predictions = logits.argmax(-1)
+    return tuple(
+        [[names[tag] for tag in row[label != -100]] for row, label in zip(tags, labels)]
+        for tags in (labels, predictions)
+    )
+
+
+def scores(prediction: EvalPrediction, names: list[str]) -> dict[str, float]:
+    report = classification_report(
+        *tag_sequences(prediction.predictions, prediction.label_ids, names), output_dict=True, zero_division=0
+    )
+    entities = {f"entity_f1_{average}": float(report[f"{average} avg"]["f1-score"]) for average in ("micro", "macro")}
+    return {**entities, **compute_metrics(prediction, label_names=names)}
+
+
+def main() -> None:
+    model_args, data_args, training_args = parse_arguments(TokenDataArguments, EMBEDDED_DEFAULT)
+    wanted = {"train": training_args.do_train, "validation": training_args.do_eval, "test": training_args.do_predict}
+    needed = [split for split, is_wanted in wanted.items() if is_wanted]
+    if not needed:
+        raise ValueError("nothing to do: set --do_train, --do_eval or --do_predict")
+    if model_args.loss == "cross_entropy":
+        training_args.focal_gamma, training_args.focal_alpha = 0.0, None
+    set_seed(training_args.seed)
+
+    # Data and tags.
+    (words,), column = data_args.text_columns, data_args.label_column_name
+    with training_args.main_process_first(desc="loading the data"):
+        splits = load_splits(data_args, model_args.cache_dir, load_bbc_entities)
+    check_columns(splits, data_args, needed)
+    tags, known_names = {}, None
+    for split in needed:
+        if column in splits[split].column_names:
+            tags[split], names_of_split = read_tags(splits[split], column, split)
+            known_names = known_names or names_of_split
+    path = model_args.model_name_or_path or minilm_path()
+    hub = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir}
+    config = AutoConfig.from_pretrained(path, **hub)
+    if training_args.do_train:
+        names = known_names or sorted({tag for row in tags["train"] for tag in row})
+        config.num_labels = len(names)
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: i for i, name in enumerate(names)}
+    else:
+        names = [config.id2label[k] for k in range(config.num_labels)]
+
+    # Tokens.
+    tokenizer = AutoTokenizer.from_pretrained(model_args.tokenizer_name or path, add_prefix_space=True, **hub)
+    max_length = min(data_args.max_seq_length, tokenizer.model_max_length)
+    limits = {
+        "train": data_args.max_train_samples,
+        "validation": data_args.max_eval_samples,
+        "test": data_args.max_predict_samples,
+    }
+    datasets = {}
+    for split in needed:
+        dataset = splits[split].select_columns([words])
+        if split in tags:
+            dataset = dataset.add_column("labels", encode_tags(tags[split], dataset[words], names, split))
+        if limits[split] is not None:
+            dataset = dataset.select(range(min(limits[split], len(dataset))))
+        with training_args.main_process_first(desc=f"tokenizing the {split} split"):
+            datasets[split] = dataset.map(
+                partial(encode, tokenizer=tokenizer, max_length=max_length, words=words),
+                batched=True,
+                remove_columns=[words],
+                desc=f"Tokenizing {split}",
+            )
+
+    # Model and training.
+    model = AutoModelForTokenClassification.from_pretrained(
+        path, config=config, ignore_mismatched_sizes=model_args.ignore_mismatched_sizes, **hub
+    )
+    trainer = FocalTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=datasets.get("train"),
+        eval_dataset=datasets.get("validation"),
+        processing_class=tokenizer,
+        data_collator=DataCollatorForTokenClassification(tokenizer),
+        compute_metrics=partial(scores, names=names),
+    )
+    if training_args.do_train:
+        checkpoint = training_args.resume_from_checkpoint
+        result = trainer.train(resume_from_checkpoint=True if checkpoint == "True" else checkpoint)
+        trainer.save_model()
+        trainer.save_state()
+        trainer.log_metrics("train", result.metrics)
+        trainer.save_metrics("train", result.metrics)
+        if trainer.is_world_process_zero():
+            counts = model.config.focal_loss["label_counts"]
+            print_label_distribution(model.config.focal_loss, names, sum(counts), multi_label=False)
+    for split, prefix in (("validation", "eval"), ("test", "test")):
+        if split not in datasets:
+            continue
+        output = trainer.predict(datasets[split], metric_key_prefix=prefix)
+        trainer.log(output.metrics)
+        trainer.save_metrics(prefix, output.metrics)
+        if not trainer.is_world_process_zero():
+            continue
+        if output.label_ids is not None:
+            truth, predictions = tag_sequences(output.predictions, output.label_ids, names)
+            report = classification_report(truth, predictions, digits=3, zero_division=0)
+            print(f"\nEntities of the {split} split\n{report}")
+        if split == "test":
+            sentences = splits[split][words][: len(datasets[split])]
+            _, starts = tokenize(sentences, tokenizer, max_length)
+            predicted = [[names[k] for k in row[at]] for row, at in zip(output.predictions.argmax(-1), starts)]
+            lines = "".join(" ".join(row) + "\n" for row in predicted)
+            Path(training_args.output_dir, "predict_results.txt").write_text(lines)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(tasks="token-classification", dataset=data_args.dataset_name)
+
+
+if __name__ == "__main__":
+    main()
+    # Processes on CPU may abort at exit if their process group still exists (pytorch issue 190489).
+    gc.collect()
+    PartialState().destroy_process_group()

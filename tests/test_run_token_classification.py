@@ -1,0 +1,147 @@
+"""The example of token classification: from files to tags, in one process and in two."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from datasets import ClassLabel, Dataset, Features, List, Value
+from exactness import tiny_model
+from test_examples import EXAMPLES, common_flags, in_an_empty_folder, run  # noqa: F401
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+
+
+SCRIPT = EXAMPLES / "run_token_classification.py"
+SENTENCES = [["Ann", "likes", "tea"], ["Bob", "and", "Ann", "run"], ["tea", "is", "hot"], ["Ann", "sees", "Oslo"]] * 4
+TAGS = [["PER", "O", "O"], ["PER", "O", "PER", "O"], ["O", "O", "O"], ["PER", "O", "LOC"]] * 4
+TAGS = [[tag if tag == "O" else f"B-{tag}" for tag in row] for row in TAGS]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    """A tiny BERT and a tokenizer that splits words into characters, so that a word is several tokens."""
+    folder = str(tmp_path_factory.mktemp("model"))
+    characters = sorted({character for sentence in SENTENCES for word in sentence for character in word})
+    tokenizer = Tokenizer(
+        models.WordLevel({token: i for i, token in enumerate(["[PAD]", "[UNK]", *characters])}, "[UNK]")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    fast.save_pretrained(folder)
+    tiny_model("tokens").save_pretrained(folder)
+    return folder
+
+
+def write_json(path, tags=TAGS, sentences=SENTENCES):
+    pd.DataFrame({"tokens": sentences, "ner_tags": tags}).to_json(path, orient="records", lines=True)
+    return path
+
+
+def test_train_and_predict_from_strings(model_folder, capsys):
+    file = write_json("data.json")
+    run(
+        *common_flags(model_folder),
+        *("--train_file", file, "--validation_file", file, "--test_file", file, "--focal_alpha", "inverse"),
+        *("--do_train", "--do_eval", "--do_predict"),
+        script=SCRIPT,
+    )
+    config = AutoConfig.from_pretrained("out")
+    assert list(config.id2label.values()) == ["B-LOC", "B-PER", "O"]
+    assert config.focal_loss["label_counts"] == [4, 16, 32]  # one label per word, however many tokens it has
+    assert {"eval_entity_f1_micro", "eval_f1_macro"} <= json.loads(Path("out/eval_results.json").read_text()).keys()
+    lines = Path("out/predict_results.txt").read_text().splitlines()
+    assert [len(line.split()) for line in lines] == [len(sentence) for sentence in SENTENCES]
+    assert "f1-score" in capsys.readouterr().out
+
+
+def test_class_labels_and_unlabelled_test_data(model_folder):
+    names = ["O", "B-PER", "B-LOC", "B-ORG"]
+    features = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=names))})
+    Dataset.from_dict({"tokens": SENTENCES, "ner_tags": TAGS}, features=features).to_parquet("data/train.parquet")
+    Dataset.from_dict({"tokens": SENTENCES}).to_parquet("test.parquet")
+    run(
+        *common_flags(model_folder),
+        "--dataset_name",
+        "data",
+        "--do_train",
+        "--loss",
+        "cross_entropy",
+        "--ignore_mismatched_sizes",
+        script=SCRIPT,
+    )
+    config = AutoConfig.from_pretrained("out")
+    assert list(config.id2label.values()) == names and config.focal_loss["gamma"] == 0
+    run(*common_flags("out", "predicted"), "--test_file", "test.parquet", "--do_predict", script=SCRIPT)
+    assert len(Path("predicted/predict_results.txt").read_text().splitlines()) == len(SENTENCES)
+
+
+def test_first_token_of_a_word_bears_its_tag(model_folder):
+    from run_token_classification import encode
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    batch = {"tokens": [["Ann", "is", "hot"]], "labels": [[1, 0, 2]]}
+    (labels,) = encode(batch, tokenizer, max_length=6, words="tokens")["labels"]
+    assert labels.tolist() == [1, -100, -100, 0, -100, 2]
+
+
+def test_rules_of_the_embedded_default():
+    from bbc_entities import tag
+
+    words = "Profit rose 5.2% to $300m on 12 January 2005, the 2nd rise since Monday (2-1)".split()
+    tagged = {word: tag for word, tag in zip(words, tag(words)) if tag != "O"}
+    assert tagged == {
+        "5.2%": "B-PERCENT",
+        "$300m": "B-MONEY",
+        "12": "B-DATE",
+        "January": "I-DATE",
+        "2005,": "I-DATE",
+        "2nd": "B-ORDINAL",
+        "Monday": "B-DATE",
+        "(2-1)": "B-SCORE",
+    }
+
+
+def test_embedded_default_is_imbalanced_and_its_splits_are_disjoint():
+    from bbc_entities import TAGS, load_bbc_entities
+
+    splits = load_bbc_entities(train=300, validation=50, test=100)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 300, "validation": 50, "test": 100}
+    tags = [tag for row in splits["train"]["ner_tags"] for tag in row]
+    assert tags.count(0) > 0.9 * len(tags) and all(0 <= tag < len(TAGS) for tag in tags)
+    train, test = ({tuple(words) for words in splits[name]["tokens"]} for name in ("train", "test"))
+    assert not train & test
+    assert splits["train"]["tokens"] == load_bbc_entities(train=300, validation=50, test=100)["train"]["tokens"]
+
+
+def test_two_processes(model_folder):
+    file = write_json("data.json")
+    flags = [*common_flags(model_folder), "--train_file", file, "--test_file", file, "--do_train", "--do_predict"]
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = subprocess.run([sys.executable, "-m", *launcher, SCRIPT, *flags], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    # 2 epochs of 16 sentences in batches of 4 are 8 steps in one process.
+    assert json.loads(Path("out/trainer_state.json").read_text())["global_step"] == 4
+    assert len(Path("out/predict_results.txt").read_text().splitlines()) == len(SENTENCES)
+
+
+@pytest.mark.parametrize(
+    "message, data",
+    [
+        ("row 1 of the train split has 4 words, but 3 tags", {"tags": [row[:3] for row in TAGS]}),
+        ("column 'ner_tags' of the train split: expected lists of strings or integers", {"tags": ["O"] * 16}),
+    ],
+)
+def test_refuses(model_folder, message, data):
+    file = write_json("data.json", **data)
+    with pytest.raises(ValueError, match=message):
+        run(*common_flags(model_folder), "--train_file", file, "--do_train", script=SCRIPT)
+
+
+def test_refuses_tags_that_were_not_trained(model_folder):
+    train, test = write_json("train.json"), write_json("test.json", [["B-ORG"] * len(row) for row in TAGS])
+    flags = ["--train_file", train, "--test_file", test, "--do_train", "--do_predict"]
+    with pytest.raises(ValueError, match="the test split has tags that are not in the training data: .'B-ORG'"):
+        run(*common_flags(model_folder), *flags, script=SCRIPT)
