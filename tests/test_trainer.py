@@ -1,6 +1,7 @@
 """The contract of FocalTrainer: exact in every cut of the batch, and otherwise a Trainer."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import (
     BertForMaskedLM,
     BertForQuestionAnswering,
     BertLMHeadModel,
+    EarlyStoppingCallback,
     Trainer,
     TrainingArguments,
     ViTConfig,
@@ -724,6 +726,32 @@ class TestLifeOfARun:
         for step in range(1, 6):
             resumed, resumed_settings = run(tmp_path / f"checkpoint-{step}")
             assert drift(resumed, weights) == 0 and resumed_settings == settings
+
+    def test_killed_run_resumes(self, tmp_path):
+        script = Path(__file__).with_name("killed_run.py")
+        killed = subprocess.run([sys.executable, script, tmp_path / "killed", "3"], capture_output=True, text=True)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert not (tmp_path / "killed" / "checkpoint-3").exists()
+        for folder in ("killed", "whole"):
+            subprocess.run([sys.executable, script, tmp_path / folder, "0"], check=True, capture_output=True)
+        weights = [load_file(tmp_path / folder / "model.safetensors") for folder in ("killed", "whole")]
+        assert drift(*weights) == 0
+
+    def test_early_stopping(self, tmp_path):
+        trainer = make_trainer(
+            tmp_path,
+            max_steps=20,
+            eval_dataset=tiny_dataset(num_examples=12),
+            eval_strategy="steps",
+            eval_steps=1,
+            save_strategy="steps",
+            save_steps=1,
+            learning_rate=0.0,
+            load_best_model_at_end=True,
+            callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
+        )
+        trainer.train()
+        assert trainer.state.global_step == 3  # the loss of the first step is never beaten
 
     def test_resuming_with_other_settings_warns(self, tmp_path):
         saved = {"save_strategy": "steps", "save_steps": 1}
