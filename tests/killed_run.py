@@ -18,18 +18,23 @@ class Killer(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-folder = Path(sys.argv[1])
-folder.mkdir(exist_ok=True)
-args = TrainingArguments(
-    str(folder),
-    max_steps=5,
-    gradient_accumulation_steps=2,
-    save_strategy="steps",
-    save_steps=1,
-    use_cpu=True,
-    disable_tqdm=True,
-)
-model = tiny_model(hidden_dropout_prob=0.1)
-trainer = FocalTrainer(model, args, train_dataset=tiny_dataset(), alpha="inverse", callbacks=[Killer()])
-trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
-trainer.save_model()
+def main() -> None:
+    folder = Path(sys.argv[1])
+    folder.mkdir(exist_ok=True)
+    args = TrainingArguments(
+        str(folder),
+        max_steps=5,
+        gradient_accumulation_steps=2,
+        save_strategy="steps",
+        save_steps=1,
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    model = tiny_model(hidden_dropout_prob=0.1)
+    trainer = FocalTrainer(model, args, train_dataset=tiny_dataset(), alpha="inverse", callbacks=[Killer()])
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+    trainer.save_model()
+
+
+if __name__ == "__main__":
+    main()
