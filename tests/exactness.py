@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
+from accelerate import DistributedType, PartialState
 from accelerate.state import AcceleratorState
 from datasets import Dataset
 from safetensors.torch import save_file
@@ -91,9 +91,13 @@ def train(
     }
     settings = {} if trainer_class == "Trainer" else {"gamma": gamma, "alpha": alpha}
     dataset = tiny_dataset(task)
+    args = TrainingArguments(str(output_dir), **{**defaults, **arguments})
+    if args.fsdp:
+        # Accelerate shards among processes on GPUs, and makes DDP of those on CPU without a word.
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     trainer = _TRAINERS[trainer_class](
         model=tiny_model(task),
-        args=TrainingArguments(str(output_dir), **{**defaults, **arguments}),
+        args=args,
         train_dataset=dataset.to_iterable_dataset() if streamed else dataset,
         **settings,
     )
@@ -102,20 +106,29 @@ def train(
 
 
 def run(folder: Path, name: str, arguments: dict) -> None:
-    AcceleratorState._reset_state()  # one process knows one way to distribute at a time
+    AcceleratorState._reset_state(reset_partial_state=True)  # one process knows one way to distribute at a time
     trainer = train(folder, **arguments)
     dataset = tiny_dataset(arguments["task"], NUM_EVAL_EXAMPLES)
     eval_loss = trainer.evaluate(dataset)["eval_loss"]
     eval_loss_of_stream = trainer.evaluate(dataset.to_iterable_dataset())["eval_loss"]
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # whole, also where it is sharded
+    num_weights = sum(weight.numel() for weight in tiny_model(arguments["task"]).parameters())
     if trainer.is_world_process_zero():
-        save_file(trainer.model.state_dict(), folder / f"{name}.safetensors")
+        save_file(
+            {name.removeprefix("module."): weight for name, weight in weights.items()}, folder / f"{name}.safetensors"
+        )
         outcome = {
             "world_size": trainer.accelerator.num_processes,
+            "share_of_weights": sum(map(_num_own_weights, trainer.model_wrapped.parameters())) / num_weights,
             "eval_loss": eval_loss,
             "eval_loss_of_stream": eval_loss_of_stream,
             "statistics": [log["mean_p_t"] for log in trainer.state.log_history if "mean_p_t" in log],
         }
         (folder / f"{name}.json").write_text(json.dumps(outcome))
+
+
+def _num_own_weights(parameter: torch.nn.Parameter) -> int:
+    return (parameter.to_local() if hasattr(parameter, "to_local") else parameter).numel()
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from accelerate.commands.config.config_args import load_config_from_file
 from datasets import Dataset
 from exactness import GLOBAL_BATCH, NUM_EVAL_EXAMPLES, STEPS_OF_WHOLE_BATCHES, TASKS, tiny_dataset, tiny_model, train
 from safetensors.torch import load_file
@@ -40,11 +41,14 @@ heads_ignore_the_count = pytest.mark.skipif(
 )
 
 
+FSDP_CONFIG = Path(__file__).parents[1] / "examples" / "accelerate" / "fsdp.yaml"
 WAYS_TO_DISTRIBUTE = {
     "dispatch_batches": {"accelerator_config": {"dispatch_batches": True}},
     "split_batches": {"accelerator_config": {"split_batches": True}, "per_device_train_batch_size": GLOBAL_BATCH},
     "stream": {"streamed": True},
     "stream_without_dispatch": {"streamed": True, "accelerator_config": {"dispatch_batches": False}},
+    # Last, because Trainer leaves FSDP switched on in the environment of its process.
+    "fsdp": {"fsdp": "full_shard auto_wrap", "fsdp_config": load_config_from_file(str(FSDP_CONFIG)).fsdp_config},
 }
 
 
@@ -75,10 +79,10 @@ def two_processes(tmp_path_factory):
         accumulated = {"per_device_train_batch_size": GLOBAL_BATCH // 4, "gradient_accumulation_steps": 2}
         for name, cut in (("at_once", at_once), ("accumulated", accumulated)):
             cases[f"{task}_{name}"] = {"task": task, "alpha": ALPHA_OF_TASK[task], **cut}
-    for name, arguments in WAYS_TO_DISTRIBUTE.items():
-        cases[name] = {"task": "tokens", "alpha": ALPHA_OF_TASK["tokens"], **at_once, **arguments}
     for trainer_class in ("PerBatchMean", "Trainer"):
         cases[trainer_class] = {"task": "tokens", "trainer_class": trainer_class, **at_once}
+    for name, arguments in WAYS_TO_DISTRIBUTE.items():
+        cases[name] = {"task": "tokens", "alpha": ALPHA_OF_TASK["tokens"], **at_once, **arguments}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = Path(__file__).with_name("exactness.py")
     result = subprocess.run([*launch, script, folder, json.dumps(cases)], capture_output=True, text=True)
@@ -127,10 +131,13 @@ class TestExactness:
             max_steps=STEPS_OF_WHOLE_BATCHES,
         )
         assert drift(weights, one_process.model.state_dict()) < 1e-6
+        assert run["share_of_weights"] == (pytest.approx(0.5, abs=0.1) if name == "fsdp" else 1)
         expected = [log["mean_p_t"] for log in one_process.state.log_history if "mean_p_t" in log]
         assert run["statistics"] == pytest.approx(expected, rel=1e-5) and expected
 
-    @pytest.mark.parametrize("name", [*(f"{task}_at_once" for task in TASKS), "dispatch_batches", "split_batches"])
+    @pytest.mark.parametrize(
+        "name", [*(f"{task}_at_once" for task in TASKS), "dispatch_batches", "split_batches", "fsdp"]
+    )
     def test_eval_loss_of_two_processes(self, two_processes, name):
         weights, run = two_processes[name]
         task = name.removesuffix("_at_once") if name.endswith("_at_once") else "tokens"
