@@ -27,6 +27,8 @@ from transformers import (
     ViTForImageClassification,
     Wav2Vec2Config,
     Wav2Vec2ForSequenceClassification,
+    YolosConfig,
+    YolosForObjectDetection,
 )
 
 from hf_focal import FocalTrainer, FocalTrainingArguments, compute_alpha, flsd_53, focal_loss, sigmoid_focal_loss
@@ -604,6 +606,12 @@ class TestModels:
         with pytest.raises(ValueError, match="BertForQuestionAnswering is made for question answering"):
             make_trainer(tmp_path, model=BertForQuestionAnswering(tiny_model().config))
 
+    def test_object_detection_is_refused(self, tmp_path):
+        sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = YolosConfig(image_size=[16, 16], patch_size=8, num_detection_tokens=2, **sizes)
+        with pytest.raises(ValueError, match="YolosForObjectDetection is made for object detection"):
+            make_trainer(tmp_path, model=YolosForObjectDetection(config))
+
     def test_data_parallel_is_refused(self, tmp_path):
         args = TrainingArguments(str(tmp_path), use_cpu=True)
         args._n_gpu = 2
@@ -865,8 +873,13 @@ class TestPrecision:
     @pytest.mark.parametrize("task", TASKS)
     @pytest.mark.parametrize(
         "arguments, tolerance",
-        [({"bf16": True}, 1e-2), ({"gradient_checkpointing": True}, 1e-6), ({"torch_compile": True}, 1e-5)],
-        ids=["bf16", "gradient_checkpointing", "torch_compile"],
+        [
+            ({"bf16": True}, 1e-2),
+            ({"fp16": True}, 1e-2),
+            ({"gradient_checkpointing": True}, 1e-6),
+            ({"torch_compile": True}, 1e-5),
+        ],
+        ids=["bf16", "fp16", "gradient_checkpointing", "torch_compile"],
     )
     def test_same_weights_as_in_full_precision(self, tmp_path, task, arguments, tolerance):
         # Plain descent, because Adam makes whole steps of gradients that are nothing but rounding.
@@ -878,10 +891,11 @@ class TestPrecision:
         assert drift(trainer._core_model().state_dict(), plain.model.state_dict()) < tolerance
         assert trainer.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"], rel=tolerance)
 
-    def test_loss_of_half_precision_logits_is_computed_in_float32(self, tmp_path):
-        trainer = make_trainer(tmp_path, bf16=True)
-        logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
-        with torch.autocast("cpu", torch.bfloat16):
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_loss_of_half_precision_logits_is_computed_in_float32(self, tmp_path, dtype):
+        trainer = make_trainer(tmp_path)
+        logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+        with torch.autocast("cpu", dtype):
             loss = trainer._scaled_focal_loss({"logits": logits}, torch.tensor([0, 1, 2, 0]))
         assert loss.dtype == torch.float32
         torch.testing.assert_close(loss, focal_loss(logits.float(), torch.tensor([0, 1, 2, 0])))
