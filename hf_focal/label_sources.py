@@ -47,7 +47,7 @@ def open_labels(data: Any, column: str | None) -> LabelSource:
         return _open_dataset(data, _label_column(data.column_names, column))
     if isinstance(data, IterableDataset):
         return _open_stream(data, column)
-    if isinstance(data, torch.utils.data.Dataset):
+    if isinstance(data, torch.utils.data.Dataset) or _has_examples(data):
         return _open_torch_dataset(data, column)
     if isinstance(data, pd.DataFrame):
         column = _label_column(list(data.columns), column)
@@ -55,6 +55,13 @@ def open_labels(data: Any, column: str | None) -> LabelSource:
     if column is not None:
         raise ValueError(f"column: only tables have columns, but data is a {type(data).__name__}")
     return _open_array(_as_array(data))
+
+
+def _has_examples(data: Any) -> bool:
+    """Whether it is what a `DataLoader` takes, though no class of torch: something with a length and examples by index."""
+    holds_labels = isinstance(data, (Sequence, Mapping, Tensor, np.ndarray, pd.DataFrame, pd.Series, pa.Array))
+    has_rows = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    return has_rows and not holds_labels and not isinstance(data, pa.ChunkedArray)
 
 
 def _as_array(data: Any) -> pa.Array | np.ndarray:
@@ -169,7 +176,7 @@ def _reads_only(data: IterableDataset, column: str) -> IterableDataset:
     return stream
 
 
-def _open_torch_dataset(data: torch.utils.data.Dataset, column: str | None) -> LabelSource:
+def _open_torch_dataset(data: Any, column: str | None) -> LabelSource:
     num_rows = len(data) if hasattr(data, "__len__") else None
 
     def examples(max_rows: int | None) -> Iterator:

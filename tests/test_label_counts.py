@@ -39,6 +39,16 @@ def dataset(labels=LABELS, feature=None, column="label"):
     return Dataset.from_dict({column: labels}, features=feature and Features({column: feature}))
 
 
+class Examples:
+    """Examples as a `DataLoader` takes them, of no class of torch."""
+
+    def __len__(self):
+        return len(LABELS)
+
+    def __getitem__(self, row):
+        return {"text": "x", "label": LABELS[row]}
+
+
 def stream(labels=LABELS):
     return IterableDataset.from_generator(lambda: ({"text": "x", "label": label} for label in labels))
 
@@ -87,6 +97,7 @@ class TestSources:
             stream(),
             stream().map(lambda row: row),
             TensorDataset(torch.zeros(100, 2), torch.tensor(LABELS)),
+            Examples(),
             Subset(TensorDataset(torch.zeros(101, 2), torch.tensor([7, *LABELS])), range(1, 101)),
             pd.Series(LABELS),
             pd.DataFrame({"label": LABELS, "text": "x"}),
