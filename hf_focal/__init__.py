@@ -13,6 +13,17 @@ _MODULE_OF = {
     "FocalLoss": "losses",
     "LabelDistribution": "alpha",
     "compute_alpha": "alpha",
+    "class_posterior": "posterior",
+    "sigmoid_class_posterior": "posterior",
+    "shift_prior": "posterior",
+    "PriorEstimate": "posterior",
+    "estimate_prior": "posterior",
+    "apply_temperature": "calibration",
+    "fit_temperature": "calibration",
+    "fit_thresholds": "operating_points",
+    "operating_point_scores": "operating_points",
+    "posterior_from_config": "operating_points",
+    "FocalTextClassificationPipeline": "pipeline",
     "ImbalancedClassification": "metrics",
     "class_groups": "metrics",
     "compute_metrics": "metrics",
@@ -25,6 +36,8 @@ __all__ = ["__version__", *_MODULE_OF]
 if TYPE_CHECKING:
     from .alpha import LabelDistribution as LabelDistribution
     from .alpha import compute_alpha as compute_alpha
+    from .calibration import apply_temperature as apply_temperature
+    from .calibration import fit_temperature as fit_temperature
     from .losses import FocalLoss as FocalLoss
     from .losses import flsd_53 as flsd_53
     from .losses import focal_loss as focal_loss
@@ -32,6 +45,15 @@ if TYPE_CHECKING:
     from .metrics import ImbalancedClassification as ImbalancedClassification
     from .metrics import class_groups as class_groups
     from .metrics import compute_metrics as compute_metrics
+    from .operating_points import fit_thresholds as fit_thresholds
+    from .operating_points import operating_point_scores as operating_point_scores
+    from .operating_points import posterior_from_config as posterior_from_config
+    from .pipeline import FocalTextClassificationPipeline as FocalTextClassificationPipeline
+    from .posterior import PriorEstimate as PriorEstimate
+    from .posterior import class_posterior as class_posterior
+    from .posterior import estimate_prior as estimate_prior
+    from .posterior import shift_prior as shift_prior
+    from .posterior import sigmoid_class_posterior as sigmoid_class_posterior
     from .trainer import FocalTrainer as FocalTrainer
     from .training_args import FocalTrainingArguments as FocalTrainingArguments
 

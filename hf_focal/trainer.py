@@ -26,8 +26,10 @@ from transformers.models.auto.modeling_auto import (
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, get_last_checkpoint
 
 from .alpha import AlphaMethod, LabelDistribution, check_alpha_method, check_beta
+from .calibration import apply_temperature, fit_temperature
 from .losses import FocalLoss, Gamma, focal_loss, sigmoid_focal_loss
 from .metrics import class_groups
+from .operating_points import fit_thresholds, posterior_from_config
 from .training_args import FocalTrainingArguments, parse_alpha
 
 
@@ -56,7 +58,7 @@ class FocalTrainer(Trainer):
     rows, with ``problem_type="multi_label_classification"``) take [`sigmoid_focal_loss`]. ``label_smoothing_factor``
     is honoured, except for multi-label, where `Trainer` disables it too. The logits of causal language models are
     shifted against their labels as `Trainer` does it. During training the settings are stored in the model's config as
-    ``focal_loss`` (gamma, alpha, label_counts), and saved with it; beside a PEFT adapter, which has no config, as
+    ``focal_loss`` (gamma, alpha, label_smoothing, label_counts, class_prior), and saved with it; beside a PEFT adapter, which has no config, as
     ``focal_loss.json``.
 
     The loss of an evaluation is the same mean, over all its targets: it depends neither on the batch size nor on the
@@ -217,6 +219,47 @@ class FocalTrainer(Trainer):
             (folder / _ADAPTER_SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
         super().save_model(output_dir, _internal_call=_internal_call)
 
+    def calibrate(self, dataset: Dataset | None = None) -> dict[str, Any]:
+        r"""Fits what only held-out data can tell, and stores it in the model's config for [`posterior_from_config`].
+
+        That is a temperature for the class posterior ([`fit_temperature`]) and, for two classes and for multi-label, the
+        threshold of each label with the best F1 ([`fit_thresholds`]). Call it after `train` and before `save_model`.
+
+        Args:
+            dataset (`Dataset`, *optional*): Labelled examples that were not trained on; by default `eval_dataset`.
+
+        Returns:
+            `dict`: What is stored: ``temperature``, and ``thresholds`` where there are any.
+
+        Raises:
+            `ValueError`: Without data or labels, or if gamma is a function of p_t.
+        """
+        dataset = self.eval_dataset if dataset is None else dataset
+        if dataset is None or isinstance(dataset, dict):
+            raise ValueError(f"dataset: expected one dataset of labelled examples, but got {type(dataset).__name__}")
+        config = self._config()
+        settings = getattr(config, "focal_loss", None) or self._settings_for_the_record()
+        settings = {name: value for name, value in settings.items() if name not in ("temperature", "thresholds")}
+        output = self.predict(dataset)
+        if output.label_ids is None:
+            raise ValueError("dataset: expected labelled examples, but they have no labels")
+        config.focal_loss = settings
+        logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+        logits, labels = self._aligned(torch.as_tensor(logits), torch.as_tensor(output.label_ids))
+        posterior = posterior_from_config(logits, config)
+        multi_label = labels.shape == posterior.shape
+        if not multi_label:
+            posterior, labels = posterior.flatten(0, -2), labels.flatten()
+            posterior, labels = posterior[labels != -100], labels[labels != -100]
+        found: dict[str, Any] = {"temperature": fit_temperature(posterior, labels)}
+        posterior = apply_temperature(posterior, found["temperature"], multi_label=multi_label)
+        if multi_label:
+            found["thresholds"] = fit_thresholds(posterior, labels)
+        elif posterior.shape[-1] == 2:
+            found["thresholds"] = fit_thresholds(posterior[:, 1], labels)
+        config.focal_loss = {**settings, **found}
+        return found
+
     def hyperparameter_search(self, hp_space: Callable | None = None, *args: Any, **kwargs: Any):
         """As [`~transformers.Trainer.hyperparameter_search`]; refuses a setting that the search could not change."""
 
@@ -247,9 +290,7 @@ class FocalTrainer(Trainer):
     def _scaled_focal_loss(
         self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        logits = _logits_of(outputs)
-        if self._is_causal():
-            logits, labels = logits[..., :-1, :], labels[..., 1:]
+        logits, labels = self._aligned(_logits_of(outputs), labels)
         is_multi_label = self._is_multi_label(logits, labels)
         if labels.shape == (*logits.shape[:-1], 1) and not is_multi_label:
             labels = labels.squeeze(-1)
@@ -346,7 +387,9 @@ class FocalTrainer(Trainer):
         return {
             "gamma": getattr(gamma, "__name__", repr(gamma)) if callable(gamma) else _as_json(gamma),
             "alpha": None if alpha is None else _as_json(alpha),
+            "label_smoothing": self.args.label_smoothing_factor,
             "label_counts": None if counts is None else counts.counts.tolist(),
+            "class_prior": None if counts is None else counts.shares.tolist(),
         }
 
     def _compare_with_checkpoint(self, checkpoint: str | bool) -> None:
@@ -410,6 +453,10 @@ class FocalTrainer(Trainer):
 
     def _is_causal(self) -> bool:
         return self._is_head_of(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+    def _aligned(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and what they predict, which of causal language models is the next token."""
+        return (logits[..., :-1, :], labels[..., 1:]) if self._is_causal() else (logits, labels)
 
     def _is_language_model(self) -> bool:
         return self._is_causal() or self._is_head_of(MODEL_FOR_MASKED_LM_MAPPING_NAMES)

@@ -1,0 +1,101 @@
+"""Temperature scaling: the one-parameter calibration of probabilities on held-out data."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+__all__ = ["apply_temperature", "fit_temperature"]
+
+_LOWEST, _HIGHEST = 0.01, 100.0
+
+
+def fit_temperature(posterior: Tensor, labels: Tensor) -> float:
+    r"""The temperature that makes held-out labels most likely (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+
+    It may follow [`class_posterior`], for what its formula cannot know (that the model overfits, say), or, on softmax,
+    stand in its place: log-probabilities are logits up to a constant.
+
+    Args:
+        posterior (`Tensor`): Probabilities of held-out examples, of any floating dtype: class probabilities of shape (N, C),
+            or, for multi-label data, one independent probability per label, (N, L).
+        labels (`Tensor`): Class ids of shape (N), where -100 is ignored; for multi-label data, 0 or 1 of shape (N, L).
+
+    Returns:
+        `float`: The temperature, above 1 where the probabilities are over-confident. Held-out data without an error have
+        no finite optimum, so it is held between 0.01 and 100.
+
+    Raises:
+        `ValueError`: If the shapes do not fit, there are no labels, or they are no class ids.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_focal import apply_temperature, fit_temperature
+    >>> posterior = torch.tensor([[0.99, 0.01]] * 4)
+    >>> temperature = fit_temperature(posterior, torch.tensor([0, 0, 0, 1]))
+    >>> apply_temperature(posterior, temperature)[0]
+    tensor([0.7500, 0.2500])
+
+    ```
+    """
+    multi_label = labels.shape == posterior.shape
+    if not multi_label:
+        if posterior.dim() != 2 or labels.shape != posterior.shape[:1]:
+            raise ValueError(
+                f"labels: expected shape {tuple(posterior.shape[:1])} or {tuple(posterior.shape)}, as posterior has, but "
+                f"got {tuple(labels.shape)}"
+            )
+        posterior, labels = posterior[labels != -100], labels[labels != -100]
+    if labels.numel() == 0:
+        raise ValueError("labels: expected at least one that is not -100, but got none")
+    low, high = labels.min().item(), labels.max().item()
+    largest = 1 if multi_label else posterior.shape[1] - 1
+    if low < 0 or high > largest:
+        raise ValueError(f"labels: expected values from 0 to {largest}, but got values from {low:g} to {high:g}")
+
+    logits, labels = _logits(posterior, multi_label).detach(), labels.detach()
+    log_temperature = torch.zeros((), dtype=torch.float64, device=logits.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
+    loss = F.binary_cross_entropy_with_logits if multi_label else F.cross_entropy
+    targets = labels.double() if multi_label else labels.long()
+
+    def negative_log_likelihood() -> Tensor:
+        optimizer.zero_grad()
+        value = loss(logits / log_temperature.exp().clamp(_LOWEST, _HIGHEST), targets)
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(negative_log_likelihood)
+    return log_temperature.exp().clamp(_LOWEST, _HIGHEST).item()
+
+
+def apply_temperature(posterior: Tensor, temperature: float, *, multi_label: bool = False) -> Tensor:
+    """Probabilities proportional to ``posterior ** (1 / temperature)``, which is softmax or sigmoid of logits over it.
+
+    Args:
+        posterior (`Tensor`): Class probabilities of shape (..., C), or independent ones of any shape.
+        temperature (`float`): Above 0; more makes the probabilities less confident, 1 leaves them as they are.
+        multi_label (`bool`): Whether the probabilities are independent of each other.
+
+    Returns:
+        `Tensor`: Probabilities of the shape of `posterior`. float64 for a float64 posterior, otherwise float32.
+
+    Raises:
+        `ValueError`: If the temperature is not a finite number above 0.
+    """
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature: expected a finite number above 0, but got {temperature!r}")
+    logits = _logits(posterior, multi_label) / temperature
+    scaled = logits.sigmoid() if multi_label else logits.softmax(-1)
+    return scaled.to(torch.promote_types(posterior.dtype, torch.float32))
+
+
+def _logits(posterior: Tensor, multi_label: bool) -> Tensor:
+    """Logits in float64, finite also where rounding has left a probability of 0 or 1."""
+    limits = torch.finfo(posterior.dtype)
+    if multi_label:
+        return posterior.double().clamp(limits.tiny, 1 - limits.eps / 2).logit()
+    return posterior.double().clamp_min(limits.tiny).log()

@@ -1,0 +1,220 @@
+"""One trained model, several decisions: the most likely class, balanced accuracy, another prior, or the best F1.
+
+What a model was trained with is read from its config, where [`FocalTrainer`] has stored it under ``focal_loss``.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import precision_recall_curve
+from torch import Tensor
+
+from .calibration import apply_temperature
+from .posterior import class_posterior, shift_prior, sigmoid_class_posterior
+
+
+__all__ = ["OPERATING_POINTS", "fit_thresholds", "operating_point_scores", "posterior_from_config"]
+
+OPERATING_POINTS = ("most_likely", "balanced", "f1")
+
+
+def posterior_from_config(logits: Tensor, config: Any) -> Tensor:
+    r"""The class posterior that the logits of a model trained with [`FocalTrainer`] stand for.
+
+    [`class_posterior`], or for multi-label models [`sigmoid_class_posterior`], with the gamma, alpha and label smoothing
+    that the model was trained with; and the temperature, if [`FocalTrainer.calibrate`] has stored one.
+
+    Args:
+        logits (`Tensor`): Logits of the model, (..., C), of any floating dtype.
+        config (`PreTrainedConfig`): The model's config.
+
+    Returns:
+        `Tensor`: Probabilities of the shape of `logits`. float64 for float64 logits, otherwise float32.
+
+    Raises:
+        `ValueError`: If the config holds no settings of focal loss, they do not fit the logits, or a logit is NaN.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig
+    >>> from hf_focal import posterior_from_config
+    >>> config = BertConfig(num_labels=2, focal_loss={"gamma": 2.0, "alpha": None, "label_counts": [30, 10]})
+    >>> posterior_from_config(torch.tensor([[0.0, 1.1]]), config)
+    tensor([[0.0497, 0.9503]])
+
+    ```
+    """
+    settings = _settings(config)
+    gamma, alpha, temperature = settings["gamma"], settings["alpha"], settings.get("temperature")
+    if isinstance(gamma, str):
+        raise ValueError(
+            f"config: trained with gamma {gamma!r}, a function of p_t, which has no closed-form posterior"
+        )
+    multi_label = _is_multi_label(config)
+    if multi_label:
+        posterior = sigmoid_class_posterior(logits, gamma=gamma, alpha=alpha)
+    else:
+        smoothing = settings.get("label_smoothing") or 0.0
+        posterior = class_posterior(logits, gamma=gamma, alpha=alpha, label_smoothing=smoothing)
+    return posterior if temperature is None else apply_temperature(posterior, temperature, multi_label=multi_label)
+
+
+def operating_point_scores(
+    posterior: Tensor,
+    config: Any,
+    operating_point: str = "most_likely",
+    *,
+    prior: float | Sequence[float] | Tensor | None = None,
+) -> Tensor:
+    r"""What an operating point decides by: the class of the largest score, or each label whose score is 0.5 or more.
+
+    - ``"most_likely"``: the posterior itself. Its decisions are right most often where classes occur as in training.
+    - ``"balanced"``: the posterior over the class prior, which aims at balanced accuracy.
+    - a `prior`: the posterior where classes occur with these frequencies ([`shift_prior`]), for a deployment that
+      differs from the training data. [`estimate_prior`] finds it from unlabelled examples.
+    - ``"f1"``, for two classes and for multi-label: the thresholds that [`FocalTrainer.calibrate`] found; the odds are
+      scaled so that the threshold comes to lie at 0.5.
+
+    Args:
+        posterior (`Tensor`): What [`posterior_from_config`] makes of the logits, (..., C).
+        config (`PreTrainedConfig`): The model's config, which holds the class prior and the thresholds.
+        operating_point (`str`): One of the names above.
+        prior (`float`, sequence or `Tensor` of shape (C), *optional*): Frequencies of the classes where the model is used,
+            in place of a name; for multi-label, share of examples with each label, one for all or one per label.
+
+    Returns:
+        `Tensor`: Scores in [0, 1] of the shape of `posterior`. float64 for a float64 posterior, otherwise float32.
+
+    Raises:
+        `ValueError`: For an unknown operating point, a prior that is none, or if the config lacks what it takes.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig
+    >>> from hf_focal import operating_point_scores
+    >>> settings = {"gamma": 2.0, "alpha": None, "label_counts": [90, 10], "class_prior": [0.9, 0.1]}
+    >>> config = BertConfig(num_labels=2, focal_loss=settings)
+    >>> posterior = torch.tensor([[0.8, 0.2]])
+    >>> operating_point_scores(posterior, config, "balanced")
+    tensor([[0.3077, 0.6923]])
+    >>> operating_point_scores(posterior, config, prior=[0.99, 0.01])
+    tensor([[0.9778, 0.0222]])
+
+    ```
+    """
+    if operating_point not in OPERATING_POINTS:
+        raise ValueError(
+            f"operating_point: expected one of {', '.join(OPERATING_POINTS)}, but got {operating_point!r}"
+        )
+    if prior is not None and operating_point != "most_likely":
+        raise ValueError(f"prior: it is an operating point itself, but got {operating_point!r} as well")
+    if prior is None and operating_point == "most_likely":
+        return posterior
+    settings, num_classes = _settings(config), posterior.shape[-1]
+    if operating_point == "f1":
+        thresholds = _stored(
+            settings, "thresholds", "FocalTrainer.calibrate finds them for two classes and multi-label"
+        )
+        source = thresholds if _is_multi_label(config) else [1 - thresholds[0], thresholds[0]]
+    else:
+        source = _stored(settings, "class_prior", "FocalTrainer stores it where it can count the training data")
+    if _is_multi_label(config):
+        return _shift_shares(posterior, source, 0.5 if prior is None else prior)
+    return shift_prior(posterior, source, [1 / num_classes] * num_classes if prior is None else prior)
+
+
+def fit_thresholds(posterior: Tensor, labels: Tensor, *, default: float = 0.5) -> list[float]:
+    r"""For each label the threshold with the largest F1 on held-out data.
+
+    A label is predicted where its probability reaches the threshold, which lies midway between two probabilities of the
+    data. For calibrated probabilities the best one is half the best F1 (Lipton et al. 2014,
+    https://arxiv.org/abs/1402.1892).
+
+    Args:
+        posterior (`Tensor`): Probabilities of held-out examples, (N, L), or (N) for one label.
+        labels (`Tensor`): 0 or 1, of the same shape.
+        default (`float`): The threshold of a label without positive examples, from which nothing can be learned.
+
+    Returns:
+        `list[float]`: One threshold per label, between 0 and 1.
+
+    Raises:
+        `ValueError`: If the shapes differ, there are no examples, or values are out of range.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_focal import fit_thresholds
+    >>> posterior = torch.tensor([[0.1, 0.2], [0.3, 0.1], [0.4, 0.3], [0.2, 0.4]])
+    >>> [round(threshold, 2) for threshold in fit_thresholds(posterior, torch.tensor([[0, 0], [1, 0], [1, 0], [0, 0]]))]
+    [0.25, 0.5]
+
+    ```
+    """
+    if posterior.shape != labels.shape or posterior.dim() not in (1, 2) or posterior.numel() == 0:
+        raise ValueError(
+            "labels: expected the shape of posterior, (N, L) or (N) with N above 0, but got "
+            f"{tuple(labels.shape)} for {tuple(posterior.shape)}"
+        )
+    probabilities = posterior.detach().double().cpu().reshape(len(posterior), -1).numpy()
+    truth = labels.cpu().reshape(len(labels), -1).numpy()
+    for name, values in (("posterior", probabilities), ("labels", truth)):
+        if not ((values >= 0) & (values <= 1)).all():
+            raise ValueError(f"{name}: expected values in [0, 1], but got {values.min():g} to {values.max():g}")
+    columns = zip(probabilities.T, truth.T)
+    return [_f1_threshold(column, positive) if positive.any() else default for column, positive in columns]
+
+
+def _f1_threshold(probabilities: np.ndarray, truth: np.ndarray) -> float:
+    precision, recall, values = precision_recall_curve(truth, probabilities)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
+    best = f1[:-1].argmax()  # the last entry has no threshold
+    below = probabilities[probabilities < values[best]]
+    middle = (values[best] + below.max(initial=0.0)) / 2
+    return float(np.clip(middle, 1e-6, 1 - 1e-6))
+
+
+def _shift_shares(posterior: Tensor, source: list[float], target: float | Sequence[float] | Tensor) -> Tensor:
+    """[`shift_prior`] of each independent label."""
+    p = posterior.double()
+    source, target = (torch.as_tensor(share, dtype=torch.float64, device=p.device) for share in (source, target))
+    if target.dim() and target.shape != p.shape[-1:] or not ((target >= 0) & (target <= 1)).all():
+        raise ValueError(
+            f"prior: expected a share of examples in [0, 1], for all or for each of {p.shape[-1]} labels, but got "
+            f"{target.tolist()}"
+        )
+    if not ((source > 0) & (source < 1)).all():
+        never_or_always = ((source <= 0) | (source >= 1)).nonzero().flatten().tolist()
+        raise ValueError(
+            f"config: the class prior of labels {never_or_always} is 0 or 1, from which nothing can shift it"
+        )
+    positive, negative = p * target / source, (1 - p) * (1 - target) / (1 - source)
+    return (positive / (positive + negative)).to(posterior.dtype)
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    settings = getattr(config, "focal_loss", None)
+    if not isinstance(settings, dict) or not {"gamma", "alpha"} <= settings.keys():
+        raise ValueError(
+            "config: expected the settings that FocalTrainer stores under focal_loss (gamma, alpha), but got "
+            f"{settings!r}; of a model trained otherwise, set config.focal_loss = "
+            '{"gamma": 0, "alpha": None} for cross entropy'
+        )
+    return settings
+
+
+def _stored(settings: dict[str, Any], name: str, origin: str) -> list[float]:
+    if settings.get(name) is None:
+        raise ValueError(f"config: focal_loss holds no {name}; {origin}")
+    return settings[name]
+
+
+def _is_multi_label(config: Any) -> bool:
+    return getattr(config, "problem_type", None) == "multi_label_classification"

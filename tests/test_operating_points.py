@@ -1,0 +1,205 @@
+"""From a model's stored settings to its posterior, and from that to the decision that each operating point is best at."""
+
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from transformers import BertConfig
+
+from hf_focal import (
+    apply_temperature,
+    class_posterior,
+    fit_thresholds,
+    flsd_53,
+    operating_point_scores,
+    posterior_from_config,
+    shift_prior,
+    sigmoid_class_posterior,
+)
+
+
+PRIOR = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+
+
+def config_of(num_labels=3, multi_label=False, **settings):
+    problem_type = f"{'multi' if multi_label else 'single'}_label_classification"
+    return BertConfig(
+        num_labels=num_labels, problem_type=problem_type, focal_loss={"gamma": 2.0, "alpha": None, **settings}
+    )
+
+
+def gaussian_classes(prior, num_examples=40000):
+    """Class ids drawn by the prior, and the exact posterior under `PRIOR` of an observation of each."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.multinomial(prior, num_examples, replacement=True, generator=generator)
+    centres = torch.eye(3, dtype=torch.float64)
+    seen = centres[labels] + 0.6 * torch.randn(num_examples, 3, generator=generator, dtype=torch.float64)
+    log_density = -((seen[:, None] - centres) ** 2).sum(-1) / (2 * 0.6**2)
+    return labels, (log_density + PRIOR.log()).softmax(-1)
+
+
+class TestPosterior:
+    def test_single_label(self):
+        logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+        config = config_of(gamma=[0.5, 1.0, 3.0], alpha=[1.0, 2.0, 4.0], label_smoothing=0.1)
+        expected = class_posterior(logits, gamma=[0.5, 1.0, 3.0], alpha=[1.0, 2.0, 4.0], label_smoothing=0.1)
+        torch.testing.assert_close(posterior_from_config(logits, config), expected)
+
+    def test_multi_label(self):
+        logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+        config = config_of(
+            multi_label=True, alpha=[0.2, 0.5, 0.9], label_smoothing=0.1
+        )  # smoothing has no effect there
+        expected = sigmoid_class_posterior(logits, gamma=2.0, alpha=[0.2, 0.5, 0.9])
+        torch.testing.assert_close(posterior_from_config(logits, config), expected)
+
+    @pytest.mark.parametrize("multi_label", [False, True])
+    def test_temperature(self, multi_label):
+        logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+        before = posterior_from_config(logits, config_of(multi_label=multi_label))
+        after = posterior_from_config(logits, config_of(multi_label=multi_label, temperature=2.0))
+        torch.testing.assert_close(after, apply_temperature(before, 2.0, multi_label=multi_label))
+        assert not torch.allclose(after, before, atol=1e-2)
+
+    @pytest.mark.parametrize(
+        "message, config",
+        [
+            ("config: expected the settings that FocalTrainer stores under focal_loss", BertConfig()),
+            ("config: expected the settings that FocalTrainer stores", BertConfig(focal_loss={"alpha": None})),
+            ("config: trained with gamma 'flsd_53', a function of p_t", config_of(gamma=flsd_53.__name__)),
+            ("alpha: expected one number for each of 3 classes, but got 2", config_of(alpha=[1.0, 2.0])),
+        ],
+    )
+    def test_what_cannot_be_inverted_is_refused(self, message, config):
+        with pytest.raises(ValueError, match=message):
+            posterior_from_config(torch.zeros(1, 3), config)
+
+
+class TestScores:
+    def test_each_operating_point_is_the_best_at_what_it_aims_at(self):
+        config = config_of(class_prior=PRIOR.tolist())
+        labels, posterior = gaussian_classes(PRIOR)
+        elsewhere = torch.tensor([0.1, 0.1, 0.8], dtype=torch.float64)
+        deployed_labels, deployed = gaussian_classes(elsewhere)
+        points = {"most_likely": {}, "balanced": {"operating_point": "balanced"}, "prior": {"prior": elsewhere}}
+        scores = {
+            name: {
+                "most_likely": accuracy_score(labels, decisions(posterior, config, **chosen)),
+                "balanced": balanced_accuracy_score(labels, decisions(posterior, config, **chosen)),
+                "prior": accuracy_score(deployed_labels, decisions(deployed, config, **chosen)),
+            }
+            for name, chosen in points.items()
+        }
+        for aim in points:
+            others = [scores[name][aim] for name in points if name != aim]
+            assert scores[aim][aim] > max(others) + 0.01
+
+    def test_most_likely_is_the_posterior(self):
+        posterior = gaussian_classes(PRIOR, 10)[1]
+        torch.testing.assert_close(operating_point_scores(posterior, BertConfig()), posterior)
+
+    def test_a_prior_is_bayes_rule(self):
+        posterior = gaussian_classes(PRIOR, 10)[1]
+        scores = operating_point_scores(posterior, config_of(class_prior=PRIOR.tolist()), prior=[0.2, 0.3, 0.5])
+        torch.testing.assert_close(scores, shift_prior(posterior, PRIOR, [0.2, 0.3, 0.5]))
+
+    def test_multi_label_shifts_each_label(self):
+        config = config_of(multi_label=True, class_prior=[0.9, 0.2, 0.01])
+        posterior = torch.tensor([[0.9, 0.2, 0.01], [0.5, 1.0, 0.0]])
+        balanced = operating_point_scores(posterior, config, "balanced")
+        torch.testing.assert_close(balanced, torch.tensor([[0.5, 0.5, 0.5], [0.1, 1.0, 0.0]]))
+        shares = operating_point_scores(posterior, config, prior=[0.1, 0.2, 0.03])
+        torch.testing.assert_close(shares[0], torch.tensor([0.1, 0.2, 0.03]))
+        pairs = [shift_prior(torch.stack([1 - p, p], -1), [0.8, 0.2], [0.7, 0.3])[:, 1] for p in posterior.unbind(1)]
+        torch.testing.assert_close(operating_point_scores(posterior, config, prior=0.3)[:, 1], pairs[1])
+
+    def test_thresholds_come_to_lie_at_a_half(self):
+        config = config_of(multi_label=True, thresholds=[0.3, 0.5, 0.9])
+        posterior = torch.tensor([[0.3, 0.5, 0.9], [0.31, 0.49, 0.91]])
+        scores = operating_point_scores(posterior, config, "f1")
+        torch.testing.assert_close(scores[0], torch.full((3,), 0.5))
+        assert (scores[1] > 0.5).tolist() == [True, False, True]
+        binary = operating_point_scores(torch.tensor([[0.6, 0.4]]), config_of(2, thresholds=[0.4]), "f1")
+        torch.testing.assert_close(binary, torch.tensor([[0.5, 0.5]]))
+
+    @pytest.mark.parametrize(
+        "message, kwargs",
+        [
+            (
+                "operating_point: expected one of most_likely, balanced, f1, but got 'best'",
+                {"operating_point": "best"},
+            ),
+            ("prior: it is an operating point itself", {"operating_point": "balanced", "prior": [0.5, 0.5, 0]}),
+            ("target_prior: expected probabilities that sum to 1", {"prior": [0.5, 0.5, 0.5]}),
+            ("target_prior: expected one", {"prior": [0.5, 0.5]}),
+            ("config: focal_loss holds no thresholds; FocalTrainer.calibrate finds them", {"operating_point": "f1"}),
+        ],
+    )
+    def test_wrong_arguments_are_refused(self, message, kwargs):
+        with pytest.raises(ValueError, match=message):
+            operating_point_scores(torch.tensor([[0.5, 0.3, 0.2]]), config_of(class_prior=[0.6, 0.2, 0.2]), **kwargs)
+
+    def test_a_class_without_examples_has_no_balanced_score(self):
+        with pytest.raises(ValueError, match="source_prior: expected more than 0 for every class that occurs"):
+            operating_point_scores(torch.tensor([[0.6, 0.4]]), config_of(2, class_prior=[1.0, 0.0]), "balanced")
+        config = config_of(2, multi_label=True, class_prior=[0.4, 0.0])
+        with pytest.raises(ValueError, match=r"config: the class prior of labels \[1\] is 0 or 1"):
+            operating_point_scores(torch.tensor([[0.6, 0.4]]), config, "balanced")
+
+    @pytest.mark.parametrize("prior", [1.5, [0.1, 0.2], [0.1, 0.2, float("nan")]])
+    def test_wrong_shares_are_refused(self, prior):
+        config = config_of(multi_label=True, class_prior=[0.6, 0.2, 0.2])
+        with pytest.raises(ValueError, match="prior: expected a share of examples in"):
+            operating_point_scores(torch.rand(1, 3), config, prior=prior)
+
+    def test_unknown_class_prior_is_refused(self):
+        with pytest.raises(ValueError, match="config: focal_loss holds no class_prior"):
+            operating_point_scores(torch.rand(1, 3), config_of(class_prior=None), "balanced")
+
+
+def decisions(posterior, config, **chosen):
+    return operating_point_scores(posterior, config, **chosen).argmax(-1)
+
+
+class TestThresholds:
+    def test_no_other_threshold_has_a_larger_f1(self):
+        generator = torch.Generator().manual_seed(0)
+        posterior = torch.rand(200, 5, generator=generator) ** 3
+        labels = torch.bernoulli(posterior, generator=generator).long()
+        for k, threshold in enumerate(fit_thresholds(posterior, labels)):
+            best = f1_score(labels[:, k], posterior[:, k] >= threshold)
+            others = [f1_score(labels[:, k], posterior[:, k] >= t) for t in posterior[:, k]]
+            assert best == pytest.approx(max(others)) and best > f1_score(labels[:, k], posterior[:, k] >= 0.5)
+
+    def test_is_half_the_best_f1_for_calibrated_probabilities(self):
+        generator = torch.Generator().manual_seed(0)
+        posterior = torch.rand(200_000, generator=generator) ** 2
+        labels = torch.bernoulli(posterior, generator=generator)
+        (threshold,) = fit_thresholds(posterior, labels)
+        assert threshold == pytest.approx(f1_score(labels, posterior >= threshold) / 2, abs=0.02)
+
+    def test_label_without_positives_keeps_its_default(self):
+        posterior, labels = torch.rand(10, 2), torch.tensor([[1, 0]] * 10)
+        assert fit_thresholds(posterior, labels)[1] == 0.5
+        assert fit_thresholds(posterior, labels, default=0.4)[1] == 0.4
+
+    def test_lies_between_two_probabilities(self):
+        assert fit_thresholds(torch.tensor([0.2, 0.6]), torch.tensor([0, 1])) == [pytest.approx(0.4)]
+        assert fit_thresholds(torch.tensor([0.2, 0.6]), torch.tensor([1, 1])) == [pytest.approx(0.1)]
+        assert 0 < fit_thresholds(torch.tensor([0.0, 0.0]), torch.tensor([1, 1]))[0] < 1
+
+    @pytest.mark.parametrize(
+        "message, posterior, labels",
+        [
+            (
+                r"labels: expected the shape of posterior.* but got \(3,\) for \(2, 3\)",
+                torch.rand(2, 3),
+                torch.zeros(3),
+            ),
+            ("labels: expected the shape of posterior", torch.rand(0, 3), torch.zeros(0, 3)),
+            (r"labels: expected values in \[0, 1\], but got 0 to 2", torch.rand(2), torch.tensor([0, 2])),
+            (r"posterior: expected values in \[0, 1\]", torch.tensor([0.5, float("nan")]), torch.tensor([0, 1])),
+        ],
+    )
+    def test_wrong_arguments_are_refused(self, message, posterior, labels):
+        with pytest.raises(ValueError, match=message):
+            fit_thresholds(posterior, labels)

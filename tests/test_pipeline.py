@@ -1,0 +1,139 @@
+"""The pipeline returns the posteriors of a trained folder, and otherwise behaves as the stock one."""
+
+import pytest
+import torch
+from exactness import tiny_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, pipeline
+
+from hf_focal import FocalTextClassificationPipeline, operating_point_scores, posterior_from_config
+
+
+WORDS = [f"w{i}" for i in range(28)]
+TEXTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11"]
+SETTINGS = {"gamma": 2.0, "alpha": [0.4, 1.0, 4.0], "class_prior": [0.7, 0.2, 0.1], "temperature": 0.5}
+
+
+def saved_model(folder, multi_label=False, num_labels=3, **settings):
+    problem_type = f"{'multi' if multi_label else 'single'}_label_classification"
+    model = tiny_model(num_labels=num_labels, problem_type=problem_type)
+    if settings:
+        model.config.focal_loss = settings
+    with torch.no_grad():  # so that texts are told apart
+        model.bert.embeddings.word_embeddings.weight.mul_(50)
+        model.classifier.weight.mul_(500)
+    model.config.id2label = dict(enumerate(["ham", "spam", "eggs"][:num_labels]))
+    model.save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[PAD]", "[UNK]", *WORDS])}, "[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=512
+    )
+    fast.save_pretrained(folder)
+    return str(folder)
+
+
+def load(folder, **kwargs):
+    return pipeline("text-classification", model=folder, pipeline_class=FocalTextClassificationPipeline, **kwargs)
+
+
+def by_label(results):
+    return {result["label"]: (result["score"], result["posterior"]) for result in results}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return saved_model(tmp_path_factory.mktemp("model"), **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def multi_label_folder(tmp_path_factory):
+    settings = {**SETTINGS, "alpha": [0.3, 0.8, 0.9], "thresholds": [0.2, 0.5, 0.7]}
+    return saved_model(tmp_path_factory.mktemp("model"), multi_label=True, **settings)
+
+
+@pytest.mark.parametrize("chosen", [{}, {"operating_point": "balanced"}, {"prior": [0.1, 0.1, 0.8]}])
+@pytest.mark.parametrize("kind", ["folder", "multi_label_folder"])
+def test_scores_and_posteriors_are_those_of_the_functions(request, kind, chosen):
+    path = request.getfixturevalue(kind)
+    model = AutoModelForSequenceClassification.from_pretrained(path).eval()
+    classify = load(path, top_k=None)
+    assert len({results[0]["label"] for results in classify(TEXTS)}) > 1  # otherwise it would show little
+    for text, results in zip(TEXTS, classify(TEXTS, **chosen)):
+        with torch.no_grad():
+            logits = model(**classify.tokenizer(text, return_tensors="pt")).logits
+        posterior = posterior_from_config(logits, model.config)
+        scores = operating_point_scores(posterior, model.config, **chosen)
+        expected = {model.config.id2label[k]: (scores[0, k].item(), posterior[0, k].item()) for k in range(3)}
+        assert by_label(results) == {label: pytest.approx(values, rel=1e-5) for label, values in expected.items()}
+        assert [result["score"] for result in results] == sorted((s for s, _ in expected.values()), reverse=True)
+
+
+def test_most_likely_is_the_default_and_its_score_is_the_posterior(folder):
+    for result in load(folder)(TEXTS):
+        assert result["score"] == result["posterior"]
+
+
+def test_operating_point_of_the_pipeline_and_of_a_call(folder):
+    balanced = load(folder, operating_point="balanced", top_k=None)
+    assert balanced(TEXTS) == load(folder, top_k=None)(TEXTS, operating_point="balanced")
+    assert balanced(TEXTS) != load(folder, top_k=None)(TEXTS)
+
+
+def test_prior_by_label(folder):
+    classify = load(folder, top_k=None)
+    prior = {"eggs": 0.8, "ham": 0.15, "spam": 0.05}
+    assert classify(TEXTS, prior=prior) == classify(TEXTS, prior=[0.15, 0.05, 0.8])
+
+
+def test_thresholds(multi_label_folder):
+    classify = load(multi_label_folder, top_k=None)
+    for posteriors, scores in zip(classify(TEXTS), classify(TEXTS, operating_point="f1")):
+        for (label, (score, posterior)), threshold in zip(sorted(by_label(scores).items()), [0.7, 0.2, 0.5]):
+            assert (score >= 0.5) == (posterior >= threshold) and by_label(posteriors)[label][1] == posterior
+
+
+@pytest.mark.parametrize("top_k", [{}, {"top_k": 1}, {"top_k": 2}, {"top_k": None}])
+@pytest.mark.parametrize("inputs", [TEXTS[0], TEXTS, {"text": "w1", "text_pair": "w2"}])
+def test_shape_of_the_results_is_that_of_the_stock_pipeline(folder, inputs, top_k):
+    def shape(results):
+        return [shape(result) for result in results] if isinstance(results, list) else "result"
+
+    stock = pipeline("text-classification", model=folder)
+    assert shape(load(folder)(inputs, **top_k)) == shape(stock(inputs, **top_k))
+
+
+def test_batching_and_truncation(folder):
+    classify = load(folder, top_k=None)
+    for one, batched in zip(classify(TEXTS), classify(TEXTS, batch_size=3)):
+        assert by_label(one).keys() == by_label(batched).keys()
+    long = " ".join(WORDS * 40)
+    assert classify(long, truncation=True, max_length=6) == classify(" ".join(WORDS[:6]))
+
+
+def test_half_precision_model(folder):
+    results = load(folder, dtype=torch.bfloat16, top_k=None)(TEXTS)
+    for half, full in zip(results, load(folder, top_k=None)(TEXTS)):
+        assert {k: p for k, (_, p) in by_label(half).items()} == pytest.approx(
+            {k: p for k, (_, p) in by_label(full).items()}, abs=0.05
+        )
+
+
+@pytest.mark.parametrize(
+    "message, kwargs",
+    [
+        ("operating_point: expected one of", {"operating_point": "best"}),
+        ("target_prior: expected probabilities that sum to 1", {"prior": [0.5, 0.5, 0.5]}),
+        ("prior: expected a frequency for each of .*'ham'", {"prior": {"ham": 1.0}}),
+        ("config: focal_loss holds no thresholds", {"operating_point": "f1"}),
+        ("function_to_apply: the scores are posteriors", {"function_to_apply": "softmax"}),
+    ],
+)
+def test_wrong_arguments_are_refused_before_any_text(folder, message, kwargs):
+    with pytest.raises(ValueError, match=message):
+        load(folder, **kwargs)
+
+
+def test_model_without_settings_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="config: expected the settings that FocalTrainer stores under focal_loss"):
+        load(saved_model(tmp_path))
