@@ -59,6 +59,8 @@ def open_labels(data: Any, column: str | None) -> LabelSource:
 
 def _has_examples(data: Any) -> bool:
     """Whether it is what a `DataLoader` takes, though no class of torch: something with a length and examples by index."""
+    if isinstance(data, Sequence) and len(data) and isinstance(data[0], Mapping):
+        return True
     holds_labels = isinstance(data, (Sequence, Mapping, Tensor, np.ndarray, pd.DataFrame, pd.Series, pa.Array))
     has_rows = hasattr(data, "__len__") and hasattr(data, "__getitem__")
     return has_rows and not holds_labels and not isinstance(data, pa.ChunkedArray)
@@ -114,8 +116,10 @@ def _open_dataset(data: Dataset, column: str) -> LabelSource:
         elif pa.types.is_integer(labels.type) and not labels.null_count:
             yield from _gathered(labels, rows._indices.column(0))
         else:
-            for table in rows.select_columns(column).with_format("arrow").iter(batch_size=_ROWS):
-                yield from table.column(column).chunks
+            joined = labels.combine_chunks()  # taking from chunks would join them each time
+            for chunk in rows._indices.column(0).chunks:
+                for start in range(0, len(chunk), _ROWS):
+                    yield joined.take(chunk[start : start + _ROWS])
 
     return LabelSource(blocks, f"column {column!r}", _class_names(data.features, column), len(data))
 

@@ -1,8 +1,9 @@
 """FocalTrainer: transformers' Trainer with focal loss, exact however the global batch is cut."""
 
+import inspect
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback
 from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_AUDIO_FRAME_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
     MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
 )
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, get_last_checkpoint
 
@@ -39,6 +46,19 @@ _SUPPORTED = (
     "FocalTrainer supports single-label, multi-label and token classification and language modelling: the batch holds "
     "`labels`, the model returns `logits` with one entry per class in the last dimension (the first entry of a tuple)."
 )
+_LANGUAGE_MODELS = {
+    *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(),
+    *MODEL_FOR_MASKED_LM_MAPPING_NAMES.values(),
+    *MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values(),
+}
+_CLASSIFIERS = {
+    *MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES.values(),
+    *MODEL_FOR_AUDIO_FRAME_CLASSIFICATION_MAPPING_NAMES.values(),
+    *MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values(),
+    *MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values(),
+    *MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values(),
+    *MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES.values(),
+}
 _ADAPTER_SETTINGS = "focal_loss.json"
 _UNSUPPORTED_TASKS = {
     "question answering": MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
@@ -115,9 +135,10 @@ class FocalTrainer(Trainer):
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func: FocalTrainer computes the loss itself; for another loss use Trainer")
         self._keywords = {"gamma": gamma, "alpha": alpha}
-        self._counted: tuple[tuple, LabelDistribution] | None = None
+        self._counted: tuple[tuple, LabelDistribution | ValueError] | None = None
         self._evaluated: list[Tensor] | None = None  # during an evaluation: loss and number of targets of each row
         self._evaluated_batch: Tensor | None = None
+        self._has_computed_loss = False
         self._step_totals: Tensor | None = None
         self._step_statistics: dict[str, float] = {}
         # In every version of Trainer since 4.46 the presence of this function makes it count the labels of the whole
@@ -160,10 +181,11 @@ class FocalTrainer(Trainer):
         )
         if not return_outputs:
             return loss
-        if isinstance(outputs, Tensor):
-            outputs = (outputs,)
+        if isinstance(outputs, dict):
+            return loss, outputs
         # The model has not seen the labels, so its tuple lacks the loss that Trainer expects at the front.
-        return loss, outputs if isinstance(outputs, dict) else (loss, *outputs)
+        entries = (outputs,) if isinstance(outputs, Tensor) else (entry for entry in outputs if entry is not None)
+        return loss, (loss, *entries)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
         """As [`~transformers.Trainer.train`]; warns if a checkpoint was trained with another gamma or alpha."""
@@ -290,6 +312,7 @@ class FocalTrainer(Trainer):
     def _scaled_focal_loss(
         self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
+        self._has_computed_loss = True
         logits, labels = self._aligned(_logits_of(outputs), labels)
         is_multi_label = self._is_multi_label(logits, labels)
         if labels.shape == (*logits.shape[:-1], 1) and not is_multi_label:
@@ -409,20 +432,25 @@ class FocalTrainer(Trainer):
         field = f"focal_{name}"
         return getattr(self.args, field, getattr(FocalTrainingArguments, field)) if keyword is None else keyword
 
-    def _alpha_from_data(self, method: AlphaMethod) -> Sequence[float] | Tensor:
-        if self.train_dataset is None and getattr(self._config(), "focal_loss", None) is not None:
-            return self._config().focal_loss["alpha"]
+    def _alpha_from_data(self, method: AlphaMethod) -> Sequence[float] | Tensor | None:
+        check_alpha_method(method)
+        if self.train_dataset is None:
+            settings = getattr(self._config(), "focal_loss", None)
+            if settings is not None:
+                return settings["alpha"]
+            warnings.warn(f"alpha: {method!r} needs a train_dataset; evaluating without alpha", stacklevel=3)
+            return None
         if isinstance(self.train_dataset, IterableDataset) and not isinstance(self.train_dataset, HubIterableDataset):
             raise ValueError(
                 f"alpha: {method!r} would use up a {type(self.train_dataset).__name__}, which may be readable only once; "
                 "pass the weights, for example alpha=compute_alpha(list_of_labels)"
             )
-        if self.train_dataset is None:
-            raise ValueError(f"alpha: {method!r} needs a train_dataset")
-        check_alpha_method(method)
         beta = self._setting("beta")
         check_beta(beta)
-        return self._label_distribution().alpha(method, beta=beta)
+        try:
+            return self._label_distribution().alpha(method, beta=beta)
+        except ValueError as error:
+            raise ValueError(f"{error} (or pass FocalTrainer the weights: alpha=compute_alpha(...))") from error
 
     def _label_distribution(self) -> LabelDistribution:
         """Counted once: by the main process for all of them, or by all where each has a shard of a stream."""
@@ -431,13 +459,19 @@ class FocalTrainer(Trainer):
         if self._counted is None or self._counted[0] != source:
             problem_type = getattr(self._config(), "problem_type", None)
             multi_label = None if problem_type is None else problem_type == "multi_label_classification"
-            if self._is_head_of(MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES) or self._is_language_model():
+            if self._is_one_of(_LANGUAGE_MODELS | {*MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values()}):
                 multi_label = False
             count = partial(
                 LabelDistribution.from_dataset, self.train_dataset, num_labels=num_labels, multi_label=multi_label
             )
             is_shard = getattr(self.train_dataset, "_distributed", None) is not None
-            self._counted = (source, count() if is_shard else _on_main_process(count))
+            try:
+                outcome = count() if is_shard else _on_main_process(count)
+            except ValueError as error:  # which it would be the next time too
+                outcome = error
+            self._counted = (source, outcome)
+        if isinstance(self._counted[1], ValueError):
+            raise self._counted[1]
         return self._counted[1]
 
     def _core_model(self) -> nn.Module:
@@ -448,21 +482,21 @@ class FocalTrainer(Trainer):
     def _config(self) -> Any:
         return getattr(self._core_model(), "config", None)
 
-    def _is_head_of(self, mapping: dict[str, str]) -> bool:
-        return type(self._core_model()).__name__ in mapping.values()
+    def _is_one_of(self, class_names: Collection[str]) -> bool:
+        return any(parent.__name__ in class_names for parent in type(self._core_model()).__mro__)
 
     def _is_causal(self) -> bool:
-        return self._is_head_of(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        return self._is_one_of(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 
     def _aligned(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and what they predict, which of causal language models is the next token."""
         return (logits[..., :-1, :], labels[..., 1:]) if self._is_causal() else (logits, labels)
 
-    def _is_language_model(self) -> bool:
-        return self._is_causal() or self._is_head_of(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
-
     def _num_classes(self) -> int | None:
-        return getattr(self._config(), "vocab_size" if self._is_language_model() else "num_labels", None)
+        """What the config says, where the model is of a class that makes its head by it."""
+        if self._is_one_of(_LANGUAGE_MODELS):
+            return getattr(self._config(), "vocab_size", None)
+        return getattr(self._config(), "num_labels", None) if self._is_one_of(_CLASSIFIERS) else None
 
     def _check_model(self) -> None:
         name, config = type(self._core_model()).__name__, self._config()
@@ -473,8 +507,14 @@ class FocalTrainer(Trainer):
                 f"where there are no classes to weigh. {_SUPPORTED}"
             )
         for task, mapping in _UNSUPPORTED_TASKS.items():
-            if name in mapping.values():
+            if self._is_one_of(mapping.values()):
                 raise ValueError(f"model: {name} is made for {task}, whose targets are not classes. {_SUPPORTED}")
+        parameter = inspect.signature(self._core_model().forward).parameters.get("labels")
+        if parameter is not None and parameter.default is parameter.empty:
+            raise ValueError(
+                f"model: {name}.forward requires labels, which FocalTrainer keeps for its own loss; give them a default, "
+                "labels=None, and return logits without them"
+            )
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"args: {self.args.n_gpu} GPUs in one process (nn.DataParallel) are not supported; start one process "
@@ -533,6 +573,13 @@ class _Recorder(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.trainer._finish_statistics()
+        if not self.trainer._has_computed_loss:
+            self.trainer._has_computed_loss = True  # one warning is enough
+            warnings.warn(
+                f"{type(self.trainer).__name__}.compute_loss does not call FocalTrainer's: this is not focal loss, and "
+                "the loss of each micro-batch has to be scaled by it",
+                stacklevel=2,
+            )
 
 
 def _settings_saved_in(folder: Path) -> dict[str, Any] | None:
@@ -552,7 +599,8 @@ def _logits_of(outputs: Any) -> Tensor:
             raise ValueError(f"model: returned {', '.join(outputs)} but no logits. {_SUPPORTED}")
         logits = outputs["logits"]
     else:
-        logits = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
+        # A model that was not given labels may have left a gap in its tuple for the loss.
+        logits = next((o for o in outputs if o is not None), None) if isinstance(outputs, (tuple, list)) else outputs
     if not isinstance(logits, Tensor) or logits.dim() < 2:
         raise ValueError(f"model: expected logits of shape (batch, ..., classes), but got {logits!r}. {_SUPPORTED}")
     return logits

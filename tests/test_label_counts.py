@@ -98,6 +98,7 @@ class TestSources:
             stream().map(lambda row: row),
             TensorDataset(torch.zeros(100, 2), torch.tensor(LABELS)),
             Examples(),
+            [{"text": "x", "label": label} for label in LABELS],
             Subset(TensorDataset(torch.zeros(101, 2), torch.tensor([7, *LABELS])), range(1, 101)),
             pd.Series(LABELS),
             pd.DataFrame({"label": LABELS, "text": "x"}),
@@ -274,6 +275,7 @@ class TestSources:
         ("the list could not be read", [[0, 1], "a"], {}),
         ("choose one of \\['train', 'test'\\]", DatasetDict(train=dataset(), test=dataset()), {}),
         ("expected a datasets.Dataset, a torch Dataset, a list, .* but got generator", (x for x in "ab"), {}),
+        ("one or two dimensions, but data holds struct", pa.array([{"label": 0}]), {}),
         ("expected a datasets.Dataset, .* but got str", "labels.csv", {}),
         ("column: expected 'y'.*columns are \\['text', 'label'\\]", stream(), {"column": "y"}),
         ("column: expected 'y'.*columns are \\['label'\\]", pd.DataFrame({"label": [0]}), {"column": "y"}),
@@ -286,7 +288,6 @@ class TestSources:
         (r"also holds \[2000000000\]", [0, 2_000_000_000], {}),
         ("one or two dimensions", np.zeros((2, 2, 2), dtype=int), {}),
         ("one or two dimensions, but data holds list", [[[0]], [[1]]], {}),
-        ("one or two dimensions, but data holds struct", [{"label": 0}], {}),
     ],
 )
 @pytest.mark.usefixtures("blocks")

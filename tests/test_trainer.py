@@ -348,8 +348,11 @@ class TestSettings:
             (r"weights of positives in \[0, 1\]", {"task": "multi_label", "alpha": [1.0, 2.0, 3.0]}),
             (r"no examples of class 3", {"model": tiny_model(num_labels=4), "alpha": "inverse"}),
             ("alpha: 'inverse' would use up a OneShot", {"alpha": "inverse", "train_dataset": OneShot()}),
-            ("alpha: 'inverse' needs a train_dataset", {"alpha": "inverse", "train_dataset": None}),
             ("data: expected examples that are dicts", {"alpha": "inverse", "train_dataset": Unlabelled()}),
+            (
+                r"or pass FocalTrainer the weights: alpha=compute_alpha",
+                {"alpha": "inverse", "train_dataset": Unlabelled()},
+            ),
         ],
     )
     def test_wrong_settings_are_refused_when_the_trainer_is_made(self, tmp_path, message, kwargs):
@@ -399,10 +402,40 @@ class TestSettings:
         trainer.evaluate()
         assert not hasattr(trainer.model.config, "focal_loss")
 
+    def test_evaluation_without_training_data_does_without_alpha_of_a_method(self, tmp_path):
+        with pytest.warns(UserWarning, match="alpha: 'inverse' needs a train_dataset; evaluating without alpha"):
+            trainer = make_trainer(tmp_path, train_dataset=None, alpha="inverse", eval_dataset=tiny_dataset())
+            assert trainer.alpha is None
+            loss = trainer.evaluate()["eval_loss"]
+        assert loss == make_trainer(tmp_path, eval_dataset=tiny_dataset()).evaluate()["eval_loss"]
+
+    def test_labels_are_counted_once_also_if_they_cannot_be(self, tmp_path, monkeypatch):
+        counted = []
+        from_dataset = LabelDistribution.from_dataset
+        monkeypatch.setattr(
+            LabelDistribution,
+            "from_dataset",
+            lambda data, **kwargs: (counted.append(data), from_dataset(data, **kwargs))[1],
+        )
+        data = tiny_dataset().rename_column("labels", "target")  # a collator may make labels of it
+        trainer = make_trainer(
+            tmp_path,
+            train_dataset=data,
+            remove_unused_columns=False,
+            data_collator=lambda rows: {
+                "input_ids": torch.tensor([row["input_ids"] for row in rows]),
+                "labels": torch.tensor([row["target"] for row in rows]),
+            },
+            logging_strategy="steps",
+            logging_steps=1,
+        )
+        trainer.train()
+        assert len(counted) == 1 and trainer.model.config.focal_loss["label_counts"] is None
+
     @pytest.mark.parametrize("task", TASKS)
     def test_alpha_from_a_stream_or_a_torch_dataset(self, tmp_path, task):
         expected = compute_alpha(tiny_dataset(task), num_labels=3)
-        for data in (tiny_dataset(task).to_iterable_dataset(), list_dataset(task)):
+        for data in (tiny_dataset(task).to_iterable_dataset(), list_dataset(task), list(tiny_dataset(task))):
             trainer = make_trainer(tmp_path, task=task, train_dataset=data, alpha="inverse", max_steps=1)
             assert trainer.alpha.tolist() == expected.tolist()
             trainer.train()
@@ -536,7 +569,10 @@ class TestModels:
             results.append((output.metrics["test_loss"], logits.tolist()))
         assert results[0] == results[1]
 
-    @pytest.mark.parametrize("wrap", [lambda logits: logits, lambda logits: [logits], lambda logits: (logits,)])
+    @pytest.mark.parametrize(
+        "wrap",
+        [lambda logits: logits, lambda logits: [logits], lambda logits: (logits,), lambda logits: (None, logits)],
+    )
     def test_module_that_returns_bare_logits(self, tmp_path, wrap):
         class Bare(torch.nn.Module):
             def __init__(self):
@@ -573,6 +609,41 @@ class TestModels:
                 return {"logits": self.embedding(input_ids)}
 
         assert make_trainer(tmp_path, model=Plain(), alpha="inverse").train().training_loss > 0
+
+    @pytest.mark.parametrize("alpha", ["inverse", [1.0, 2.0, 3.0]])
+    def test_head_of_another_width_than_the_config_says(self, tmp_path, alpha):
+        class Custom(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.config = BertConfig(
+                    problem_type="single_label_classification"
+                )  # its num_labels is the default, 2
+                self.embedding = torch.nn.EmbeddingBag(30, 3)
+
+            def forward(self, input_ids):
+                return (self.embedding(input_ids),)
+
+        trainer = make_trainer(
+            tmp_path, model=Custom(), alpha=alpha, label_names=["labels"], remove_unused_columns=False
+        )
+        assert trainer.train().training_loss > 0 and len(trainer.model.config.focal_loss["alpha"]) == 3
+
+    def test_model_that_requires_labels_is_refused(self, tmp_path):
+        class Requiring(type(tiny_model())):
+            def forward(self, input_ids, labels):
+                return super().forward(input_ids, labels=labels)
+
+        with pytest.raises(ValueError, match="model: Requiring.forward requires labels.*labels=None"):
+            make_trainer(tmp_path, model=Requiring(tiny_model().config))
+
+    def test_subclass_with_a_loss_of_its_own_warns(self, tmp_path):
+        class Other(FocalTrainer):
+            def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+                return model(**inputs).loss
+
+        with pytest.warns(UserWarning, match="Other.compute_loss does not call FocalTrainer's") as record:
+            make_trainer(tmp_path, trainer_class=Other).train()
+        assert sum("compute_loss" in str(warning.message) for warning in record) == 1
 
     def test_model_init(self, tmp_path):
         trainer = FocalTrainer(
