@@ -44,12 +44,12 @@ def readings(logits: Tensor, config: AutoConfig, held_out_prior: Tensor | None) 
     """The ways to read probabilities out of logits."""
     settings = config.focal_loss
     found = {"raw": logits.softmax(-1)}
-    posterior = class_posterior(logits, gamma=settings["gamma"], alpha=settings["alpha"])
+    arguments = {name: settings[name] for name in ("gamma", "alpha", "label_smoothing") if name in settings}
+    posterior = class_posterior(logits, **arguments)
     if settings["gamma"] or settings["alpha"]:  # of cross entropy, raw is the posterior
         found["posterior"] = posterior
     if held_out_prior is not None:
-        counts = torch.tensor(settings["label_counts"], dtype=torch.float64)
-        found["posterior, held-out prior"] = shift_prior(posterior, counts / counts.sum(), held_out_prior)
+        found["posterior, held-out prior"] = shift_prior(posterior, settings["class_prior"], held_out_prior)
     return found
 
 

@@ -20,6 +20,7 @@ _MODULE_OF = {
     "estimate_prior": "posterior",
     "apply_temperature": "calibration",
     "fit_temperature": "calibration",
+    "calibrate_config": "operating_points",
     "fit_thresholds": "operating_points",
     "operating_point_scores": "operating_points",
     "posterior_from_config": "operating_points",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from .metrics import ImbalancedClassification as ImbalancedClassification
     from .metrics import class_groups as class_groups
     from .metrics import compute_metrics as compute_metrics
+    from .operating_points import calibrate_config as calibrate_config
     from .operating_points import fit_thresholds as fit_thresholds
     from .operating_points import operating_point_scores as operating_point_scores
     from .operating_points import posterior_from_config as posterior_from_config

@@ -11,11 +11,11 @@ import torch
 from sklearn.metrics import precision_recall_curve
 from torch import Tensor
 
-from .calibration import apply_temperature
+from .calibration import apply_temperature, fit_temperature
 from .posterior import class_posterior, shift_prior, sigmoid_class_posterior
 
 
-__all__ = ["OPERATING_POINTS", "fit_thresholds", "operating_point_scores", "posterior_from_config"]
+__all__ = ["OPERATING_POINTS", "calibrate_config", "fit_thresholds", "operating_point_scores", "posterior_from_config"]
 
 OPERATING_POINTS = ("most_likely", "balanced", "f1")
 
@@ -127,6 +127,54 @@ def operating_point_scores(
     if _is_multi_label(config):
         return _shift_shares(posterior, source, 0.5 if prior is None else prior)
     return shift_prior(posterior, source, [1 / num_classes] * num_classes if prior is None else prior)
+
+
+def calibrate_config(logits: Tensor, labels: Tensor, config: Any) -> dict[str, Any]:
+    r"""Fits what only held-out data can tell, and stores it in the model's config.
+
+    That is a temperature for the class posterior ([`fit_temperature`]) and, for two classes and for multi-label, the
+    threshold of each label with the best F1 ([`fit_thresholds`]). What was stored before is forgotten.
+
+    Args:
+        logits (`Tensor`): Logits of examples that were not trained on, (..., C), of any floating dtype.
+        labels (`Tensor`): Class ids of shape (...), where -100 is ignored; for multi-label, 0 or 1 of the logits' shape.
+        config (`PreTrainedConfig`): The model's config.
+
+    Returns:
+        `dict`: What has been stored, plain numbers: ``temperature``, and ``thresholds`` where there are any.
+
+    Raises:
+        `ValueError`: If the config holds no settings of focal loss, gamma was a function of p_t, or the labels do not fit.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig
+    >>> from hf_focal import calibrate_config
+    >>> config = BertConfig(num_labels=2, focal_loss={"gamma": 0.0, "alpha": None})
+    >>> logits = torch.tensor([[3.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, 1.0]])
+    >>> found = calibrate_config(logits, torch.tensor([0, 1, 1, 1]), config)
+    >>> round(found["temperature"], 2), round(found["thresholds"][0], 2)
+    (2.0, 0.23)
+
+    ```
+    """
+    settings = {name: value for name, value in _settings(config).items() if name not in ("temperature", "thresholds")}
+    config.focal_loss = settings
+    posterior = posterior_from_config(logits, config)
+    multi_label = _is_multi_label(config)
+    if not multi_label:
+        posterior, labels = posterior.flatten(0, -2), labels.flatten()
+        posterior, labels = posterior[labels != -100], labels[labels != -100]
+    found: dict[str, Any] = {"temperature": fit_temperature(posterior, labels)}
+    posterior = apply_temperature(posterior, found["temperature"], multi_label=multi_label)
+    if multi_label:
+        found["thresholds"] = fit_thresholds(posterior, labels)
+    elif posterior.shape[-1] == 2:
+        found["thresholds"] = fit_thresholds(posterior[:, 1], labels)
+    config.focal_loss = {**settings, **found}
+    return found
 
 
 def fit_thresholds(posterior: Tensor, labels: Tensor, *, default: float = 0.5) -> list[float]:

@@ -33,10 +33,9 @@ from transformers.models.auto.modeling_auto import (
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, get_last_checkpoint
 
 from .alpha import AlphaMethod, LabelDistribution, check_alpha_method, check_beta
-from .calibration import apply_temperature, fit_temperature
 from .losses import FocalLoss, Gamma, focal_loss, sigmoid_focal_loss
 from .metrics import class_groups
-from .operating_points import fit_thresholds, posterior_from_config
+from .operating_points import calibrate_config
 from .training_args import FocalTrainingArguments, parse_alpha
 
 
@@ -244,8 +243,7 @@ class FocalTrainer(Trainer):
     def calibrate(self, dataset: Dataset | None = None) -> dict[str, Any]:
         r"""Fits what only held-out data can tell, and stores it in the model's config for [`posterior_from_config`].
 
-        That is a temperature for the class posterior ([`fit_temperature`]) and, for two classes and for multi-label, the
-        threshold of each label with the best F1 ([`fit_thresholds`]). Call it after `train` and before `save_model`.
+        [`calibrate_config`] with the model's logits of the data. Call it after `train` and before `save_model`.
 
         Args:
             dataset (`Dataset`, *optional*): Labelled examples that were not trained on; by default `eval_dataset`.
@@ -260,27 +258,14 @@ class FocalTrainer(Trainer):
         if dataset is None or isinstance(dataset, dict):
             raise ValueError(f"dataset: expected one dataset of labelled examples, but got {type(dataset).__name__}")
         config = self._config()
-        settings = getattr(config, "focal_loss", None) or self._settings_for_the_record()
-        settings = {name: value for name, value in settings.items() if name not in ("temperature", "thresholds")}
+        if getattr(config, "focal_loss", None) is None:
+            config.focal_loss = self._settings_for_the_record()
         output = self.predict(dataset)
         if output.label_ids is None:
             raise ValueError("dataset: expected labelled examples, but they have no labels")
-        config.focal_loss = settings
         logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
         logits, labels = self._aligned(torch.as_tensor(logits), torch.as_tensor(output.label_ids))
-        posterior = posterior_from_config(logits, config)
-        multi_label = labels.shape == posterior.shape
-        if not multi_label:
-            posterior, labels = posterior.flatten(0, -2), labels.flatten()
-            posterior, labels = posterior[labels != -100], labels[labels != -100]
-        found: dict[str, Any] = {"temperature": fit_temperature(posterior, labels)}
-        posterior = apply_temperature(posterior, found["temperature"], multi_label=multi_label)
-        if multi_label:
-            found["thresholds"] = fit_thresholds(posterior, labels)
-        elif posterior.shape[-1] == 2:
-            found["thresholds"] = fit_thresholds(posterior[:, 1], labels)
-        config.focal_loss = {**settings, **found}
-        return found
+        return calibrate_config(logits, labels, config)
 
     def hyperparameter_search(self, hp_space: Callable | None = None, *args: Any, **kwargs: Any):
         """As [`~transformers.Trainer.hyperparameter_search`]; refuses a setting that the search could not change."""

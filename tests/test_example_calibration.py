@@ -60,7 +60,7 @@ def test_held_out_prior_is_a_reading_of_its_own(monkeypatch):
     from calibration import readings
     from transformers import BertConfig
 
-    settings = {"gamma": 2.0, "alpha": [0.5, 1.0, 4.0], "label_counts": [6, 3, 1]}
+    settings = {"gamma": 2.0, "alpha": [0.5, 1.0, 4.0], "class_prior": [0.6, 0.3, 0.1]}
     logits = torch.randn(4, 3, dtype=torch.float64)
     found = readings(logits, BertConfig(focal_loss=settings), torch.full((3,), 1 / 3))
     torch.testing.assert_close(found["posterior"], class_posterior(logits, gamma=2.0, alpha=[0.5, 1.0, 4.0]))
