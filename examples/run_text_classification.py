@@ -13,13 +13,14 @@ import gc
 import json
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from accelerate import PartialState
 from bbc_longtail import minilm_path
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, classification_report, f1_score
+from sklearn.metrics import classification_report
 from text_data import DataArguments, check_columns, class_names, encode_labels, load_splits, read_labels
 from transformers import (
     AutoConfig,
@@ -31,7 +32,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from hf_focal import FocalTrainer, FocalTrainingArguments
+from hf_focal import FocalTrainer, FocalTrainingArguments, LabelDistribution, compute_metrics
 
 
 logger = logging.get_logger("run_text_classification")
@@ -92,16 +93,6 @@ def predicted_labels(logits: np.ndarray | tuple, multi_label: bool) -> np.ndarra
     return (logits > 0).astype(int) if multi_label else logits.argmax(-1)
 
 
-def scores(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-    result = {
-        "f1_macro": f1_score(labels, predictions, average="macro", zero_division=0),
-        "accuracy": accuracy_score(labels, predictions),
-    }
-    if labels.ndim == 2:
-        return {**result, "f1_micro": f1_score(labels, predictions, average="micro", zero_division=0)}
-    return {**result, "balanced_accuracy": balanced_accuracy_score(labels, predictions)}
-
-
 def print_label_distribution(settings: dict, names: list[str], num_examples: int, multi_label: bool) -> None:
     counts, alpha = np.array(settings["label_counts"]), settings["alpha"]
     table = pd.DataFrame({"examples": counts, "share": counts / num_examples}, index=names)
@@ -111,10 +102,11 @@ def print_label_distribution(settings: dict, names: list[str], num_examples: int
     print(f"\nTraining data, gamma {settings['gamma']:g}\n{table.to_string(float_format='%.3f')}")
 
 
-def print_report(split: str, labels: np.ndarray, predictions: np.ndarray, names: list[str]) -> None:
+def print_report(split: str, labels: np.ndarray, predictions: np.ndarray, names: list[str], metrics: dict) -> None:
     classes = range(len(names))
     report = classification_report(labels, predictions, labels=classes, target_names=names, digits=3, zero_division=0)
-    summary = "   ".join(f"{name} {score:.3f}" for name, score in scores(labels, predictions).items())
+    chosen = ("f1_macro", "f1_micro" if labels.ndim == 2 else "balanced_accuracy", "accuracy")
+    summary = "   ".join(f"{name} {metrics[name]:.3f}" for name in chosen)
     print(f"\nResults on the {split} split\n{report}\n{summary}")
 
 
@@ -189,6 +181,11 @@ def main() -> None:
         with training_args.main_process_first(desc=f"tokenizing the {split} split"):
             datasets[split] = dataset.map(tokenize, batched=True, remove_columns=unused, desc=f"Tokenizing {split}")
 
+    if training_args.do_train:
+        counts = LabelDistribution.from_dataset(datasets["train"], num_labels=len(names)).counts
+    else:
+        counts = getattr(config, "focal_loss", {}).get("label_counts")
+
     # Model and training.
     model = AutoModelForSequenceClassification.from_pretrained(
         path, config=config, ignore_mismatched_sizes=model_args.ignore_mismatched_sizes, **hub
@@ -200,7 +197,7 @@ def main() -> None:
         eval_dataset=datasets.get("validation"),
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=lambda p: scores(p.label_ids.astype(int), predicted_labels(p.predictions, multi_label)),
+        compute_metrics=partial(compute_metrics, label_names=names, label_counts=counts),
     )
     if training_args.do_train:
         checkpoint = training_args.resume_from_checkpoint
@@ -224,7 +221,8 @@ def main() -> None:
             if split == "test":
                 write_predictions(Path(training_args.output_dir, "predict_results.txt"), predictions, names)
             if output.label_ids is not None:
-                print_report(split, output.label_ids.astype(int), predictions, names)
+                metrics = {name.removeprefix(f"{prefix}_"): value for name, value in output.metrics.items()}
+                print_report(split, output.label_ids.astype(int), predictions, names, metrics)
     if training_args.push_to_hub:
         trainer.push_to_hub(tasks="text-classification", dataset=data_args.dataset_name)
 
