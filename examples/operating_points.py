@@ -27,7 +27,10 @@ def recall_plot(recalls: pd.DataFrame, file: Path) -> None:
     """Bars of the recall of each class (rows, the most frequent first) at each operating point (columns)."""
     figure = Figure(figsize=(min(16, 3 + 1.2 * len(recalls)), 4), layout="constrained", dpi=100)
     axes = figure.subplots()
-    recalls.plot.bar(ax=axes, width=0.8, ylabel="recall", xlabel="class, the most frequent in training first")
+    rotation = 0 if len(recalls) <= 8 else 90
+    recalls.plot.bar(
+        ax=axes, width=0.8, rot=rotation, ylabel="recall", xlabel="class, the most frequent in training first"
+    )
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=len(recalls.columns), frameon=False)
     figure.savefig(file)

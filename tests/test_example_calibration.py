@@ -54,6 +54,8 @@ def test_calibration(data_flags, capsys):
     run("--seeds", 1, *data_flags, script=script)
     assert len(finished) == 3 and all(path.stat().st_mtime_ns == time for path, time in finished.items())
     assert table(capsys.readouterr().out).equals(rows)
+    run("--seeds", 1, "--losses", "focal", *data_flags, script=script)
+    assert table(capsys.readouterr().out)["loss"].tolist() == ["focal"] * 4
 
 
 def test_held_out_prior_is_a_reading_of_its_own(monkeypatch):
