@@ -1,0 +1,596 @@
+"""The model card: results beside the settings, data and command that made them, to be read and to be run again.
+
+Its text follows from [`ModelCardContents`] alone, which it holds as a JSON record. So [`read_model_card`] can tell
+whether the tables and the metadata still say what the record says.
+"""
+
+import json
+import os
+import platform
+import re
+import shlex
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from importlib.metadata import version
+from numbers import Integral, Real
+from pathlib import Path
+from statistics import fmean, stdev
+from types import SimpleNamespace, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from scipy.stats import t
+from torch import Tensor
+
+from . import __version__
+from .alpha import LabelDistribution, _escaped
+from .operating_points import posterior_from_config
+
+
+__all__ = ["ModelCardContents", "describe_hardware", "package_versions", "read_model_card", "write_model_card"]
+
+_RECORD = "json hf_focal"
+_FENCED = re.compile(r"^(`{3,})([^`\n]*)\n(.*?)(?:\n\1`*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
+# Control characters, marks that reverse the direction of what follows, and halves of surrogate pairs.
+_INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Title, and the metric of the Hub with its arguments, where they are not the name itself.
+_METRICS = {
+    "f1_macro": ("Macro-F1", "f1", {"average": "macro"}),
+    "f1_micro": ("Micro-F1", "f1", {"average": "micro"}),
+    "f1_weighted": ("Weighted F1", "f1", {"average": "weighted"}),
+    "matthews_correlation": ("MCC", "matthews_correlation", None),
+    "expected_calibration_error": ("ECE", "expected_calibration_error", None),
+}
+
+Value = str | bool | float | list[float] | None
+
+_SETTINGS = {
+    "gamma": float | list[float] | str,
+    "alpha": float | list[float] | None,
+    "label_counts": list[int] | None,
+    "class_prior": list[float] | None,
+    "temperature": float | None,
+}
+
+
+def describe_hardware() -> str:
+    """The processor, its cores, and the GPUs of this machine, in a line."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.+)$", cpuinfo.read_text() if cpuinfo.is_file() else "", re.MULTILINE)
+    processor = found[1] if found else platform.processor() or platform.machine()
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join([processor, f"{os.cpu_count()} cores", *gpus])
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    packages = {name: version(name) for name in ("torch", "transformers", "datasets", "accelerate")}
+    return {"python": platform.python_version(), **packages, "hf_focal": __version__}
+
+
+@dataclass(kw_only=True)
+class ModelCardContents:
+    """What a model card says. Texts may be any strings: they are escaped wherever they are written.
+
+    Attributes:
+        model_name (`str`): The title.
+        dataset_name (`str`): Name of the data, for people.
+        label_names (`list[str]`): The C class names.
+        settings (`dict`): What [`FocalTrainer`] stores in the config as ``focal_loss``: at least gamma and alpha.
+        seeds (`list[int]`): Seed of each of the S runs.
+        metrics (`dict[str, list[float]]`): By name as in [`ImbalancedClassification`], the finite value of each run;
+            one number stands for one run.
+        command (`list[str]`): What was run, as in `sys.orig_argv`.
+        tolerance (`float`): How far a number may be off, absolutely, where machine or versions differ.
+        per_class (`dict[str, dict[str, list[float]]]`): The same of each class, by its name.
+        multi_label (`bool`): Whether the labels of an example are independent.
+        base_model (`str`, *optional*): Hub id (or another name) of what was fine-tuned.
+        dataset_id (`str`, *optional*): Hub id of the data, if that is where they are.
+        dataset_config, dataset_revision, dataset_split, dataset_fingerprint (`str`, *optional*): Which data exactly;
+            the split is the one that the results are from.
+        task (`str`): The pipeline tag.
+        language, tags (`list[str]`): For the metadata; the tags besides "focal-loss" and "hf_focal".
+        license (`str`, *optional*): Of the model, if it is known.
+        hyperparameters (`dict`): Settings of the training, as text or numbers.
+        limits (`list[str]`): More of them, besides those that follow from the rest.
+        wall_seconds (`list[float]`): Time of each run, if it is known.
+        hardware (`str`), versions (`dict[str, str]`): By default of this process.
+
+    Raises:
+        `ValueError`: If a value is of another type or does not fit the others; the message names it.
+    """
+
+    model_name: str
+    dataset_name: str
+    label_names: list[str]
+    settings: dict[str, Value]
+    seeds: list[int]
+    metrics: dict[str, list[float]]
+    command: list[str]
+    tolerance: float
+    per_class: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    multi_label: bool = False
+    base_model: str | None = None
+    dataset_id: str | None = None
+    dataset_config: str | None = None
+    dataset_revision: str | None = None
+    dataset_split: str | None = None
+    dataset_fingerprint: str | None = None
+    task: str = "text-classification"
+    language: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    license: str | None = None
+    hyperparameters: dict[str, Value] = field(default_factory=dict)
+    limits: list[str] = field(default_factory=list)
+    wall_seconds: list[float] = field(default_factory=list)
+    hardware: str = field(default_factory=describe_hardware)
+    versions: dict[str, str] = field(default_factory=package_versions)
+
+    def __post_init__(self):
+        self.metrics, self.per_class = _per_seed(self.metrics), _per_seed(self.per_class)
+        for name, kind in get_type_hints(type(self)).items():
+            setattr(self, name, _checked(name, getattr(self, name), kind))
+        num_seeds, num_classes = len(self.seeds), len(self.label_names)
+        _check("seeds", self.seeds, "at least one", num_seeds > 0)
+        _check("tolerance", self.tolerance, "a number >= 0", self.tolerance >= 0)
+        _check("label_names", self.label_names, "different names", len(set(self.label_names)) == num_classes)
+        _check("per_class", list(self.per_class), "classes of label_names", {*self.per_class} <= {*self.label_names})
+        _check("settings", list(self.settings), "gamma and alpha among them", {"gamma", "alpha"} <= {*self.settings})
+        for name in _SETTINGS.keys() & self.settings.keys():
+            value = _checked(name, self.settings[name], _SETTINGS[name])
+            is_complete = not isinstance(value, list) or len(value) == num_classes
+            _check(name, value, f"one number for each of {num_classes} classes", is_complete)
+        runs = [*self.metrics.items(), *(pair for metrics in self.per_class.values() for pair in metrics.items())]
+        for name, values in [*runs, *([("wall_seconds", self.wall_seconds)] if self.wall_seconds else [])]:
+            _check(name, values, f"one number for each of {num_seeds} seeds", len(values) == num_seeds)
+
+
+def write_model_card(
+    folder: str | Path,
+    contents: ModelCardContents,
+    logits: Tensor | np.ndarray | None = None,
+    labels: Tensor | np.ndarray | None = None,
+) -> Path:
+    """Writes README.md, and beside it the pictures that there is data for.
+
+    These are label_distribution.png, and with logits and labels (of one run) reliability_diagram.png and, but for
+    multi-label, confusion_matrix.png.
+
+    Args:
+        folder (`str` or `Path`): Where to; made if need be.
+        contents ([`ModelCardContents`]): What it says.
+        logits (`Tensor` or array, *optional*): Of the examples that the results are from, (..., C).
+        labels (`Tensor` or array, *optional*): Class ids of the shape of `logits` without the last dimension, where
+            -100 is ignored; for multi-label, 0 or 1 of the shape of `logits`.
+
+    Returns:
+        `Path`: Of the README.md.
+
+    Raises:
+        `ValueError`: If only one of logits and labels is given, their shapes do not fit, or the labels are not those.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+    >>> from hf_focal.model_card import ModelCardContents, read_model_card, write_model_card
+    >>> contents = ModelCardContents(
+    ...     model_name="spam filter",
+    ...     dataset_name="inbox",
+    ...     label_names=["ham", "spam"],
+    ...     settings={"gamma": 2.0, "alpha": None, "label_counts": [950, 50]},
+    ...     seeds=[1, 2, 3],
+    ...     metrics={"f1_macro": [0.81, 0.83, 0.82]},
+    ...     command=["python", "train.py", "--gamma", "2"],
+    ...     tolerance=0.02,
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = write_model_card(folder, contents)
+    ...     print(next(line for line in path.read_text().splitlines() if line.startswith("| Macro-F1")))
+    ...     read_model_card(path).command
+    | Macro-F1 | 0.8200 | 0.7952 to 0.8448 |
+    ['python', 'train.py', '--gamma', '2']
+
+    ```
+    """
+    if (logits is None) != (labels is None):
+        raise ValueError("labels: expected logits and labels, or neither, but got only one of them")
+    examples = None if logits is None else _examples(contents, torch.as_tensor(logits), torch.as_tensor(labels))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        # Class names whose script the font lacks are boxes in the pictures, but readable in the tables.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        pictures = _draw(folder, contents, examples)
+    text = f"---\n{_metadata(contents).to_yaml()}\n---\n\n{_body(contents, pictures)}"
+    (folder / "README.md").write_text(text, encoding="utf-8", newline="")
+    return folder / "README.md"
+
+
+def read_model_card(path: str | Path) -> ModelCardContents:
+    """The contents of a card that [`write_model_card`] has written. Nothing in it is run, whatever it holds.
+
+    Sections and metadata may have been added to the card, and its prose changed.
+
+    Args:
+        path (`str` or `Path`): The README.md.
+
+    Raises:
+        `ValueError`: If there is no such file or no record in it; if the record lacks a key, has one twice or one that
+        is not known, or a value of another type; or if a table, the command or the results in the metadata are not
+        those of the record. The message names it.
+    """
+    try:
+        card = ModelCard.load(Path(path))
+    except Exception as error:  # there are many ways to break the parser of the metadata
+        raise ValueError(f"{path}: expected a model card, but got {error!r}") from error
+    records = [match[3] for match in _FENCED.finditer(card.text) if match[2].strip() == _RECORD]
+    _check(str(path), f"{len(records)} of them", f"one block of {_RECORD}", len(records) == 1)
+    try:
+        record = json.loads(records[0], object_pairs_hook=_without_repetition)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"record: expected JSON, but got {error!r}") from error
+    _check("record", record, "an object", isinstance(record, dict))
+    for name in sorted(get_type_hints(ModelCardContents).keys() ^ record.keys()):
+        raise ValueError(f"record: expected {'no' if name in record else 'a'} key {name!r}, but got {sorted(record)}")
+    contents = ModelCardContents(**record)
+    for part in (_results, _per_class, _settings, _command):
+        differs = [line for line in part(contents).splitlines() if line not in card.text] or ["other lines between"]
+        _check(str(path), f"no such line: {differs[0]}", "what its record says", part(contents) in card.text)
+    found = card.data.eval_results or []
+    named = [(result.metric_name, result.metric_value) for result in found]
+    _check(f"{path}: model-index", named, "the results of the record", found == _eval_results(contents))
+    return contents
+
+
+def _metadata(contents: ModelCardContents) -> ModelCardData:
+    results = _eval_results(contents)
+    return ModelCardData(
+        language=contents.language or None,
+        license=contents.license,
+        library_name="transformers",
+        pipeline_tag=contents.task,
+        base_model=_hub_id(contents.base_model),
+        datasets=[contents.dataset_id] if _hub_id(contents.dataset_id) else None,
+        tags=["focal-loss", "hf_focal", *contents.tags],
+        metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
+        # A model-index needs results.
+        **({"model_name": contents.model_name, "eval_results": results} if results else {}),
+    )
+
+
+def _eval_results(contents: ModelCardContents) -> list[EvalResult]:
+    data = {
+        f"dataset_{name}": getattr(contents, f"dataset_{name}") for name in ("name", "config", "split", "revision")
+    }
+    data["dataset_type"] = contents.dataset_id or re.sub(r"[^A-Za-z0-9]+", "-", contents.dataset_name).strip("-")
+    results = []
+    for name, values in contents.metrics.items():
+        title, metric, arguments = _metric(name)
+        named = {"metric_type": metric, "metric_name": title, "metric_args": arguments}
+        results.append(EvalResult(task_type=contents.task, **data, **named, metric_value=fmean(values)))
+    return results
+
+
+def _body(contents: ModelCardContents, pictures: dict[str, str]) -> str:
+    gamma = _text(_value(contents.settings["gamma"]))
+    loss = f"focal loss (gamma {gamma})" if _is_focal(contents) else "cross entropy"
+    alpha = "" if contents.settings["alpha"] is None else " and class weights (alpha)"
+    source = "Trained" if contents.base_model is None else f"Fine-tuned from {_text(contents.base_model)}"
+    sections = {
+        "Results": _results(contents),
+        "Results per class": _per_class(contents),
+        "Pictures": "\n\n".join(f"![{title}]({file})" for file, title in pictures.items()),
+        "Settings": _settings(contents),
+        "Labels of the training data": _training_labels(contents),
+        "Limits": "\n".join(f"- {limit}" for limit in _limits(contents)),
+        "Data, machine and versions": _origin(contents),
+        "Reproduce": _reproduce(contents),
+    }
+    intro = f"{source} on {_text(contents.dataset_name)} with {loss}{alpha} by hf\\_focal."
+    written = [f"## {title}\n\n{section}" for title, section in sections.items() if section]
+    return "\n\n".join([f"# {_text(contents.model_name)}", intro, *written]) + "\n"
+
+
+def _results(contents: ModelCardContents) -> str:
+    num_seeds = len(contents.seeds)
+    if num_seeds == 1:
+        return _table(["metric", "value"], [[_metric(k)[0], f"{v[0]:.4f}"] for k, v in contents.metrics.items()])
+    rows = []
+    for name, values in contents.metrics.items():
+        mean, half = fmean(values), t.ppf(0.975, num_seeds - 1) * stdev(values) / num_seeds**0.5
+        rows.append([_metric(name)[0], f"{mean:.4f}", f"{mean - half:.4f} to {mean + half:.4f}"])
+    return _table(["metric", f"mean of {num_seeds} seeds", "95 % interval (Student's t)"], rows)
+
+
+def _per_class(contents: ModelCardContents) -> str:
+    columns = list(dict.fromkeys(name for metrics in contents.per_class.values() for name in metrics))
+    rows = [
+        [label, *(_mean(metrics[name]) if name in metrics else "" for name in columns)]
+        for label, metrics in contents.per_class.items()
+    ]
+    return _table(["class", *(_metric(name)[0] for name in columns)], rows)
+
+
+def _settings(contents: ModelCardContents) -> str:
+    shown = {k: v for k, v in contents.settings.items() if k not in ("label_counts", "class_prior")}
+    return _table(["setting", "value"], [[k, _value(v)] for k, v in {**shown, **contents.hyperparameters}.items()])
+
+
+def _training_labels(contents: ModelCardContents) -> str:
+    distribution = _distribution(contents, _plain)
+    return "" if distribution is None else f"{distribution.summary()}\n\n{distribution.to_markdown(_alpha(contents))}"
+
+
+def _limits(contents: ModelCardContents) -> list[str]:
+    gamma, alpha = contents.settings["gamma"], contents.settings["alpha"]
+    remedy = "`hf_focal.posterior_from_config(logits, model.config)` undoes that"
+    if isinstance(gamma, str):
+        remedy = "with a gamma that depends on the probability, no formula undoes that"
+    counts = contents.settings.get("label_counts") or []
+    rare = [name for name, count in zip(contents.label_names, counts) if count < 10]
+    untested = [name for name, metrics in contents.per_class.items() if not any(metrics.get("support", [1]))]
+    reading = "Sigmoid" if contents.multi_label else "Softmax"
+    applies = {
+        f"{reading} of the logits is not the class posterior, from which focal loss and alpha lead away; {remedy}.": (
+            _is_focal(contents) or alpha is not None
+        ),
+        "Alpha shifts decisions towards the classes that weigh more, at the expense of the others.": alpha is not None,
+        "Not for data where classes occur much more or less often than in training, unless the posterior is shifted "
+        "(`hf_focal.shift_prior`).": True,
+        "Not for noisy labels: wrong ones look like hard examples, on which focal loss concentrates.": _is_focal(
+            contents
+        ),
+        "One seed: another gives other results, and there is no interval to tell how far.": len(contents.seeds) == 1,
+        "Neither revision nor fingerprint of the data is known, so they may have changed.": not (
+            contents.dataset_revision or contents.dataset_fingerprint
+        ),
+        "No temperature was fitted on held-out data.": contents.settings.get("temperature") is None,
+        "The license is not known.": contents.license is None,
+        f"Classes without a test example: {_listed(untested)}.": untested,
+        f"Classes with fewer than 10 training examples: {_listed(rare)}.": rare,
+    }
+    return [limit for limit, holds in applies.items() if holds] + [
+        f"Note: {_text(limit)}" for limit in contents.limits
+    ]
+
+
+def _origin(contents: ModelCardContents) -> str:
+    names = ("name", "id", "config", "revision", "split", "fingerprint")
+    rows = [[f"data, {name}", getattr(contents, f"dataset_{name}")] for name in names]
+    rows.append(["hardware", contents.hardware])
+    if contents.wall_seconds:
+        rows.append(["time of a run", str(timedelta(seconds=round(fmean(contents.wall_seconds))))])
+    return _table(["", ""], [row for row in [*rows, *contents.versions.items()] if row[1] is not None])
+
+
+def _reproduce(contents: ModelCardContents) -> str:
+    # Only strings hold these two characters, and in the strings of JSON their escapes mean the same.
+    lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in asdict(contents).items()]
+    record = ",\n".join(lines).replace("`", "\\u0060").replace("<", "\\u003c")
+    return (
+        f"{_command(contents)}\n\nSeeds: {_listed(map(str, contents.seeds))}. With the hardware and versions above "
+        f"the numbers should be the same to the last digit, with others within {contents.tolerance:g}. This record "
+        f"has all digits; `hf_focal.model_card.read_model_card` reads it.\n\n```{_RECORD}\n{{\n{record}\n}}\n```"
+    )
+
+
+def _command(contents: ModelCardContents) -> str:
+    command = shlex.join(contents.command).encode(errors="backslashreplace").decode()  # file names need not be text
+    fence = "`" * max(3, *(len(run) + 1 for run in ["", *re.findall("`+", command)]))
+    return f"{fence}bash\n{command}\n{fence}"
+
+
+def _draw(folder: Path, contents: ModelCardContents, examples: tuple[Tensor, Tensor] | None) -> dict[str, str]:
+    """Saves the pictures, and gives the title of each file."""
+    pictures = {}
+    distribution = _distribution(contents, _short)
+    if distribution is not None:
+        distribution.plot(_alpha(contents), folder / "label_distribution.png")
+        pictures["label_distribution.png"] = "Labels of the training data"
+    if examples is not None and not contents.multi_label:
+        _draw_confusion(contents, *examples, folder / "confusion_matrix.png")
+        pictures["confusion_matrix.png"] = "Confusion matrix"
+    if examples is not None:
+        _draw_reliability(contents, *examples, folder / "reliability_diagram.png")
+        pictures["reliability_diagram.png"] = "Reliability diagram"
+    return pictures
+
+
+def _draw_confusion(contents: ModelCardContents, logits: Tensor, labels: Tensor, file: Path) -> None:
+    from matplotlib.figure import Figure  # takes longer to import than the rest of a card takes
+
+    num_classes = len(contents.label_names)
+    counts = contents.settings.get("label_counts")
+    order = np.arange(num_classes) if counts is None else np.argsort(-np.asarray(counts), kind="stable")
+    pairs = labels * num_classes + logits.argmax(-1)
+    matrix = pairs.bincount(minlength=num_classes**2).reshape(num_classes, num_classes).numpy()[order][:, order]
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    size = min(12, 3.5 + 0.25 * num_classes)
+    figure = Figure(figsize=(size + 1, size), layout="constrained", dpi=150)
+    axes = figure.add_subplot()
+    figure.colorbar(axes.imshow(share, vmin=0, vmax=1, cmap="Blues"), label="share of the true class", shrink=0.8)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    if num_classes <= 60:
+        names = [_short(contents.label_names[k]) for k in order]
+        axes.set_xticks(range(num_classes), names, rotation=90)
+        axes.set_yticks(range(num_classes), names)
+        for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+            label.set_parse_math(False)
+    if num_classes <= 12:
+        for row, column in np.ndindex(matrix.shape):
+            color = "white" if share[row, column] > 0.5 else "black"
+            axes.text(column, row, matrix[row, column], ha="center", va="center", color=color)
+    figure.savefig(file)
+
+
+def _draw_reliability(contents: ModelCardContents, logits: Tensor, labels: Tensor, file: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5), layout="constrained", dpi=150)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="lightgray")
+    for name, p in _readings(contents, logits).items():
+        confidence = (p.flatten() if contents.multi_label else p.amax(-1)).numpy()
+        outcome = (labels.flatten() if contents.multi_label else p.argmax(-1) == labels).double().numpy()
+        bins = [k for k in np.array_split(np.argsort(confidence, kind="stable"), 15) if len(k)]
+        axes.plot([confidence[k].mean() for k in bins], [outcome[k].mean() for k in bins], "o-", label=name)
+    outcome = "share of positives" if contents.multi_label else "accuracy"
+    axes.set(xlabel="confidence", ylabel=f"{outcome} (15 bins of equal mass)", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.legend()
+    figure.savefig(file)
+
+
+def _readings(contents: ModelCardContents, logits: Tensor) -> dict[str, Tensor]:
+    """The probabilities that can be read out of the logits."""
+    settings, multi_label = contents.settings, contents.multi_label
+    readings = {"raw sigmoid": logits.sigmoid()} if multi_label else {"raw softmax": logits.softmax(-1)}
+    if isinstance(settings["gamma"], str) or (settings["alpha"] is not None and not _alpha(contents).all()):
+        return readings  # there is no posterior for a gamma that follows p_t, or for a class without weight
+    problem_type = "multi_label_classification" if multi_label else None
+    config = SimpleNamespace(focal_loss=settings, problem_type=problem_type)
+    return {**readings, "posterior": posterior_from_config(logits, config)}
+
+
+def _examples(contents: ModelCardContents, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) in float64, and class ids (N), or for multi-label rows of 0 and 1 (N, C)."""
+    num_classes, multi_label = len(contents.label_names), contents.multi_label
+    shape = logits.shape if multi_label else logits.shape[:-1]
+    fits = logits.dim() > 1 and logits.shape[-1] == num_classes and labels.shape == shape
+    found = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
+    _check("logits", found, f"shape (..., {num_classes}), and labels to fit", fits)
+    logits, labels = logits.detach().cpu().double().flatten(0, -2), labels.cpu()
+    labels = labels.flatten(0, -2) if multi_label else labels.flatten()
+    if not multi_label:
+        logits, labels = logits[labels != -100], labels[labels != -100]
+    highest = 1 if multi_label else num_classes - 1
+    is_label = labels.numel() > 0 and bool(torch.isin(labels, torch.arange(highest + 1)).all())
+    _check("labels", labels, f"some from 0 to {highest}, and no other than -100", is_label)
+    return logits, labels.long()
+
+
+def _is_focal(contents: ModelCardContents) -> bool:
+    gamma = contents.settings["gamma"]
+    return isinstance(gamma, str) or bool(np.any(gamma))
+
+
+def _alpha(contents: ModelCardContents) -> Tensor | None:
+    """One weight per class, (C)."""
+    alpha, num_classes = contents.settings["alpha"], len(contents.label_names)
+    if isinstance(alpha, float | int):
+        alpha = [1 - alpha, alpha] if num_classes == 2 and not contents.multi_label else [alpha] * num_classes
+    return None if alpha is None else torch.tensor(alpha)
+
+
+def _distribution(contents: ModelCardContents, shown: Callable[[str], str]) -> LabelDistribution | None:
+    counts, shares = contents.settings.get("label_counts"), contents.settings.get("class_prior")
+    if counts is None:
+        return None
+    negatives = None
+    if contents.multi_label and shares is not None and max(shares) > 0:
+        negatives = round(max(counts) / max(shares)) - np.asarray(counts)
+    return LabelDistribution(counts, negatives, [shown(name) for name in contents.label_names])
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, or nothing where there are no rows. Every cell is escaped."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *([_text(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else ""
+
+
+def _text(text: str) -> str:
+    """What shows `text` in a line of Markdown and is nothing but text there."""
+    return _escaped(_plain(text))
+
+
+def _plain(text: str) -> str:
+    """`text` without the characters that mean something to Markdown; HTML is still to be escaped."""
+    return re.sub(r"([\\`*_\[\]~$])", r"\\\1", _INVISIBLE.sub(" ", text))
+
+
+def _short(text: str) -> str:
+    text = " ".join(_INVISIBLE.sub(" ", text).split())
+    return text if len(text) <= 24 else text[:23] + "…"
+
+
+def _listed(texts: Sequence[str]) -> str:
+    texts = list(texts)
+    return ", ".join(map(_text, texts[:10])) + (f" and {len(texts) - 10} more" if len(texts) > 10 else "")
+
+
+def _metric(name: str) -> tuple[str, str, dict[str, str] | None]:
+    return _METRICS.get(name, (name.replace("_", " ").capitalize(), name, None))
+
+
+def _value(value: Value) -> str:
+    if isinstance(value, list) and len(value) > 8:
+        return f"{min(value):.4g} to {max(value):.4g}, one for each of {len(value)} classes"
+    if isinstance(value, list):
+        return ", ".join(f"{one:.4g}" for one in value)
+    return f"{value:.6g}" if isinstance(value, float) else "none" if value is None else str(value)
+
+
+def _mean(values: list[float]) -> str:
+    return f"{fmean(values):,.0f}" if all(isinstance(value, int) for value in values) else f"{fmean(values):.3f}"
+
+
+def _hub_id(name: str | None) -> str | None:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def _per_seed(values: Any) -> Any:
+    """One number stands for one seed."""
+    if isinstance(values, dict):
+        return {name: _per_seed(value) for name, value in values.items()}
+    return values if isinstance(values, list) else [values]
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    _check("record", names, "every key once", len(set(names)) == len(names))
+    return dict(pairs)
+
+
+def _check(name: str, value: Any, expected: str, is_met: bool) -> None:
+    if not is_met:
+        raise ValueError(f"{name}: expected {expected}, but got {value!r}")
+
+
+def _checked(name: str, value: Any, kind: Any) -> Any:
+    """`value`, if it is of the type `kind`, with numbers of numpy as those of Python."""
+    value = _as_python(value)
+    _check(name, value, str(kind) if get_args(kind) else kind.__name__, _is_a(kind, value))
+    return value
+
+
+def _as_python(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _as_python(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_as_python(one) for one in value]
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return int(value) if isinstance(value, Integral) else float(value)
+    return value
+
+
+def _is_a(kind: Any, value: Any) -> bool:
+    origin, inner = get_origin(kind), get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(_is_a(one, value) for one in inner)
+    if origin is dict:
+        return isinstance(value, dict) and all(_is_a(inner[0], k) and _is_a(inner[1], v) for k, v in value.items())
+    if origin is list:
+        return isinstance(value, list) and all(_is_a(inner[0], one) for one in value)
+    if kind in (int, float) and not isinstance(value, bool):
+        is_number = isinstance(value, int | float if kind is float else int)
+        return is_number and -1e100 <= value <= 1e100  # neither NaN nor so large that a mean is infinite
+    return isinstance(value, kind) and kind not in (int, float)

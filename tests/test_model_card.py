@@ -1,0 +1,620 @@
+"""The model card: what it says, that no text breaks it, and that what was changed by hand is noticed."""
+
+import json
+import re
+import shlex
+import time
+import warnings
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from huggingface_hub import EvalResult, ModelCard
+from scipy import stats
+from transformers import BertConfig
+
+from hf_focal import LabelDistribution, posterior_from_config
+from hf_focal.metrics import ImbalancedClassification
+from hf_focal.model_card import (
+    ModelCardContents,
+    _readings,
+    describe_hardware,
+    package_versions,
+    read_model_card,
+    write_model_card,
+)
+
+
+HOSTILE = [
+    "a|b",
+    "two\nlines",
+    "```\n# heading\n```json hf_focal\n{}\n```",
+    "a\n```\n# heading\n\n`````\nb",
+    "`````` code ``",
+    "<script>alert(1)</script>",
+    "# heading",
+    "[x](javascript:alert(1))",
+    "![x](http://example.org/x.png)",
+    'quoted: - "',
+    "---\n---",
+    "a\n---\nb: c\n",
+    "%TAG ! &a *a !!python/object/apply:os.system [id]",
+    "null",
+    "1e3",
+    "2020-01-01",
+    "ÄÖÜ 日本語 👩‍👩‍👧 \u202egnp.exe",
+    "\x00\x07\r\x85\u2028\ufeff",
+    "caf\udce9",
+    "$x_{$ **b** _i_ ~~s~~ \\| &lt; &#124;",
+    " ",
+    "x" * 3000,
+]
+
+
+@pytest.fixture(autouse=True)
+def offline_and_quiet(monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", lambda *args: pytest.fail("network"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.fixture
+def without_drawing(monkeypatch):
+    """Pictures take most of the time."""
+    monkeypatch.setattr(LabelDistribution, "plot", lambda *args: None)
+
+
+def random_data(num_classes=3, num_examples=300, multi_label=False, seed=0):
+    rng = np.random.default_rng(seed)
+    if multi_label:
+        labels = (rng.random((num_examples, num_classes)) < 0.3).astype(int)
+        return rng.normal(size=labels.shape) + 2 * labels - 1, labels
+    labels = rng.integers(num_classes, size=num_examples)
+    return rng.normal(size=(num_examples, num_classes)) + 2 * np.eye(num_classes)[labels], labels
+
+
+def contents_of(**changes):
+    names = changes.get("label_names", ["ham", "spam", "eggs"])
+    metrics = {"accuracy": [0.9, 0.8, 0.85], "f1_macro": [1 / 3, 2 / 3, 0.5], "balanced_accuracy": [0.5, 0.6, 0.7]}
+    per_class = {
+        name: {"precision": [0.5, 0.6, 0.7], "recall": [0.1, 0.2, 0.3], "f1": [0.2, 0.3, 0.4], "support": [9, 9, 9]}
+        for name in names
+    }
+    settings = {
+        "gamma": 2.0,
+        "alpha": [0.5, 1.5, 4.0],
+        "label_smoothing": 0.0,
+        "label_counts": [900, 90, 9],
+        "class_prior": [0.9, 0.09, 0.01],
+    }
+    given = {
+        "model_name": "a model",
+        "dataset_name": "Some mail",
+        "label_names": names,
+        "settings": settings,
+        "seeds": [1, 2, 3],
+        "metrics": metrics,
+        "per_class": per_class,
+        "command": ["python", "train.py", "--output_dir", "a b"],
+        "tolerance": 0.02,
+        "base_model": "bert-base-uncased",
+        "dataset_id": "someone/mail",
+        "dataset_config": "plain",
+        "dataset_revision": "0123456789abcdef",
+        "dataset_split": "test",
+        "dataset_fingerprint": "f00",
+        "language": ["en"],
+        "license": "mit",
+        "hyperparameters": {"learning_rate": 2e-5, "train_batch_size": 100_000},
+        "wall_seconds": [60.0, 61.0, 62.0],
+    }
+    return ModelCardContents(**given | changes)
+
+
+def everywhere(text):
+    """Contents that have the text wherever one may stand."""
+    names = [text, f"{text}{text}", f"|{text}"]
+    renamed = contents_of(label_names=names if text else ["", " ", "|"])
+    return replace(
+        renamed,
+        **dict.fromkeys(("model_name", "dataset_name", "base_model", "dataset_id", "dataset_config"), text),
+        **dict.fromkeys(("dataset_revision", "dataset_split", "dataset_fingerprint", "license", "hardware"), text),
+        settings={**renamed.settings, text: text},
+        metrics={**renamed.metrics, text: [0.1, 0.2, 0.3]},
+        command=["python", text, f"--flag={text}"],
+        hyperparameters={f"h{text}": text},
+        **dict.fromkeys(("tags", "limits"), [text]),
+        versions={text: text},
+    )
+
+
+def sections_of(text):
+    """The sections of a card by title, fenced code left out of the search for them."""
+    body = text.split("\n---\n", 1)[1]
+    code = re.compile(r"^(`{3,})[^`\n]*\n.*?\n\1$", re.MULTILINE | re.DOTALL)
+    parts = re.split(r"^## (.*)$", code.sub("CODE", body), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2])), [match[0] for match in code.finditer(body)]
+
+
+@pytest.mark.usefixtures("without_drawing")
+class TestMetadata:
+    def test_what_the_hub_reads(self, tmp_path):
+        contents = contents_of()
+        data = ModelCard.load(write_model_card(tmp_path, contents)).data
+        assert data.tags == ["focal-loss", "hf_focal"] and data.library_name == "transformers"
+        assert (data.base_model, data.datasets, data.license) == ("bert-base-uncased", ["someone/mail"], "mit")
+        assert (data.language, data.pipeline_tag, data.model_name) == (["en"], "text-classification", "a model")
+        assert data.metrics == ["accuracy", "f1", "balanced_accuracy"]
+        expected = EvalResult(
+            task_type="text-classification",
+            dataset_type="someone/mail",
+            dataset_name="Some mail",
+            dataset_config="plain",
+            dataset_split="test",
+            dataset_revision="0123456789abcdef",
+            metric_type="f1",
+            metric_name="Macro-F1",
+            metric_args={"average": "macro"},
+            metric_value=0.5,
+        )
+        assert data.eval_results[1] == expected and len(data.eval_results) == 3
+
+    def test_model_index_is_complete(self, tmp_path):
+        text = write_model_card(tmp_path, contents_of()).read_text()
+        (model,) = yaml.safe_load(text.split("---\n")[1])["model-index"]
+        (result,) = model["results"]
+        assert model["name"] and result["task"]["type"] and result["dataset"]["type"] and result["dataset"]["name"]
+        assert all(metric["type"] and isinstance(metric["value"], float) for metric in result["metrics"])
+
+    def test_unknown_is_left_out(self, tmp_path):
+        names = ("base_model", "dataset_id", "dataset_config", "dataset_revision", "dataset_split", "license")
+        contents = contents_of(**dict.fromkeys(names), language=[], metrics={}, per_class={})
+        text = write_model_card(tmp_path, contents).read_text()
+        metadata = yaml.safe_load(text.split("---\n")[1])
+        assert metadata.keys() == {"library_name", "pipeline_tag", "tags"} and "## Results" not in text
+        assert read_model_card(tmp_path / "README.md") == contents
+
+    @pytest.mark.parametrize("folder", ["/home/me/model", "../model", "a/b/c", "two words"])
+    def test_a_folder_is_no_model_of_the_hub(self, tmp_path, folder):
+        contents = contents_of(base_model=folder, dataset_id=folder)
+        data = ModelCard.load(write_model_card(tmp_path, contents)).data
+        assert data.base_model is None and data.datasets is None
+
+    def test_tags_once(self, tmp_path):
+        tags = ModelCard.load(write_model_card(tmp_path, contents_of(tags=["focal-loss", "mail"]))).data.tags
+        assert tags == ["focal-loss", "hf_focal", "mail"]
+
+
+@pytest.mark.usefixtures("without_drawing")
+class TestBody:
+    def test_mean_and_interval_over_seeds(self, tmp_path):
+        contents = contents_of()
+        low, high = stats.t.interval(0.95, 2, np.mean([0.9, 0.8, 0.85]), stats.sem([0.9, 0.8, 0.85]))
+        text = write_model_card(tmp_path, contents).read_text()
+        assert f"| Accuracy | 0.8500 | {low:.4f} to {high:.4f} |" in text and "mean of 3 seeds" in text
+        assert "One seed" not in text
+
+    def test_one_seed_has_no_interval(self, tmp_path):
+        contents = contents_of(
+            seeds=[7], metrics={"accuracy": 0.9, "f1_macro": np.float32(0.5)}, per_class={}, wall_seconds=[]
+        )
+        text = write_model_card(tmp_path, contents).read_text()
+        assert "| Accuracy | 0.9000 |\n| Macro-F1 | 0.5000 |" in text and "interval (" not in text
+        assert "One seed" in text and contents.metrics == {"accuracy": [0.9], "f1_macro": [0.5]}
+
+    def test_tables(self, tmp_path):
+        sections, code = sections_of(write_model_card(tmp_path, contents_of()).read_text())
+        assert list(sections) == [
+            "Results",
+            "Results per class",
+            "Pictures",
+            "Settings",
+            "Labels of the training data",
+            "Limits",
+            "Data, machine and versions",
+            "Reproduce",
+        ]
+        assert "| class | Precision | Recall | F1 | Support |" in sections["Results per class"]
+        assert "| spam | 0.600 | 0.200 | 0.300 | 9 |" in sections["Results per class"]
+        assert "| gamma | 2 |\n| alpha | 0.5, 1.5, 4 |" in sections["Settings"]
+        assert "| learning\\_rate | 2e-05 |\n| train\\_batch\\_size | 100000 |" in sections["Settings"]
+        distribution = LabelDistribution([900, 90, 9], names=["ham", "spam", "eggs"])
+        expected = distribution.to_markdown(torch.tensor([0.5, 1.5, 4.0]))
+        assert expected in sections["Labels of the training data"]
+        assert "| data, revision | 0123456789abcdef |" in sections["Data, machine and versions"]
+        assert "| time of a run | 0:01:01 |" in sections["Data, machine and versions"]
+        assert all(
+            f"| {name} |" in sections["Data, machine and versions"] for name in ("python", "torch", "hf\\_focal")
+        )
+        assert "within 0.02" in sections["Reproduce"]
+        assert code[0] == "```bash\npython train.py --output_dir 'a b'\n```"
+
+    def test_results_of_the_metric(self, tmp_path):
+        logits, labels = random_data()
+        results = ImbalancedClassification().compute(
+            predictions=logits, references=labels, label_names=["ham", "spam", "eggs"], label_counts=[900, 90, 9]
+        )
+        per_class = results.pop("per_class")
+        contents = contents_of(seeds=[0], wall_seconds=[], metrics=results, per_class=per_class)
+        path = write_model_card(tmp_path, contents, logits, labels)
+        by_name = {result.metric_name: result.metric_value for result in ModelCard.load(path).data.eval_results}
+        assert by_name["Macro-F1"] == results["f1_macro"] and by_name["MCC"] == results["matthews_correlation"]
+        assert by_name["ECE"] == results["expected_calibration_error"] and len(by_name) == len(results)
+        assert f"| {per_class['spam']['f1']:.3f} | {per_class['spam']['support']} |" in path.read_text()
+        assert read_model_card(path).per_class["spam"]["f1"] == [per_class["spam"]["f1"]]
+
+    def test_scores_that_some_classes_lack(self, tmp_path):
+        per_class = {"ham": {"f1": [0.5] * 3, "average_precision": [0.7] * 3}, "spam": {"f1": [0.25] * 3}}
+        text = write_model_card(tmp_path, contents_of(per_class=per_class)).read_text()
+        assert "| ham | 0.500 | 0.700 |\n| spam | 0.250 |  |" in text
+
+    @pytest.mark.parametrize("multi_label, shown", [(False, ["0.75", "0.25"]), (True, ["0.25", "0.25"])])
+    def test_alpha_as_one_number(self, tmp_path, multi_label, shown):
+        settings = {"gamma": 2, "alpha": 0.25, "label_counts": [30, 10], "class_prior": [0.75, 0.25]}
+        contents = contents_of(label_names=["n", "y"], settings=settings, per_class={}, multi_label=multi_label)
+        text = write_model_card(tmp_path, contents).read_text()
+        assert f"| n | 30 | 75.00 % | {shown[0]} |\n| y | 10 | 25.00 % | {shown[1]} |" in text
+
+    def test_multi_label_shares_are_of_rows(self, tmp_path):
+        settings = {"gamma": 2.0, "alpha": None, "label_counts": [50, 30], "class_prior": [0.5, 0.3]}
+        contents = contents_of(label_names=["a", "b"], settings=settings, per_class={}, multi_label=True)
+        text = write_model_card(tmp_path, contents).read_text()
+        assert "| a | 50 | 50.00 % |\n| b | 30 | 30.00 % |" in text and "Sigmoid of the logits" in text
+
+    def test_long_lists_are_summarized(self, tmp_path):
+        names = [f"class {k}" for k in range(20)]
+        contents = contents_of(label_names=names, settings={"gamma": 1, "alpha": [*range(1, 21)]}, per_class={})
+        text = write_model_card(tmp_path, contents).read_text()
+        assert "| alpha | 1 to 20, one for each of 20 classes |" in text
+        assert read_model_card(tmp_path / "README.md").settings["alpha"] == [*range(1, 21)]
+
+    @pytest.mark.parametrize(
+        "said, settings",
+        [
+            ("focal loss (gamma 2) by", {"gamma": 2.0, "alpha": None}),
+            (
+                "focal loss (gamma 0, 1, 2) and class weights (alpha) by",
+                {"gamma": [0, 1, 2], "alpha": [1.0, 2.0, 3.0]},
+            ),
+            ("focal loss (gamma flsd\\_53) by", {"gamma": "flsd_53", "alpha": None}),
+            ("cross entropy by", {"gamma": 0.0, "alpha": None}),
+            ("cross entropy and class weights (alpha) by", {"gamma": 0, "alpha": [1.0, 2.0, 3.0]}),
+        ],
+    )
+    def test_loss_and_its_limits(self, tmp_path, said, settings):
+        text = write_model_card(tmp_path, contents_of(settings=settings)).read_text()
+        is_focal, has_alpha = "focal loss (" in said, "alpha" in said
+        assert f"with {said} hf\\_focal." in text
+        assert ("is not the class posterior" in text) == (is_focal or has_alpha)
+        assert ("posterior_from_config" in text) == ((is_focal or has_alpha) and "flsd" not in said)
+        assert ("Alpha shifts decisions" in text) == has_alpha and ("noisy labels" in text) == is_focal
+
+    def test_gaps_are_named(self, tmp_path):
+        per_class = {"ham": {"support": [5, 5, 5]}, "spam": {"support": [0, 0, 0]}}
+        known = write_model_card(tmp_path, contents_of(per_class=per_class, limits=["English only"])).read_text()
+        assert "- Classes without a test example: spam." in known and "- Note: English only" in known
+        assert "- Classes with fewer than 10 training examples: eggs." in known
+        gaps = ("Neither revision nor fingerprint", "license is not known")
+        assert not any(gap in known for gap in gaps)
+        unknown = contents_of(license=None, dataset_revision=None, dataset_fingerprint=None)
+        assert all(gap in write_model_card(tmp_path, unknown).read_text() for gap in gaps)
+
+
+@pytest.mark.usefixtures("without_drawing")
+class TestHostileText:
+    @pytest.mark.parametrize("text", [*HOSTILE, ""])
+    def test_contents_come_back(self, tmp_path, text):
+        contents = everywhere(text)
+        assert read_model_card(write_model_card(tmp_path, contents)) == contents
+
+    @pytest.mark.parametrize("text", [*HOSTILE, ""])
+    def test_metadata_come_back(self, tmp_path, text):
+        data = ModelCard.load(write_model_card(tmp_path, everywhere(text))).data
+        assert data.tags == ["focal-loss", "hf_focal", text] and data.license == text and data.model_name == text
+        result = data.eval_results[-1]
+        assert (result.dataset_name, result.dataset_revision, result.metric_type) == (text, text, text)
+        assert len(data.eval_results) == 4
+
+    @pytest.mark.parametrize("text", HOSTILE)
+    def test_structure_stays(self, tmp_path, text):
+        plain = write_model_card(tmp_path, everywhere("plain")).read_text()
+        hostile = (write_model_card(tmp_path, everywhere(text))).read_bytes().decode()
+        (expected, code), (sections, hostile_code) = sections_of(plain), sections_of(hostile)
+        assert list(sections) == list(expected) and len(hostile_code) == len(code) == 2
+        for title, section in sections.items():
+            assert section.count("\n") == expected[title].count("\n")
+            bars = [line.count("|") for line in section.split("\n")]
+            assert bars == [line.count("|") for line in expected[title].split("\n")]
+            assert "<" not in section and not re.search(r"(?<!\\)(?:\\\\)*\]\((?!\w+\.png\))", section)
+        assert shlex.split(hostile_code[0].split("\n", 1)[1].rsplit("\n", 1)[0]) == [
+            argument.encode(errors="backslashreplace").decode() for argument in everywhere(text).command
+        ]
+        assert "<" not in hostile_code[1] and "`" not in hostile_code[1][3:-3] and hostile_code[1].isascii()
+
+    @pytest.mark.parametrize("text", HOSTILE)
+    def test_rendered(self, tmp_path, text):
+        markdown_it = pytest.importorskip("markdown_it")
+        parser = markdown_it.MarkdownIt("gfm-like", {"linkify": False}).disable("linkify")
+
+        def tokens(text):
+            body = write_model_card(tmp_path, everywhere(text)).read_bytes().decode().split("\n---\n", 1)[1]
+            found = parser.parse(body)
+            inner = [child for token in found for child in token.children or []]
+            return [token.type for token in found], inner
+
+        kinds, inner = tokens(text)
+        assert kinds == tokens("plain")[0]
+        assert {token.type for token in inner} <= {"text", "text_special", "image", "code_inline"}
+        assert [token.attrs["src"] for token in inner if token.type == "image"] == ["label_distribution.png"]
+        assert not [token for token in inner if token.type == "code_inline" and "hf_focal" not in token.content]
+
+    def test_text_reads_as_it_was(self, tmp_path):
+        markdown_it = pytest.importorskip("markdown_it")
+        name = "a|b [x](y) `c` <b> **d** _e_ ~~f~~ \\| &lt; $1"
+        text = write_model_card(tmp_path, contents_of(label_names=["ham", name, "eggs"])).read_text()
+        parser = markdown_it.MarkdownIt("gfm-like", {"linkify": False}).disable("linkify")
+        cells = ["".join(c.content for c in token.children or []) for token in parser.parse(text)]
+        assert cells.count(name) == 2  # results per class, labels of the training data
+
+    def test_random_text(self, tmp_path):
+        rng = np.random.default_rng(0)
+        alphabet = list("ab01 \n\r\t|`#<>[]()!*_~$\\\"'&;:-{}%@=,.?\u2028\x00é日") + ["---", "```", "${", "]("]
+        for _ in range(20):
+            text = "".join(rng.choice(alphabet, 30))
+            contents = everywhere(text)
+            path = write_model_card(tmp_path, contents)
+            assert read_model_card(path) == contents
+            assert ModelCard.load(path).data.eval_results[-1].dataset_name == text
+            assert len(sections_of(path.read_bytes().decode())[1]) == 2
+
+
+@pytest.mark.usefixtures("without_drawing")
+class TestReading:
+    def edited(self, tmp_path, old, new, count=1):
+        path = write_model_card(tmp_path, contents_of())
+        text = path.read_text()
+        assert text.count(old) == count
+        path.write_text(text.replace(old, new))
+        return path
+
+    @pytest.mark.parametrize(
+        "message, old, new",
+        [
+            ("no such line: | Accuracy | 0.8500", "| Accuracy | 0.8500", "| Accuracy | 0.9500"),
+            ("no such line: | Balanced accuracy | 0.6000 | 0.3516 to", "0.3516 to", "0.5516 to"),
+            ("no such line: | spam | 0.600", "| spam | 0.600", "| spam | 0.700"),
+            ("no such line: | gamma | 2", "| gamma | 2 |", "| gamma | 3 |"),
+            ("no such line: python train.py", "python train.py", "python other.py"),
+            ("no such line: | Accuracy", '"accuracy": [0.9, 0.8', '"accuracy": [0.9, 0.9'),
+            ("no such line: | eggs", '"eggs": {"precision": [0.5', '"eggs": {"precision": [0.9'),
+            ("no such line: python other.py", '["python", "train.py"', '["python", "other.py"'),
+            ("model-index: expected the results of the record", "value: 0.5\n", "value: 0.6\n"),
+            (
+                "model-index: expected the results",
+                '"accuracy": [0.9, 0.8, 0.85]',
+                '"accuracy": [0.9, 0.8, 0.850000001]',
+            ),
+            ("model-index: expected the results of the record", "  - task:", "  - dropped:"),
+        ],
+    )
+    def test_what_was_changed_by_hand(self, tmp_path, message, old, new):
+        path = self.edited(tmp_path, old, new)
+        if "dropped" in new:
+            path.write_text(re.sub(r"model-index:.*?\n---\n", "\n---\n", path.read_text(), flags=re.DOTALL))
+        with pytest.raises(ValueError, match=re.escape(message)):
+            read_model_card(path)
+
+    def test_tables_in_other_order(self, tmp_path):
+        path = write_model_card(tmp_path, contents_of())
+        spam, eggs = re.findall(r"^\| (?:spam|eggs) \| 0.6.*\n", path.read_text(), re.MULTILINE)
+        path.write_text(path.read_text().replace(spam + eggs, eggs + spam))
+        with pytest.raises(ValueError, match="no such line: other lines between"):
+            read_model_card(path)
+
+    @pytest.mark.parametrize(
+        "old, new",
+        [
+            ("## Limits\n", "## Limits\n\n- Another.\n"),
+            ("## Reproduce\n", "## More\n\n```python\nprint()\n```\n\n## Reproduce\n"),
+            ("license: mit\n", "license: apache-2.0\nthumbnail: x.png\n"),
+        ],
+    )
+    def test_what_may_be_changed(self, tmp_path, old, new):
+        assert read_model_card(self.edited(tmp_path, old, new)) == contents_of()
+
+    @pytest.mark.parametrize("name", [field.name for field in fields(ModelCardContents)])
+    def test_missing_key(self, tmp_path, name):
+        path = write_model_card(tmp_path, contents_of())
+        text = re.sub(rf'^  "{name}": .*\n', "", path.read_text(), flags=re.MULTILINE)
+        path.write_text(text.replace(",\n}\n```", "\n}\n```"))
+        with pytest.raises(ValueError, match=f"record: expected a key '{name}', but got"):
+            read_model_card(path)
+
+    @pytest.mark.parametrize(
+        "message, old, new",
+        [
+            ("record: expected no key 'more'", '  "seeds"', '  "more": 1,\n  "seeds"'),
+            (r"seeds: expected list\[int\], but got \[1, 2.5, 3\]", '"seeds": [1, 2, 3]', '"seeds": [1, 2.5, 3]'),
+            (r"seeds: expected list\[int\], but got \[True", '"seeds": [1, 2, 3]', '"seeds": [true, 2, 3]'),
+            (r"command: expected list\[str\], but got", '"command": ["python"', '"command": [["python"]'),
+            (
+                r"command: expected list\[str\], but got 'rm",
+                '["python", "train.py", "--output_dir", "a b"]',
+                '"rm -rf /"',
+            ),
+            (r"tolerance: expected float, but got '0.02'", '"tolerance": 0.02', '"tolerance": "0.02"'),
+            (r"tolerance: expected float, but got inf", '"tolerance": 0.02', '"tolerance": 1e999'),
+            (r"metrics: expected dict.*, but got", "[0.9, 0.8, 0.85]", "[1e308, 1e308, -1e308]"),
+            (r"tolerance: expected float, but got nan", '"tolerance": 0.02', '"tolerance": NaN'),
+            (r"tolerance: expected a number >= 0, but got -1", '"tolerance": 0.02', '"tolerance": -1'),
+            (r"multi_label: expected bool, but got 0", '"multi_label": false', '"multi_label": 0'),
+            (r"license: expected str \| None, but got \{\}", '"license": "mit"', '"license": {}'),
+            (r"gamma: expected float \| list\[float\] \| str, but got True", '"gamma": 2.0', '"gamma": true'),
+            (r"settings: expected dict\[str, .*, but got", '"gamma": 2.0', '"gamma": {"a": 1}'),
+            (r"settings: expected gamma and alpha among them", '"gamma": 2.0', '"gama": 2.0'),
+            (r"record: expected every key once", '"gamma": 2.0', '"gamma": 2.0, "gamma": 3.0'),
+            (r"accuracy: expected one number for each of 3 seeds", "[0.9, 0.8, 0.85]", "[0.9, 0.8]"),
+            (r"record: expected JSON, but got", '"tolerance": 0.02', '"tolerance": __import__("os")'),
+            (r"record: expected JSON, but got Recursion", '"tolerance": 0.02', '"tolerance": ' + "[" * 100_000),
+            (r"expected one block of json hf_focal, but got '0 of them'", "```json hf_focal", "```json"),
+            (
+                r"expected one block of json hf_focal, but got '2 of them'",
+                "## Limits",
+                "```json hf_focal\n{}\n```\n\n## L",
+            ),
+            (r"expected a model card, but got", "tags:", "tags: [unclosed\nmore:"),
+            (r"expected a model card, but got", "tags:", "x: !!python/object/apply:os.system [touch hacked]\ntags:"),
+            (r"expected a model card, but got", "tags:", "ignore_metadata_errors: true\ntags:"),
+        ],
+    )
+    def test_what_is_refused(self, tmp_path, monkeypatch, message, old, new):
+        monkeypatch.chdir(tmp_path)
+        path = self.edited(tmp_path, old, new)
+        with pytest.raises(ValueError, match=message):
+            read_model_card(path)
+        assert not (tmp_path / "hacked").exists()
+
+    def test_no_file_and_no_card(self, tmp_path):
+        with pytest.raises(ValueError, match="expected a model card, but got"):
+            read_model_card(tmp_path / "README.md")
+        (tmp_path / "README.md").write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(ValueError, match="expected a model card, but got"):
+            read_model_card(tmp_path / "README.md")
+
+    def test_many_unclosed_fences_take_no_time(self, tmp_path):
+        (tmp_path / "README.md").write_text("---\na: b\n---\n" + "```a\n" * 30_000)
+        start = time.perf_counter()
+        with pytest.raises(ValueError, match="expected one block"):
+            read_model_card(tmp_path / "README.md")
+        assert time.perf_counter() - start < 5
+
+
+@pytest.mark.usefixtures("without_drawing")
+class TestContents:
+    @pytest.mark.parametrize(
+        "message, changes",
+        [
+            ("label_names: expected different names", {"label_names": ["a", "a", "b"]}),
+            ("per_class: expected classes of label_names, but got", {"per_class": {"other": {"f1": [1, 1, 1]}}}),
+            ("seeds: expected at least one", {"seeds": [], "metrics": {}, "per_class": {}, "wall_seconds": []}),
+            ("accuracy: expected one number for each of 3 seeds, but got", {"metrics": {"accuracy": 0.5}}),
+            ("metrics: expected dict.*, but got {'nll': \\[inf", {"metrics": {"nll": [float("inf"), 1.0, 2.0]}}),
+            ("f1: expected one number for each of 3 seeds", {"per_class": {"ham": {"f1": [0.5]}}}),
+            ("wall_seconds: expected one number for each of 3", {"wall_seconds": [1.0]}),
+            ("alpha: expected one number for each of 3 classes", {"settings": {"gamma": 2, "alpha": [1.0, 2.0]}}),
+            ("settings: expected gamma and alpha", {"settings": {}}),
+            (
+                "label_counts: expected list.*, but got",
+                {"settings": {"gamma": 2, "alpha": None, "label_counts": [0.5]}},
+            ),
+            ("command: expected list", {"command": "python train.py"}),
+        ],
+    )
+    def test_what_is_refused(self, message, changes):
+        with pytest.raises(ValueError, match=message):
+            contents_of(**changes)
+
+    def test_numbers_of_numpy(self, tmp_path):
+        contents = contents_of(
+            seeds=list(np.arange(3)),
+            metrics={"accuracy": list(np.float32([0.5, 0.25, 1]))},
+            tolerance=np.float64(0.5),
+            wall_seconds=list(np.ones(3)),
+        )
+        assert read_model_card(write_model_card(tmp_path, contents)) == contents
+        assert type(contents.seeds[0]) is int and type(contents.tolerance) is float
+
+    def test_this_machine(self):
+        assert re.fullmatch(r".+, \d+ cores.*", describe_hardware())
+        versions = package_versions()
+        assert list(versions) == ["python", "torch", "transformers", "datasets", "accelerate", "hf_focal"]
+        assert versions["torch"] == torch.__version__ and contents_of().versions == versions
+        json.dumps(versions)
+
+
+class TestPictures:
+    def test_files_and_links(self, tmp_path):
+        logits, labels = random_data()
+        labels = np.where(np.arange(300) % 7, labels, -100)
+        text = write_model_card(tmp_path, contents_of(), logits, torch.tensor(labels)).read_text()
+        for file in ("label_distribution.png", "confusion_matrix.png", "reliability_diagram.png"):
+            assert (tmp_path / file).read_bytes().startswith(b"\x89PNG") and f"]({file})" in text
+
+    def test_same_contents_same_files(self, tmp_path):
+        logits, labels = random_data()
+        written = []
+        for name in ("a", "b"):
+            write_model_card(tmp_path / name / "deep", contents_of(), logits, labels)
+            written.append({path.name: path.read_bytes() for path in (tmp_path / name / "deep").iterdir()})
+        assert written[0] == written[1] and len(written[0]) == 4
+
+    def test_only_those_there_is_data_for(self, tmp_path):
+        settings = {"gamma": 2.0, "alpha": None, "label_counts": None}
+        assert "## Pictures" not in write_model_card(tmp_path, contents_of(settings=settings)).read_text()
+        assert not list(tmp_path.glob("*.png"))
+        settings = {"gamma": 1.0, "alpha": [0.2, 0.4, 0.6], "label_counts": [5, 6, 7]}
+        contents = contents_of(settings=settings, multi_label=True)
+        text = write_model_card(tmp_path, contents, *random_data(multi_label=True)).read_text()
+        assert {path.name for path in tmp_path.glob("*.png")} == {"label_distribution.png", "reliability_diagram.png"}
+        assert "confusion" not in text
+
+    @pytest.mark.parametrize("num_classes", [2, 40, 70])
+    def test_any_number_of_classes(self, tmp_path, num_classes):
+        names = [f"class {k}" for k in range(num_classes)]
+        contents = contents_of(label_names=names, settings={"gamma": 2.0, "alpha": None}, per_class={})
+        write_model_card(tmp_path, contents, *random_data(num_classes, 20))
+        assert len(list(tmp_path.glob("*.png"))) == 2
+
+    def test_hostile_names(self, tmp_path):
+        counts = [10] * len(HOSTILE)
+        settings = {"gamma": 2.0, "alpha": None, "label_counts": counts}
+        contents = contents_of(label_names=HOSTILE, settings=settings, per_class={})
+        write_model_card(tmp_path, contents, *random_data(len(HOSTILE)))
+        assert len(list(tmp_path.glob("*.png"))) == 3
+
+    @pytest.mark.parametrize("multi_label", [False, True])
+    def test_the_posterior_is_that_of_the_config(self, multi_label):
+        settings = {"gamma": 2.0, "alpha": [0.2, 0.4, 0.6], "label_smoothing": 0.1, "temperature": 1.5}
+        problem_type = f"{'multi' if multi_label else 'single'}_label_classification"
+        config = BertConfig(num_labels=3, problem_type=problem_type, focal_loss=settings)
+        logits = torch.as_tensor(random_data()[0])
+        readings = _readings(contents_of(settings=settings, multi_label=multi_label), logits)
+        raw = logits.sigmoid() if multi_label else logits.softmax(-1)
+        torch.testing.assert_close(readings[f"raw {'sigmoid' if multi_label else 'softmax'}"], raw)
+        torch.testing.assert_close(readings["posterior"], posterior_from_config(logits, config))
+        assert not torch.allclose(readings["posterior"], raw, atol=1e-2)
+
+    @pytest.mark.parametrize(
+        "settings", [{"gamma": "flsd_53", "alpha": None}, {"gamma": 2.0, "alpha": [0.0, 1.0, 1.0]}]
+    )
+    def test_without_a_posterior(self, tmp_path, settings):
+        contents = contents_of(settings=settings)
+        write_model_card(tmp_path, contents, *random_data())
+        assert list(_readings(contents, torch.zeros(1, 3))) == ["raw softmax"]
+
+    def test_tokens(self, tmp_path):
+        logits, labels = random_data()
+        write_model_card(tmp_path / "tokens", contents_of(), logits.reshape(30, 10, 3), labels.reshape(30, 10))
+        write_model_card(tmp_path / "flat", contents_of(), logits, labels)
+        for file in ("confusion_matrix.png", "reliability_diagram.png"):
+            assert (tmp_path / "tokens" / file).read_bytes() == (tmp_path / "flat" / file).read_bytes()
+
+    @pytest.mark.parametrize(
+        "message, logits, labels",
+        [
+            ("labels: expected logits and labels, or neither", np.zeros((2, 3)), None),
+            (r"logits: expected shape \(..., 3\), and labels to fit, but got '\(2, 4\) and", np.zeros((2, 4)), [0, 1]),
+            (r"logits: expected shape", np.zeros((2, 3)), [0, 1, 2]),
+            ("labels: expected some from 0 to 2", np.zeros((2, 3)), [0, 3]),
+            ("labels: expected some from 0 to 2", np.zeros((2, 3)), [0.5, 1]),
+            ("labels: expected some from 0 to 2", np.zeros((2, 3)), [-100, -100]),
+            ("logits: expected a finite largest logit", np.full((2, 3), np.nan), [0, 1]),
+        ],
+    )
+    def test_what_is_refused(self, tmp_path, message, logits, labels):
+        with pytest.raises(ValueError, match=message):
+            write_model_card(tmp_path, contents_of(), logits, labels)
+        assert not (tmp_path / "README.md").exists()
