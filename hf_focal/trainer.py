@@ -77,8 +77,9 @@ class FocalTrainer(Trainer):
     rows, with ``problem_type="multi_label_classification"``) take [`sigmoid_focal_loss`]. ``label_smoothing_factor``
     is honoured, except for multi-label, where `Trainer` disables it too. The logits of causal language models are
     shifted against their labels as `Trainer` does it. During training the settings are stored in the model's config as
-    ``focal_loss`` (gamma, alpha, label_smoothing, label_counts, class_prior), and saved with it; beside a PEFT adapter, which has no config, as
-    ``focal_loss.json``.
+    ``focal_loss`` (gamma, alpha, label_smoothing, label_counts, class_prior), and saved with it; beside a PEFT adapter,
+    which has no config, as ``focal_loss.json``. [`posterior_from_config`] reads them, and [`FocalTrainer.calibrate`] adds
+    to them.
 
     The loss of an evaluation is the same mean, over all its targets: it depends neither on the batch size nor on the
     number of processes. At logging steps the logs hold, besides ``loss``, ``mean_p_t`` and, where the labels of the
