@@ -7,6 +7,7 @@ from transformers import BertConfig
 
 from hf_focal import (
     apply_temperature,
+    calibrate_config,
     class_posterior,
     fit_thresholds,
     flsd_53,
@@ -203,3 +204,21 @@ class TestThresholds:
     def test_wrong_arguments_are_refused(self, message, posterior, labels):
         with pytest.raises(ValueError, match=message):
             fit_thresholds(posterior, labels)
+
+
+class TestCalibrateConfig:
+    def test_ignored_labels_of_two_classes(self):
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(40, 5, 2, generator=generator)
+        labels = torch.bernoulli((2 * logits).softmax(-1)[..., 1], generator=generator).long()
+        ignored = torch.rand(40, 5, generator=generator) < 0.3
+        found = calibrate_config(logits, labels.masked_fill(ignored, -100), config_of(2))
+        assert found == calibrate_config(logits[~ignored], labels[~ignored], config_of(2))
+        assert found != calibrate_config(logits, labels, config_of(2)) and len(found["thresholds"]) == 1
+
+    def test_settings_stay_as_they_were(self):
+        config = config_of(alpha=[1.0, 2.0, 4.0], temperature=9.0, thresholds=[0.9])
+        found = calibrate_config(torch.randn(9, 3), torch.arange(9) % 3, config)
+        assert config.focal_loss == {"gamma": 2.0, "alpha": [1.0, 2.0, 4.0], **found} and found.keys() == {
+            "temperature"
+        }
