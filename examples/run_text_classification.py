@@ -203,7 +203,10 @@ def main() -> None:
         checkpoint = training_args.resume_from_checkpoint
         result = trainer.train(resume_from_checkpoint=True if checkpoint == "True" else checkpoint)
         if "validation" in datasets:
-            trainer.calibrate(datasets["validation"])
+            try:
+                trainer.calibrate(datasets["validation"])
+            except ValueError as error:  # a model that has no posterior is still a model
+                logger.warning(f"Neither temperature nor thresholds are stored: {error}")
         trainer.save_model()
         trainer.save_state()
         trainer.log_metrics("train", result.metrics)

