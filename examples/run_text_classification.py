@@ -12,6 +12,7 @@ Several processes: `accelerate launch run_text_classification.py ...` or `torchr
 import gc
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import pandas as pd
 from accelerate import PartialState
 from bbc_longtail import minilm_path
+from datasets import DatasetDict
 from sklearn.metrics import classification_report
 from text_data import DataArguments, check_columns, class_names, encode_labels, load_splits, read_labels
 from transformers import (
@@ -28,8 +30,10 @@ from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
     HfArgumentParser,
+    TrainerCallback,
     set_seed,
 )
+from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
 from hf_focal import FocalTrainer, FocalTrainingArguments, LabelDistribution, compute_metrics
@@ -119,8 +123,16 @@ def write_predictions(path: Path, predictions: np.ndarray, names: list[str]) -> 
     pd.DataFrame({"prediction": labels}).to_csv(path, sep="\t", index_label="index")
 
 
-def main() -> None:
-    model_args, data_args, training_args = parse_arguments(DataArguments, EMBEDDED_DEFAULT)
+def run(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: FocalTrainingArguments,
+    *,
+    load_splits: Callable[[DataArguments, str | None], DatasetDict] = load_splits,
+    trainer_class: type[FocalTrainer] = FocalTrainer,
+    callbacks: list[TrainerCallback] | None = None,
+) -> tuple[FocalTrainer, dict[str, PredictionOutput]]:
+    """Trains, evaluates and predicts as the arguments say; the trainer, and what it predicted for each held-out split."""
     wanted = {"train": training_args.do_train, "validation": training_args.do_eval, "test": training_args.do_predict}
     needed = [split for split, is_wanted in wanted.items() if is_wanted]
     if not needed:
@@ -190,7 +202,7 @@ def main() -> None:
     model = AutoModelForSequenceClassification.from_pretrained(
         path, config=config, ignore_mismatched_sizes=model_args.ignore_mismatched_sizes, **hub
     )
-    trainer = FocalTrainer(
+    trainer = trainer_class(
         model=model,
         args=training_args,
         train_dataset=datasets.get("train"),
@@ -198,6 +210,7 @@ def main() -> None:
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=partial(compute_metrics, label_names=names, label_counts=counts),
+        callbacks=callbacks,
     )
     if training_args.do_train:
         checkpoint = training_args.resume_from_checkpoint
@@ -213,10 +226,11 @@ def main() -> None:
         trainer.save_metrics("train", result.metrics)
         if trainer.is_world_process_zero():
             print_label_distribution(model.config.focal_loss, names, len(datasets["train"]), multi_label)
+    outputs = {}
     for split, prefix in (("validation", "eval"), ("test", "test")):
         if split not in datasets:
             continue
-        output = trainer.predict(datasets[split], metric_key_prefix=prefix)
+        outputs[split] = output = trainer.predict(datasets[split], metric_key_prefix=prefix)
         trainer.log(output.metrics)
         trainer.save_metrics(prefix, output.metrics)
         predictions = predicted_labels(output.predictions, multi_label)
@@ -228,6 +242,11 @@ def main() -> None:
                 print_report(split, output.label_ids.astype(int), predictions, names, metrics)
     if training_args.push_to_hub:
         trainer.push_to_hub(tasks="text-classification", dataset=data_args.dataset_name)
+    return trainer, outputs
+
+
+def main() -> None:
+    run(*parse_arguments(DataArguments, EMBEDDED_DEFAULT))
 
 
 if __name__ == "__main__":

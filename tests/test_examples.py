@@ -294,18 +294,6 @@ def test_deepspeed_config():
     assert config.distributed_type == "DEEPSPEED" and config.deepspeed_config["zero_stage"] == 2
 
 
-def test_compare_losses(capsys):
-    flags = ["--max_steps", 1, "--max_predict_samples", 8, "--max_eval_samples", 8]
-    run("--seeds", 1, "--output_dir", "out", *flags, script=EXAMPLES / "compare_losses.py")
-    table = capsys.readouterr().out.strip().splitlines()
-    assert [row.split("|")[1].strip() for row in table[2:]] == [
-        "cross entropy",
-        "cross entropy, inverse alpha",
-        "focal loss, gamma 2, no alpha",
-        "focal loss, gamma 2, inverse alpha",
-    ]
-
-
 def with_column(name, value):
     return lambda: single_label_data().assign(**{name: value})
 

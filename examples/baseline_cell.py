@@ -1,0 +1,194 @@
+"""One cell of a baseline table: `run_text_classification.py` with one loss and one seed, or with a rival of focal loss.
+
+    python baseline_cell.py --rival logit_adjustment --dataset_name bbc_longtail --max_seq_length 64 --seed 1
+
+The flags are those of `run_text_classification.py` and the two below. After each epoch the model is scored on the
+validation split, and the best one is kept (`--metric_for_best_model`, by default f1_macro); the test split is predicted
+once, with that model. Model cards of `run_baselines.py` hold such a command.
+"""
+
+import json
+import shutil
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from baseline_data import data_fingerprint, load_baseline_splits
+from datasets import DatasetDict
+from rivals import RIVALS
+from run_text_classification import ModelArguments, run
+from safetensors.torch import save_file
+from text_data import DataArguments
+from torch import Tensor
+from transformers import HfArgumentParser, PretrainedConfig, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_focal import FocalTrainer, FocalTrainingArguments, operating_point_scores, posterior_from_config
+from hf_focal.metrics import ImbalancedClassification
+from hf_focal.model_card import describe_hardware, package_versions
+
+
+TRAINING_FLAGS = (
+    "--do_train --do_eval --eval_strategy epoch --save_strategy epoch --save_total_limit 1 --load_best_model_at_end"
+).split()
+
+
+@dataclass
+class BaselineArguments:
+    rival: str = field(
+        default="focal",
+        metadata={"help": "`focal`, with the flags of the loss, or what it is compared with.", "choices": [*RIVALS]},
+    )
+    validation_share: float | None = field(
+        default=None, metadata={"help": "Share of the training texts to validate on, where there is no such split."}
+    )
+
+    def __post_init__(self):
+        if self.rival not in RIVALS:
+            raise ValueError(f"--rival: expected one of {', '.join(RIVALS)}, but got {self.rival!r}")
+
+
+Arguments = tuple[BaselineArguments, ModelArguments, DataArguments, FocalTrainingArguments]
+
+
+def parse_cell(flags: list[str]) -> Arguments:
+    parser = HfArgumentParser((BaselineArguments, ModelArguments, DataArguments, FocalTrainingArguments))
+    return parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+
+
+@dataclass
+class Cell:
+    """One training and its test, with files in a folder: what has been done there is not done again.
+
+    Attributes:
+        flags (`list[str]`): Of this script, without those that say what to do and where.
+        folder (`Path`): For the model, the results and the log.
+    """
+
+    flags: list[str]
+    folder: Path
+
+    def train(self, callbacks: list[TrainerCallback] | None = None) -> dict:
+        """The record of the training, with the metrics of the best epoch on the validation split.
+
+        A training that was killed goes on from its last epoch.
+        """
+        finished = self.folder / "training.json"
+        if not finished.exists():
+            checkpoint = get_last_checkpoint(str(self.folder)) if self.folder.is_dir() else None
+            resume = [] if checkpoint is None else ["--resume_from_checkpoint", checkpoint]
+            trainer, outputs, record = self._run([*TRAINING_FLAGS, *resume], callbacks)
+            logs, metrics = trainer.state.log_history, outputs["validation"].metrics
+            record |= {
+                "validation_metrics": {name.removeprefix("eval_"): value for name, value in metrics.items()},
+                "best_epoch": next(log["epoch"] for log in logs if log["step"] == trainer.state.best_global_step),
+                "wall_seconds": next(log["train_runtime"] for log in logs if "train_runtime" in log),
+                "resumed": checkpoint is not None,
+            }
+            if trainer.is_world_process_zero():
+                finished.write_text(json.dumps(record))
+                for folder in self.folder.glob("checkpoint-*"):
+                    shutil.rmtree(folder)
+            trainer.accelerator.wait_for_everyone()
+        return json.loads(finished.read_text())
+
+    def test(self, callbacks: list[TrainerCallback] | None = None) -> dict:
+        """The record of the training and, with its model, of the test split; the logits go to a file."""
+        record = self.train(callbacks)
+        flags = ["--do_predict", "--model_name_or_path", str(self.folder), "--model_revision", "main"]
+        trainer, outputs, _ = self._run(flags)
+        output, config = outputs["test"], trainer.model.config
+        logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+        logits, labels = torch.from_numpy(logits).double(), torch.from_numpy(output.label_ids)
+        names = [config.id2label[k] for k in range(config.num_labels)]
+        metrics, decisions = test_metrics(logits, labels, config, names)
+        if trainer.is_world_process_zero():
+            save_file({"logits": logits.contiguous(), "labels": labels.contiguous()}, self.logits_file)
+        return record | {
+            "label_names": names,
+            "label_counts": config.focal_loss["label_counts"],
+            "focal_loss": config.focal_loss,
+            "per_class": metrics.pop("per_class"),
+            "metrics": metrics,
+            "labels": _ids(labels),
+            "predictions": _ids(decisions),
+        }
+
+    @property
+    def logits_file(self) -> Path:
+        return self.folder / "test_logits.safetensors"
+
+    def _run(self, flags: list[str], callbacks: list[TrainerCallback] | None = None):
+        common = ["--output_dir", str(self.folder), "--report_to", "none", "--disable_tqdm", "true"]
+        baseline_args, model_args, data_args, training_args = parse_cell(
+            ["--metric_for_best_model", "f1_macro", *self.flags, *flags, *common]
+        )
+        fingerprint = []
+
+        def load_splits(data_args: DataArguments, cache_dir: str | None) -> DatasetDict:
+            splits = load_baseline_splits(data_args, cache_dir, baseline_args.validation_share)
+            fingerprint.append(data_fingerprint(splits, data_args))
+            return splits
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        trainer_class = RIVALS[baseline_args.rival] if training_args.do_train else FocalTrainer
+        with (self.folder / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+            trainer, outputs = run(
+                model_args,
+                data_args,
+                training_args,
+                load_splits=load_splits,
+                trainer_class=trainer_class,
+                callbacks=callbacks,
+            )
+        processes, threads = training_args.world_size, torch.get_num_threads()
+        origin = {
+            "data_fingerprint": fingerprint[0],
+            "hardware": f"{describe_hardware()}, processes: {processes}, threads of each: {threads}",
+            "versions": package_versions(),
+        }
+        return trainer, outputs, origin
+
+
+def test_metrics(logits: Tensor, labels: Tensor, config: PretrainedConfig, names: list[str]) -> tuple[dict, Tensor]:
+    """The metrics, and the decisions that they are of: class ids, or rows of 0 and 1.
+
+    Classes are decided by the largest logit. Labels are decided by the thresholds that were fitted on the validation
+    split, and the probabilities of labels are those of the calibrated posterior.
+    """
+    counts = config.focal_loss["label_counts"]
+    if config.problem_type != "multi_label_classification":
+        metrics = ImbalancedClassification().compute(
+            predictions=logits, references=labels, label_names=names, label_counts=counts
+        )
+        return metrics, logits.argmax(-1)
+    posterior = posterior_from_config(logits, config)
+    scores = operating_point_scores(posterior, config, "f1")
+    probabilities, decided = (
+        ImbalancedClassification("multilabel").compute(
+            predictions=p.logit(1e-12), references=labels, label_names=names, label_counts=counts
+        )
+        for p in (posterior, scores)
+    )
+    of_decisions = {
+        name: value for name, value in decided.items() if name.startswith(("f1_", "accuracy", "per_class"))
+    }
+    return probabilities | of_decisions, (scores > 0.5).long()
+
+
+def _ids(labels: Tensor) -> list:
+    """Class ids, or those of each row that are 1."""
+    return labels.tolist() if labels.ndim == 1 else [row.nonzero().flatten().tolist() for row in labels]
+
+
+def main() -> None:
+    flags = sys.argv[1:]
+    folder = Path(parse_cell(flags)[-1].output_dir)
+    record = Cell(flags, folder).test()
+    print(json.dumps(record["metrics"], indent=2))
+
+
+if __name__ == "__main__":
+    main()

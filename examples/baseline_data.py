@@ -1,0 +1,81 @@
+"""The data of the baselines: by name from installed packages, or as `run_text_classification.py` reads it.
+
+Where there is no validation split, one is cut off the training data, so that the test split decides nothing.
+"""
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from random import Random
+
+from bbc_longtail import load_bbc_longtail
+from datasets import DatasetDict
+from newsgroups_longtail import load_newsgroups_longtail
+from reuters_r52 import load_reuters_r52
+from text_data import DataArguments, load_splits, read_labels
+
+
+PACKAGED = {
+    "bbc_longtail": load_bbc_longtail,
+    "newsgroups_longtail": load_newsgroups_longtail,
+    "reuters_r52": load_reuters_r52,
+}
+
+
+def load_baseline_splits(
+    data_args: DataArguments, cache_dir: str | None, validation_share: float | None = None
+) -> DatasetDict:
+    """The splits `train`, `validation` and `test`; `validation_share` as in [`cut_validation`]."""
+    if data_args.dataset_name in PACKAGED:
+        splits = PACKAGED[data_args.dataset_name]()
+    else:
+        splits = load_splits(data_args, cache_dir)
+    if "validation" not in splits:
+        if validation_share is None:
+            raise ValueError(
+                "--validation_share: expected a share of the training data, as there is no validation split"
+            )
+        splits = cut_validation(splits, data_args, validation_share)
+    elif validation_share is not None:
+        raise ValueError(f"--validation_share: there is a validation split already, but got {validation_share}")
+    return splits
+
+
+def cut_validation(splits: DatasetDict, data_args: DataArguments, share: float) -> DatasetDict:
+    """Moves distinct texts from `train` to `validation`, the same ones every time.
+
+    Each label gives away this share of its distinct texts, rounded, as far as texts of several labels allow: labels of few
+    texts give none, and no text is in both.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"--validation_share: expected a number between 0 and 1, but got {share}")
+    train = splits["train"]
+    texts = list(zip(*(train[column] for column in data_args.text_columns)))
+    labels_of = defaultdict(set)
+    for text, labels in zip(texts, read_labels(train, data_args.label_column_name)):
+        labels_of[text].update(labels)
+    quota = {
+        label: round(share * count) for label, count in Counter(l for ls in labels_of.values() for l in ls).items()
+    }
+    candidates = sorted(labels_of, key=repr)
+    Random(0).shuffle(candidates)
+    held_out = set()
+    for text in candidates:
+        if all(quota[label] for label in labels_of[text]):
+            held_out.add(text)
+            for label in labels_of[text]:
+                quota[label] -= 1
+    rows = {True: [], False: []}
+    for i, text in enumerate(texts):
+        rows[text in held_out].append(i)
+    return DatasetDict({**splits, "train": train.select(rows[False]), "validation": train.select(rows[True])})
+
+
+def data_fingerprint(splits: DatasetDict, data_args: DataArguments) -> str:
+    """SHA-256 of the texts and labels of all splits: the same data on any machine, however they were stored."""
+    digest = hashlib.sha256()
+    for split in sorted(splits):
+        columns = [splits[split][column] for column in data_args.text_columns]
+        for row in zip(*columns, read_labels(splits[split], data_args.label_column_name)):
+            digest.update(json.dumps([split, *row]).encode())
+    return digest.hexdigest()

@@ -1,0 +1,215 @@
+"""A recipe of baselines, and the sweep that runs its cells: resumable, and shared by several sweeps in one folder."""
+
+import gc
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from baseline_cell import Cell, parse_cell
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """What a yaml file says.
+
+    Attributes:
+        title (`str`): For people.
+        flags (`dict`): Of `baseline_cell.py`, for all arms.
+        arms (`dict[str, dict]`): More flags for each arm; the first arm is the baseline.
+        grid (`dict[str, list]`): Values of flags, of which each arm gets those that are best on the validation split.
+        seeds (`list[int]`): The first one is also that of the grid.
+        choose_by (`str`): The metric on the validation split that chooses among epochs and in the grid.
+    """
+
+    title: str
+    flags: dict[str, Any]
+    arms: dict[str, dict[str, Any]]
+    grid: dict[str, list] = field(default_factory=dict)
+    seeds: list[int]
+    choose_by: str = "f1_macro"
+
+    def __post_init__(self):
+        for name, kind in (("flags", dict), ("arms", dict), ("grid", dict), ("seeds", list)):
+            value = getattr(self, name)
+            if not isinstance(value, kind) or (not value and name != "grid"):
+                raise ValueError(f"{name}: expected a {kind.__name__} with entries, but got {value!r}")
+        if len({*self.seeds}) < len(self.seeds):
+            raise ValueError(f"seeds: expected different ones, but got {self.seeds}")
+        if len({slug(arm) for arm in self.arms}) < len(self.arms):
+            raise ValueError(f"arms: expected names that differ in letters and digits, but got {[*self.arms]}")
+        for arm, choice in product(self.arms, self.choices):
+            parse_cell(self.cell_flags(arm, choice, self.seeds[0]))
+
+    @classmethod
+    def load(cls, path: Path) -> "Recipe":
+        if not path.is_file():
+            raise ValueError(f"--config: expected a recipe, but there is no file {path}")
+        content = yaml.safe_load(path.read_text())
+        known, needed = cls.__dataclass_fields__.keys(), {"title", "flags", "arms", "seeds"}
+        if not isinstance(content, dict) or not needed <= content.keys() <= known:
+            raise ValueError(
+                f"--config: expected a mapping with the keys {', '.join(known)}, but got {content!r:.300}"
+            )
+        return cls(**content)
+
+    def with_flags(self, flags: dict[str, str]) -> "Recipe":
+        """These flags in place of its own, and of what its grid tries."""
+        if in_arms := {name for own in self.arms.values() for name in own} & flags.keys():
+            raise ValueError(f"--{min(in_arms)}: the arms of the recipe differ in it, so it cannot be set for all")
+        grid = {name: values for name, values in self.grid.items() if name not in flags}
+        return replace(self, flags=self.flags | flags, grid=grid)
+
+    def restricted_to(self, arms: list[str] | None, seeds: list[int] | None) -> "Recipe":
+        if unknown := {*(arms or [])} - self.arms.keys():
+            raise ValueError(f"--arms: expected some of {[*self.arms]}, but got {min(unknown)!r}")
+        return replace(self, arms={arm: self.arms[arm] for arm in arms or self.arms}, seeds=seeds or self.seeds)
+
+    @property
+    def choices(self) -> list[dict[str, Any]]:
+        return [dict(zip(self.grid, values)) for values in product(*self.grid.values())]
+
+    def cell_flags(self, arm: str, choice: dict[str, Any], seed: int) -> list[str]:
+        flags = self.flags | {"metric_for_best_model": self.choose_by} | self.arms[arm] | choice | {"seed": seed}
+        return [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A cell to be run: for the choice in the grid on the validation split, or also on the test split."""
+
+    stage: str
+    arm: str
+    choice: tuple[tuple[str, Any], ...]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The same for both stages, which share the training."""
+        choice = "".join(f" {name} {value}" for name, value in self.choice)
+        return slug(f"{self.arm}{choice} seed {self.seed}")
+
+
+class Sweep:
+    """The cells of a recipe, with results.jsonl and all other files in a folder."""
+
+    def __init__(self, recipe: Recipe, folder: Path):
+        self.recipe, self.folder = recipe, folder
+        self.results = folder / "results.jsonl"
+        (folder / "locks").mkdir(parents=True, exist_ok=True)
+
+    def run(self) -> list[dict]:
+        """Runs what is not finished, under `accelerate launch` with all processes; the records of all cells."""
+        trainings = len(self.recipe.arms) * (len(self.recipe.choices) + len(self.recipe.seeds) - 1)
+        bar_format = "{l_bar}{bar}| {n:.2f}/{total} trainings [{elapsed}<{remaining}{postfix}]"
+        with tqdm(total=trainings, bar_format=bar_format, disable=not PartialState().is_main_process) as bar:
+            while self._run_next(bar):
+                pass
+        return self.records()
+
+    def records(self) -> list[dict]:
+        """The finished cells of this recipe, in its order."""
+        flags = {arm: [] for arm in self.recipe.arms}
+        for arm, choice, seed in product(self.recipe.arms, self.recipe.choices, self.recipe.seeds):
+            flags[arm].append(self.recipe.cell_flags(arm, choice, seed))
+        found = []
+        for line in self.results.read_text().splitlines() if self.results.exists() else []:
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:  # what a process wrote that was killed
+                continue
+        return [record for own in flags.values() for cell in own for record in found if record["flags"] == cell]
+
+    def open_tasks(self) -> list[Task]:
+        """What can be done now: the grid of an arm, and once that is complete, its seeds."""
+        records = {(record["stage"], *record["flags"]): record for record in self.records()}
+
+        def record_of(task: Task) -> dict | None:
+            return records.get((task.stage, *self._cell(task).flags))
+
+        def score(task: Task) -> float:
+            return record_of(task)["validation_metrics"][self.recipe.choose_by]
+
+        open_tasks = []
+        for arm in self.recipe.arms:
+            first, *others = self.recipe.seeds
+            trials = [Task("validation", arm, tuple(choice.items()), first) for choice in self.recipe.choices]
+            tasks = trials if len(trials) > 1 else []
+            if all(map(record_of, tasks)):
+                chosen = max(trials, key=score) if tasks else trials[0]
+                tasks = [replace(chosen, stage="test", seed=seed) for seed in self.recipe.seeds]
+            open_tasks += [task for task in tasks if record_of(task) is None]
+        return open_tasks
+
+    def _run_next(self, bar: tqdm) -> bool:
+        """Whether there was another task; the main process chooses it for all."""
+        with self._claim() if PartialState().is_main_process else nullcontext() as task:
+            (task,) = broadcast_object_list([task])
+            bar.n = len({tuple(record["flags"]) for record in self.records()})
+            if task is None:
+                return False
+            bar.set_postfix_str(f"{task.arm}, seed {task.seed}" + "".join(f", {name} {v}" for name, v in task.choice))
+            cell = self._cell(task)
+            run = cell.train if task.stage == "validation" else cell.test
+            named = {"recipe": self.recipe.title, "name": task.name, "choice": dict(task.choice)}
+            record = asdict(task) | named | {"flags": cell.flags}
+            record |= run(callbacks=[_Progress(bar)])
+            if PartialState().is_main_process:
+                self._append(record)
+                if task.stage == "test":
+                    shutil.move(cell.logits_file, self.folder / f"{task.name}.safetensors")
+                    shutil.rmtree(cell.folder)
+        gc.collect()  # models are in reference cycles with their trainers
+        return True
+
+    @contextmanager
+    def _claim(self) -> Iterator[Task | None]:
+        """The next task that no other sweep works on, for as long as it takes; `None` once all are done."""
+        while tasks := self.open_tasks():
+            for task in tasks:
+                try:
+                    lock = FileLock(self.folder / "locks" / task.name, timeout=0).acquire()
+                except Timeout:
+                    continue
+                with lock:
+                    if task in self.open_tasks():  # another sweep may just have finished it
+                        yield task
+                        return
+            time.sleep(2)
+        yield None
+
+    def _append(self, record: dict) -> None:
+        with FileLock(self.folder / "locks" / "results"), self.results.open("a+") as file:
+            file.seek(0)
+            if not file.read().endswith("\n") and file.tell():
+                file.write("\n")  # after a torn line
+            file.write(json.dumps(record) + "\n")
+
+    def _cell(self, task: Task) -> Cell:
+        return Cell(self.recipe.cell_flags(task.arm, dict(task.choice), task.seed), self.folder / "cells" / task.name)
+
+
+class _Progress(TrainerCallback):
+    """Moves the bar of the sweep by the part of a training that a step is."""
+
+    def __init__(self, bar: tqdm):
+        self.bar = bar
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update(min(1 / state.max_steps, self.bar.total - self.bar.n))
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "_", text).strip("_")

@@ -1,0 +1,161 @@
+"""What focal loss is compared with, each under FocalTrainer's exactness contract: `RIVALS[name]` is the trainer class.
+
+For one class per example, cross entropy but for one thing (with gamma 0 and no alpha, which the caller sets):
+
+- ``balanced_sampling`` draws the training examples so that each class is equally likely;
+- ``logit_adjustment`` adds the logarithm of the class prior to the logits (Menon et al. 2021).
+
+For several labels per example, losses of their own that refuse another gamma and alpha:
+
+- ``positive_weights``: binary cross entropy where the positives of rare labels weigh more;
+- ``asymmetric``: the asymmetric loss (Ridnik et al. 2021).
+
+The logits that a model returns are its own, also after `logit_adjustment`. The loss of an evaluation is the one that
+it was trained with, as for [`FocalTrainer`], and like the training it takes the trainer's `train_dataset`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import WeightedRandomSampler
+
+from hf_focal import FocalTrainer, sigmoid_focal_loss
+
+
+class BalancedSampler(WeightedRandomSampler):
+    """Positions of as many examples as there are, drawn with replacement: a class by lot, then one of its examples.
+
+    The draw follows from seed and epoch alone: all processes, of which each takes its share of the batches, and a
+    training that is resumed at an epoch draw the same list. Accelerate sets the epoch.
+    """
+
+    def __init__(self, labels: Tensor, seed: int):
+        super().__init__((1 / labels.bincount().double())[labels], len(labels), generator=torch.Generator())
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self):
+        self.generator.manual_seed(self.seed + self.epoch)
+        return super().__iter__()
+
+
+class _ClassBalancedTrainer(FocalTrainer):
+    """Its logits stand for the posterior where all classes are equally likely, which is the prior that it records."""
+
+    def _settings_for_the_record(self) -> dict[str, Any]:
+        settings = super()._settings_for_the_record()
+        counts = settings["label_counts"]
+        uniform = counts and [(n > 0) / sum(n > 0 for n in counts) for n in counts]
+        return settings | {"class_prior": uniform}
+
+
+class BalancedSamplingTrainer(_ClassBalancedTrainer):
+    """Each class is equally likely in every draw from `train_dataset`, a `Dataset` with one class id per example."""
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> BalancedSampler:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        labels = torch.as_tensor(dataset["labels" if "labels" in dataset.column_names else "label"][:])
+        if labels.dim() != 1 or labels.is_floating_point():
+            raise ValueError(
+                f"balanced_sampling: expected one class id per example, but got {labels.dtype} labels of shape "
+                f"{tuple(labels.shape)}"
+            )
+        return BalancedSampler(labels, self.args.seed if self.args.data_seed is None else self.args.data_seed)
+
+
+class LogitAdjustmentTrainer(_ClassBalancedTrainer):
+    """The loss of ``logits + tau log(prior)``, with the class shares in `train_dataset` as the prior.
+
+    Equation 10 of Menon et al. 2021 (https://arxiv.org/abs/2007.07314): with tau 1 the softmax of the adjusted logits
+    learns the posterior of the training data, so that the largest logit of the model is the Bayes-optimal decision for
+    balanced error.
+    """
+
+    tau = 1.0
+
+    def _scaled_focal_loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        distribution, logits = self._label_distribution(), outputs["logits"]
+        missing = (distribution.counts == 0).nonzero()[0].tolist()
+        if missing or distribution.negatives is not None:
+            found = f"no training examples of classes {missing}" if missing else "several labels per example"
+            raise ValueError(f"logit_adjustment: expected one class per example and examples of each, but got {found}")
+        log_prior = torch.from_numpy(distribution.shares).log().to(logits.device, torch.float32)
+        return super()._scaled_focal_loss(logits + self.tau * log_prior, labels, num_items_in_batch)
+
+
+class _LabelLossTrainer(FocalTrainer):
+    """The mean of `label_losses`, (N, L), over the labels of all examples, exact however the global batch is cut."""
+
+    label_losses: Callable[[Tensor, Tensor], Tensor]
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        settings = super()._settings_for_the_record()
+        if settings["gamma"] != 0 or settings["alpha"] is not None:
+            raise ValueError(
+                f"{type(self).__name__} has a loss of its own: expected gamma 0 and no alpha, but got gamma "
+                f"{settings['gamma']} and alpha {settings['alpha']}"
+            )
+
+    def _scaled_focal_loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        self._has_computed_loss = True
+        logits = outputs["logits"].float()
+        if not self._is_multi_label(logits, labels):
+            raise ValueError(f"{type(self).__name__}: expected several labels per example, as rows of 0 and 1")
+        losses = self.label_losses(logits, labels.float())
+        if self._evaluated is not None:
+            self._evaluated_batch = torch.stack([losses.sum(1), torch.ones_like(losses).sum(1)], 1)
+        return losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch
+
+
+class PositiveWeightsTrainer(_LabelLossTrainer):
+    """Binary cross entropy where the positives of label k weigh ``sqrt(negatives_k / positives_k)``.
+
+    The whole ratio is what `torch.nn.BCEWithLogitsLoss` suggests. For a label of 1 in 7,770 documents it is 7,769: a
+    step that meets this document learns nothing else. The square root, 88, is the usual compromise (Mahajan et al.
+    2018, https://arxiv.org/abs/1805.00932, repeat images of rare hashtags by it), and the mean weight of a label stays
+    below 1.21, so that the learning rate keeps its meaning.
+
+    What is recorded is alpha, ``w / (1 + w)`` for the weight w: with it [`posterior_from_config`] undoes the weights.
+    """
+
+    def label_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        weights = self._positive_alpha().logit().exp().to(logits.device)
+        return F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights, reduction="none")
+
+    def _positive_alpha(self) -> Tensor:
+        return self._label_distribution().alpha("sqrt_inverse")
+
+    def _settings_for_the_record(self) -> dict[str, Any]:
+        return super()._settings_for_the_record() | {"alpha": self._positive_alpha().tolist()}
+
+
+class AsymmetricTrainer(_LabelLossTrainer):
+    """The asymmetric loss of Ridnik et al. 2021 (https://arxiv.org/abs/2009.14119), with the settings of their code.
+
+    The config says so under ``asymmetric``. [`posterior_from_config`] has no formula for it and takes sigmoid(logits)
+    for the posterior, whose temperature and thresholds [`FocalTrainer.calibrate`] can fit.
+    """
+
+    settings = {"gamma": 1.0, "gamma_neg": 4.0, "margin": 0.05}
+
+    def label_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return sigmoid_focal_loss(logits, labels, **self.settings, reduction="none")
+
+    def _settings_for_the_record(self) -> dict[str, Any]:
+        return super()._settings_for_the_record() | {"asymmetric": self.settings}
+
+
+RIVALS: dict[str, type[FocalTrainer]] = {
+    "focal": FocalTrainer,
+    "balanced_sampling": BalancedSamplingTrainer,
+    "logit_adjustment": LogitAdjustmentTrainer,
+    "positive_weights": PositiveWeightsTrainer,
+    "asymmetric": AsymmetricTrainer,
+}
