@@ -42,7 +42,7 @@ from hf_focal import FocalTrainer, FocalTrainingArguments, LabelDistribution, co
 logger = logging.get_logger("run_text_classification")
 
 EMBEDDED_DEFAULT = (
-    "--output_dir outputs/bbc_longtail --do_train --do_predict --max_seq_length 64 "
+    "--output_dir outputs/bbc_longtail --do_train --do_eval --do_predict --max_seq_length 64 "
     "--num_train_epochs 3 --learning_rate 2e-4 --per_device_train_batch_size 8 --per_device_eval_batch_size 64 "
     "--focal_alpha inverse --logging_steps 20 --save_strategy epoch --save_total_limit 1"
 ).split()
@@ -240,13 +240,21 @@ def run(
             if output.label_ids is not None:
                 metrics = {name.removeprefix(f"{prefix}_"): value for name, value in output.metrics.items()}
                 print_report(split, output.label_ids.astype(int), predictions, names, metrics)
-    if training_args.push_to_hub:
-        trainer.push_to_hub(tasks="text-classification", dataset=data_args.dataset_name)
     return trainer, outputs
 
 
 def main() -> None:
-    run(*parse_arguments(DataArguments, EMBEDDED_DEFAULT))
+    model_args, data_args, training_args = parse_arguments(DataArguments, EMBEDDED_DEFAULT)
+    trainer, _ = run(model_args, data_args, training_args)
+    card = {
+        "tasks": "text-classification",
+        "dataset": data_args.dataset_name or data_args.train_file or "long-tailed BBC News",
+        "dataset_args": data_args.dataset_config_name,
+    }
+    if training_args.push_to_hub:
+        trainer.push_to_hub(**card)
+    elif training_args.do_train:
+        trainer.create_model_card(**card)
 
 
 if __name__ == "__main__":

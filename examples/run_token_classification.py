@@ -205,8 +205,14 @@ def main() -> None:
             predicted = [[names[k] for k in row[at]] for row, at in zip(output.predictions.argmax(-1), starts)]
             lines = "".join(" ".join(row) + "\n" for row in predicted)
             Path(training_args.output_dir, "predict_results.txt").write_text(lines)
+    card = {
+        "tasks": "token-classification",
+        "dataset": data_args.dataset_name or data_args.train_file or "BBC entities",
+    }
     if training_args.push_to_hub:
-        trainer.push_to_hub(tasks="token-classification", dataset=data_args.dataset_name)
+        trainer.push_to_hub(**card)
+    elif training_args.do_train:
+        trainer.create_model_card(**card)
 
 
 if __name__ == "__main__":

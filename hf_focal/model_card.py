@@ -268,7 +268,8 @@ def _eval_results(contents: ModelCardContents) -> list[EvalResult]:
     data = {
         f"dataset_{name}": getattr(contents, f"dataset_{name}") for name in ("name", "config", "split", "revision")
     }
-    data["dataset_type"] = contents.dataset_id or re.sub(r"[^A-Za-z0-9]+", "-", contents.dataset_name).strip("-")
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", contents.dataset_name).strip("-")
+    data["dataset_type"] = contents.dataset_id or slug or "unknown"  # without one, it is no result
     results = []
     for name, values in contents.metrics.items():
         title, metric, arguments = _metric(name)

@@ -36,6 +36,7 @@ from .alpha import AlphaMethod, LabelDistribution, check_alpha_method, check_bet
 from .losses import FocalLoss, Gamma, focal_loss, sigmoid_focal_loss
 from .metrics import class_groups
 from .operating_points import calibrate_config
+from .trainer_card import write_trainer_card
 from .training_args import FocalTrainingArguments, parse_alpha
 
 
@@ -267,6 +268,51 @@ class FocalTrainer(Trainer):
         logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
         logits, labels = self._aligned(torch.as_tensor(logits), torch.as_tensor(output.label_ids))
         return calibrate_config(logits, labels, config)
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Writes a card of the model in memory into `output_dir`; `push_to_hub` calls it too.
+
+        With ``load_best_model_at_end`` that is the best model, not the last. Its results are predicted for the card on
+        `eval_dataset` (of several, on the one that selects the best model), without a trace in the log or in the random
+        numbers. Where that is impossible, because one of several processes writes the card, training goes on or the data
+        are a stream, they are those in the log, if it was evaluated: without results per class. [`read_model_card`] reads
+        the card; its command is that of this process, without tokens. Tags, license and language of a README.md that is
+        already there are kept.
+
+        The card is Trainer's own for language models and untrained ones, and with a warning where what is known does not
+        make a card. No card, but a warning, is what there is if that fails too.
+
+        Args:
+            language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args:
+                As in [`~transformers.Trainer.create_model_card`]; `dataset_tags` is the id of the data on the Hub,
+                `dataset_args` their configuration. They win over what the dataset knows of itself.
+        """
+        if not self.is_world_process_zero():
+            return
+        said = (language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args)
+        settings = getattr(self._config(), "focal_loss", None)
+        is_classifier = hasattr(self._config(), "id2label") and not self._is_one_of(_LANGUAGE_MODELS)
+        try:
+            if is_classifier and settings is not None:
+                write_trainer_card(self, self._core_model(), settings, *said)
+                return
+        except Exception as error:  # a card is no reason to lose a push
+            warnings.warn(f"create_model_card: {error}; the card is Trainer's own", stacklevel=2)
+        try:
+            super().create_model_card(*said)
+        except Exception as error:
+            warnings.warn(f"create_model_card: {error}; there is no card", stacklevel=2)
 
     def hyperparameter_search(self, hp_space: Callable | None = None, *args: Any, **kwargs: Any):
         """As [`~transformers.Trainer.hyperparameter_search`]; refuses a setting that the search could not change."""

@@ -86,7 +86,8 @@ def test_embedded_default_without_arguments(capsys):
         ["sports", "16"],
         ["tech", "6"],
     ]
-    report = next(i for i, line in enumerate(lines) if line.split() == ["precision", "recall", "f1-score", "support"])
+    report = lines.index("Results on the test split") + 1
+    assert lines[report].split() == ["precision", "recall", "f1-score", "support"]
     assert lines[report + 2].split()[0] == "business" and lines[report + 2].split()[-1] == "100"
     assert all(name in lines[-1] for name in ("f1_macro", "balanced_accuracy", "accuracy"))
     assert "180/180" in result.stderr  # the progress bar

@@ -183,6 +183,12 @@ class TestMetadata:
         data = ModelCard.load(write_model_card(tmp_path, contents)).data
         assert data.base_model is None and data.datasets is None
 
+    @pytest.mark.parametrize("name, slug", [("My mail!", "My-mail"), ("日本語", "unknown")])
+    def test_results_always_name_a_dataset(self, tmp_path, name, slug):
+        path = write_model_card(tmp_path, contents_of(dataset_id=None, dataset_name=name))
+        assert {result.dataset_type for result in ModelCard.load(path).data.eval_results} == {slug}
+        assert read_model_card(path).dataset_name == name
+
     def test_tags_once(self, tmp_path):
         tags = ModelCard.load(write_model_card(tmp_path, contents_of(tags=["focal-loss", "mail"]))).data.tags
         assert tags == ["focal-loss", "hf_focal", "mail"]

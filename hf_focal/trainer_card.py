@@ -1,0 +1,333 @@
+"""The model card of a [`FocalTrainer`]: what it, its log, its data and its process know, as [`ModelCardContents`]."""
+
+import random
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetInfo, IterableDataset
+from huggingface_hub import metadata_load, metadata_save
+from torch import nn
+from transformers.modelcard import TrainingSummary
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_AUDIO_FRAME_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
+)
+from transformers.trainer_utils import PredictionOutput, has_length
+
+from .metrics import ImbalancedClassification
+from .model_card import ModelCardContents, describe_hardware, write_model_card
+
+
+if TYPE_CHECKING:
+    from .trainer import FocalTrainer
+
+__all__ = ["TOLERANCE", "write_trainer_card"]
+
+# Other hardware or versions round differently, which sends training along another path: it ends about as far away as
+# that of another seed, whose macro-F1 has a standard deviation of 0.01 to 0.08 in the README.
+TOLERANCE = 0.05
+
+_TASKS = {
+    "token-classification": {*MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values()},
+    "image-classification": {*MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values()},
+    "video-classification": {*MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES.values()},
+    "audio-classification": {
+        *MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES.values(),
+        *MODEL_FOR_AUDIO_FRAME_CLASSIFICATION_MAPPING_NAMES.values(),
+    },
+}
+# What Trainer adds to the metrics of an evaluation.
+_NO_METRIC = re.compile(
+    r"runtime|samples_per_second|steps_per_second|jit_compilation_time|model_preparation_time|mem_.*"
+)
+_SECRET_NAME = re.compile(
+    r"(^|[\W_])(token|password|passwd|secret|credentials|(api|access|auth|private|secret)[-_]?key)$", re.IGNORECASE
+)
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass
+class _Results:
+    """Of the model in memory: all that is known, so the logits (N, C) and their labels only where it could predict."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    per_class: dict[str, dict[str, float]] = field(default_factory=dict)
+    logits: np.ndarray | None = None
+    labels: np.ndarray | None = None
+
+
+def write_trainer_card(
+    trainer: "FocalTrainer",
+    model: nn.Module,
+    settings: dict[str, Any],
+    language: str | None,
+    license: str | None,
+    tags: str | list[str] | None,
+    model_name: str | None,
+    finetuned_from: str | None,
+    tasks: str | list[str] | None,
+    dataset_tags: str | list[str] | None,
+    dataset: str | list[str] | None,
+    dataset_args: str | list[str] | None,
+) -> Path:
+    """Writes README.md and the pictures into the trainer's `output_dir`.
+
+    Args:
+        trainer ([`FocalTrainer`]): Whose model in memory it is about.
+        model (`nn.Module`): That model without wrappers, a classifier with a config.
+        settings (`dict`): What trained it, as in its config under ``focal_loss``.
+        language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args:
+            As in [`~transformers.Trainer.create_model_card`].
+
+    Returns:
+        `Path`: Of the README.md.
+
+    Raises:
+        `ValueError`: If what is known does not make a card; the message says what.
+    """
+    folder = Path(trainer.args.output_dir)
+    existing = _existing_metadata(folder / "README.md")
+    summary = TrainingSummary.from_trainer(
+        trainer,
+        language=_as_list(language) or _as_list(existing.get("language")),
+        license=license or next(iter(_as_list(existing.get("license"))), None),
+        tags=[*_as_list(tags), *_as_list(existing.get("tags"))],
+        model_name=model_name or folder.absolute().name,
+        finetuned_from=finetuned_from,
+        tasks=_as_list(tasks) or [_task(model)],
+        dataset_tags=_as_list(dataset_tags),
+        dataset=_as_list(dataset) or _as_list(dataset_tags),
+        dataset_args=_as_list(dataset_args),
+    )
+    label_names = [str(model.config.id2label[k]) for k in range(model.config.num_labels)]
+    results = _results(trainer, model, label_names, settings.get("label_counts"))
+    contents = _contents(trainer, model, settings, label_names, summary, results)
+    path = write_model_card(folder, contents, results.logits, results.labels)
+    wrapped = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(wrapped, "create_or_update_model_card"):  # PEFT's, which replaces the tags
+        tags = _as_list(metadata_load(path)["tags"])
+        wrapped.create_or_update_model_card(str(folder))
+        metadata = metadata_load(path)
+        metadata_save(path, {**metadata, "tags": list(dict.fromkeys([*tags, *_as_list(metadata.get("tags"))]))})
+    return path
+
+
+def _contents(
+    trainer: "FocalTrainer",
+    model: nn.Module,
+    settings: dict[str, Any],
+    label_names: list[str],
+    summary: TrainingSummary,
+    results: _Results,
+) -> ModelCardContents:
+    args, state = trainer.args, trainer.state
+    name, dataset = _evaluated(trainer)
+    token_names = ("hub_token", "push_to_hub_token")
+    command, left_out = _without_secrets(
+        ["python", *sys.orig_argv[1:]], [token for token in (getattr(args, key, None) for key in token_names) if token]
+    )
+    limits = {
+        f"Written during training, after step {state.global_step} of {state.max_steps}.": trainer.is_in_train,
+        f"The results are those of the dataset {name!r}, one of several that it was evaluated on.": name is not None,
+        f"The command is given without {', '.join(left_out)}.": left_out,
+    }
+    return ModelCardContents(
+        model_name=summary.model_name,
+        **_data(summary, trainer, name, dataset, bool(results.metrics)),
+        label_names=label_names,
+        settings=settings,
+        seeds=[args.seed],
+        metrics=results.metrics,
+        per_class=results.per_class,
+        command=command,
+        tolerance=TOLERANCE,
+        multi_label=_is_multi_label(model),
+        base_model=summary.finetuned_from or None,
+        task=summary.tasks[0],
+        language=summary.language,
+        license=summary.license,
+        tags=[tag for tag in dict.fromkeys(summary.tags) if tag not in ("focal-loss", "hf_focal")],
+        hyperparameters={**summary.hyperparameters, "step_of_this_model": _step_of_model(trainer)},
+        limits=[limit for limit, holds in limits.items() if holds],
+        wall_seconds=[entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry][-1:],
+        hardware=f"{describe_hardware()}, {args.world_size} process{'es' if args.world_size > 1 else ''}",
+    )
+
+
+def _results(
+    trainer: "FocalTrainer", model: nn.Module, label_names: list[str], label_counts: list[int] | None
+) -> _Results:
+    name, dataset = _evaluated(trainer)
+    # Trainer lets one process write the card, which would wait for the others forever if it predicted; during training
+    # a prediction is in the way; and a stream may be readable only once.
+    if trainer.args.world_size > 1 or trainer.is_in_train or not (has_length(dataset) and len(dataset)):
+        prefix = "eval_" if name is None else f"eval_{name}_"
+        return _Results(*_by_class(_numbers(_logged_evaluation(trainer, prefix), prefix), label_names))
+    with _same_random_numbers(trainer.args.device):
+        output = trainer.predict(dataset)
+    results = _Results(*_by_class(_numbers(output.metrics, "test_"), label_names))
+    if trainer.preprocess_logits_for_metrics is None:  # whose output need not be logits
+        results.logits, results.labels = _logits_and_labels(output, _is_multi_label(model))
+    if results.logits is not None:
+        found = ImbalancedClassification("multilabel" if _is_multi_label(model) else None).compute(
+            predictions=results.logits, references=results.labels, label_names=label_names, label_counts=label_counts
+        )
+        results.per_class = found.pop("per_class")
+        others = {name: value for name, value in results.metrics.items() if name not in found}
+        results.metrics = {**_numbers(found), **others}
+    return results
+
+
+def _logits_and_labels(
+    output: PredictionOutput, multi_label: bool
+) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    """Logits (N, C) and labels, (N) or for multi-label (N, C), of all examples or tokens that have one."""
+    logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+    labels = output.label_ids
+    if not (isinstance(logits, np.ndarray) and isinstance(labels, np.ndarray) and logits.ndim > 1):
+        return None, None
+    if not multi_label and labels.shape == (*logits.shape[:-1], 1):
+        labels = labels[..., 0]
+    if labels.shape != (logits.shape if multi_label else logits.shape[:-1]):
+        return None, None  # class probabilities, say
+    if not multi_label:
+        logits, labels = logits[labels != -100], labels[labels != -100]
+    return (logits, labels) if labels.size else (None, None)
+
+
+def _evaluated(trainer: "FocalTrainer") -> tuple[str | None, Any]:
+    """The dataset that the results are from, and its name where there are several: that which selects the best model."""
+    datasets = trainer.eval_dataset
+    if not isinstance(datasets, dict):
+        return None, datasets
+    metric = (trainer.args.metric_for_best_model or "").removeprefix("eval_")
+    name = max(datasets, key=lambda name: metric.startswith(f"{name}_") * len(name), default=None)
+    return name, datasets.get(name)
+
+
+def _logged_evaluation(trainer: "FocalTrainer", prefix: str) -> dict[str, Any]:
+    """The first evaluation in the log that is of the model in memory; later ones may be on other data."""
+    step = _step_of_model(trainer)
+    entries = (entry for entry in trainer.state.log_history if entry.get("step") == step)
+    return next((entry for entry in entries if f"{prefix}loss" in entry), {})
+
+
+def _step_of_model(trainer: "FocalTrainer") -> int:
+    """How many steps the model in memory was trained for. At its end, training loads the best one, if it is told to."""
+    state = trainer.state
+    has_ended = any("train_runtime" in entry for entry in state.log_history)
+    is_best = has_ended and trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None
+    return state.best_global_step if is_best else state.global_step
+
+
+def _numbers(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """The metrics that are finite numbers, without their prefix."""
+    named = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+    return {
+        name: value
+        for name, value in named.items()
+        if not _NO_METRIC.fullmatch(name)
+        and isinstance(value, Real)
+        and not isinstance(value, bool)
+        and abs(value) <= 1e100  # nor is NaN
+    }
+
+
+def _by_class(
+    metrics: dict[str, float], label_names: list[str]
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """The metrics, and apart from them those that `compute_metrics(..., per_class=True)` has made of each class."""
+    keys = ("precision", "recall", "f1", "support")
+    whole = [label for label in label_names if all(f"{label}_{key}" in metrics for key in keys)]
+    names = {label: {key: f"{label}_{key}" for key in keys} for label in whole}
+    taken = {name for by_key in names.values() for name in by_key.values()}
+    per_class = {label: {key: metrics[name] for key, name in by_key.items()} for label, by_key in names.items()}
+    return {name: value for name, value in metrics.items() if name not in taken}, per_class
+
+
+def _data(
+    summary: TrainingSummary, trainer: "FocalTrainer", name: str | None, dataset: Any, has_results: bool
+) -> dict[str, str | None]:
+    """What is known of the data; arguments win."""
+    source = trainer.train_dataset if dataset is None else dataset
+    info = source.info if isinstance(source, Dataset | IterableDataset) else DatasetInfo()
+    known_name = None if info.dataset_name == info.builder_name else info.dataset_name  # "csv", say, names no data
+    version = None if info.version is None or str(info.version) == "0.0.0" else str(info.version)
+    split = dataset.split if isinstance(dataset, Dataset) else None
+    return {
+        "dataset_name": ", ".join(summary.dataset) or known_name or "an unknown dataset",
+        "dataset_id": next(iter(summary.dataset_tags), None),
+        "dataset_config": next(iter(summary.dataset_args), info.config_name),
+        "dataset_revision": _commit(source) or version,
+        "dataset_split": (name if split is None else str(split)) if has_results else None,
+        "dataset_fingerprint": getattr(dataset, "_fingerprint", None) if has_results else None,
+    }
+
+
+def _commit(dataset: Any) -> str | None:
+    """The commit of the Hub that a dataset was loaded from: since version 2.16 of datasets its folder in the cache."""
+    files = dataset.cache_files if isinstance(dataset, Dataset) else []
+    folders = {Path(file["filename"]).parent.name for file in files}
+    return next(iter(folders)) if len(folders) == 1 and _COMMIT.fullmatch(*folders) else None
+
+
+def _existing_metadata(readme: Path) -> dict[str, Any]:
+    if not readme.is_file():
+        return {}
+    try:
+        return {**(metadata_load(readme) or {})}
+    except Exception:  # there are many ways to break the parser; what cannot be read cannot be kept
+        return {}
+
+
+def _without_secrets(command: Sequence[str], secrets: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command without flags such as --hub_token, their values and `secrets`, and the names of these flags."""
+    kept, left_out, is_value = [], [], False
+    for argument in command:
+        if is_value and not argument.startswith("-"):
+            is_value = False
+            continue
+        name, equals, _ = argument.partition("=")
+        is_secret = bool((equals or name.startswith("-")) and _SECRET_NAME.search(name))
+        is_value = is_secret and not equals
+        (left_out if is_secret else kept).append(name if is_secret else argument)
+    for secret in secrets:
+        kept = [argument.replace(secret, "***") for argument in kept]
+    return [_HUB_TOKEN.sub("***", argument) for argument in kept], left_out
+
+
+@contextmanager
+def _same_random_numbers(device: torch.device) -> Iterator[None]:
+    """Whatever draws random numbers inside, those drawn afterwards are the same."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+
+
+def _task(model: nn.Module) -> str:
+    names = {parent.__name__ for parent in type(model).__mro__}
+    return next((task for task, heads in _TASKS.items() if names & heads), "text-classification")
+
+
+def _is_multi_label(model: nn.Module) -> bool:
+    return getattr(model.config, "problem_type", None) == "multi_label_classification"
+
+
+def _as_list(value: Any) -> list[str]:
+    return [one for one in (value if isinstance(value, list | tuple) else [value]) if isinstance(one, str)]

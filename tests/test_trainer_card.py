@@ -1,0 +1,663 @@
+"""The card that FocalTrainer writes: of the right model, without a trace in the training, and never a reason to fail.
+
+`python -m torch.distributed.run --nproc_per_node 2 tests/test_trainer_card.py FOLDER` trains on two processes and lets
+the main one write cards, as `push_to_hub` does.
+"""
+
+import gc
+import inspect
+import json
+import random
+import subprocess
+import sys
+import warnings
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import PartialState
+from datasets import Dataset, DatasetInfo, Version
+from exactness import NUM_EVAL_EXAMPLES, tiny_dataset, tiny_model
+from huggingface_hub import HfApi, ModelCard
+from peft import LoraConfig, get_peft_model
+from test_model_card import HOSTILE
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+)
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from hf_focal import FocalTrainer, compute_metrics, flsd_53
+from hf_focal.metrics import ImbalancedClassification
+from hf_focal.model_card import read_model_card
+from hf_focal.trainer_card import TOLERANCE, _task, _without_secrets
+
+
+def make_trainer(folder, task="single_label", model=None, **kwargs):
+    """Of its three evaluations the first counts as the best: the loss falls, and the largest one wins."""
+    arguments = {name: kwargs.pop(name) for name in list(kwargs) if name in TrainingArguments.__dataclass_fields__}
+    defaults = {
+        "max_steps": 6,
+        "learning_rate": 0.5,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_steps": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+        "greater_is_better": True,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+    return FocalTrainer(
+        tiny_model(task) if model is None else model,
+        TrainingArguments(str(folder), **{**defaults, **arguments}),
+        **{"train_dataset": tiny_dataset(task), "eval_dataset": tiny_dataset(task, NUM_EVAL_EXAMPLES), **kwargs},
+    )
+
+
+def quick_trainer(folder, task="single_label", **kwargs):
+    """Trains one step, without an evaluation."""
+    quick = {"max_steps": 1, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    return make_trainer(folder, task, **{**quick, **kwargs})
+
+
+def evaluations(trainer):
+    return {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
+
+
+def card_of(trainer, **said):
+    trainer.create_model_card(**said)
+    return read_model_card(Path(trainer.args.output_dir) / "README.md")
+
+
+def is_own_of_trainer(folder):
+    text = (folder / "README.md").read_text()
+    return "More information needed" in text and "json hf_focal" not in text
+
+
+class At(TrainerCallback):
+    """Does something at an event of the training."""
+
+    def __init__(self, event, action):
+        def act(*args, **kwargs):
+            action()
+
+        setattr(self, event, act)
+
+
+@pytest.fixture(autouse=True)
+def without_drawing(request, monkeypatch):
+    """Pictures take most of the time."""
+    if "pictures" not in request.node.name:
+        monkeypatch.setattr("hf_focal.model_card._draw", lambda *args: {})
+
+
+def test_signature_is_that_of_trainer():
+    own, theirs = (inspect.signature(one.create_model_card).parameters for one in (FocalTrainer, Trainer))
+    assert [(p.name, p.default, p.kind) for p in own.values()] == [
+        (p.name, p.default, p.kind) for p in theirs.values()
+    ]
+
+
+class TestWhichModel:
+    def test_the_best_and_not_the_last(self, tmp_path):
+        trainer = make_trainer(tmp_path)
+        trainer.train()
+        by_step, contents = evaluations(trainer), card_of(trainer)
+        best = trainer.state.best_global_step
+        assert best == 2 and by_step[2] > by_step[6] + 0.1
+        assert contents.metrics["loss"] == [pytest.approx(by_step[best], abs=1e-6)]
+        assert contents.hyperparameters["step_of_this_model"] == best
+        saved = BertForSequenceClassification.from_pretrained(tmp_path / f"checkpoint-{best}").eval()
+        data = tiny_dataset(num_examples=NUM_EVAL_EXAMPLES)
+        with torch.no_grad():
+            logits = saved(torch.tensor(data["input_ids"][:])).logits
+        expected = ImbalancedClassification().compute(
+            predictions=logits,
+            references=data["labels"][:],
+            label_names=["LABEL_0", "LABEL_1", "LABEL_2"],
+            label_counts=saved.config.focal_loss["label_counts"],
+        )
+        per_class = expected.pop("per_class")
+        assert {name: [pytest.approx(value, abs=1e-5)] for name, value in expected.items()}.items() <= (
+            contents.metrics.items()
+        )
+        assert contents.per_class["LABEL_1"] == {
+            key: [pytest.approx(value)] for key, value in per_class["LABEL_1"].items()
+        }
+
+    def test_the_last_where_that_is_kept(self, tmp_path):
+        trainer = make_trainer(tmp_path, load_best_model_at_end=False)
+        trainer.train()
+        by_step, contents = evaluations(trainer), card_of(trainer)
+        assert contents.metrics["loss"] == [pytest.approx(by_step[6], abs=1e-6)]
+        assert contents.hyperparameters["step_of_this_model"] == 6
+
+    @pytest.mark.parametrize("load_best", [True, False])
+    def test_in_the_log_where_it_may_not_predict(self, tmp_path, monkeypatch, load_best):
+        trainer = make_trainer(tmp_path, load_best_model_at_end=load_best)
+        trainer.train()
+        by_step = evaluations(trainer)
+        expected = by_step[trainer.state.best_global_step if load_best else 6]
+        trainer.evaluate(tiny_dataset(num_examples=3))  # other data, which the training has not evaluated on
+        monkeypatch.setattr(TrainingArguments, "world_size", 2)
+        monkeypatch.setattr(trainer, "predict", lambda *args: pytest.fail("predicts"))
+        contents = card_of(trainer)
+        assert contents.metrics == {"loss": [expected]} and not contents.per_class
+        assert "2 processes" in contents.hardware
+
+    def test_evaluated_only_after_training(self, tmp_path, monkeypatch):
+        trainer = quick_trainer(tmp_path)
+        trainer.train()
+        loss = trainer.evaluate()["eval_loss"]
+        monkeypatch.setattr(TrainingArguments, "world_size", 2)
+        assert card_of(trainer).metrics == {"loss": [loss]}
+
+    def test_during_training(self, tmp_path, monkeypatch):
+        trainer, cards = make_trainer(tmp_path), {}
+        trainer.add_callback(At("on_step_end", lambda: cards.update({trainer.state.global_step: card_of(trainer)})))
+        trainer.add_callback(At("on_evaluate", lambda: cards.update({trainer.state.global_step: card_of(trainer)})))
+        monkeypatch.setattr(trainer, "predict", lambda *args: pytest.fail("predicts"))
+        trainer.train()
+        by_step = evaluations(trainer)
+        assert {step: contents.metrics.get("loss") for step, contents in cards.items()} == {
+            step: [by_step[step]] if step in by_step else None for step in range(1, 7)
+        }
+        assert cards[3].limits == ["Written during training, after step 3 of 6."]
+
+    def test_when_training_has_just_ended(self, tmp_path):
+        """Trainer has loaded the best model by then, and is still in training in its version 5."""
+        trainer, cards = make_trainer(tmp_path), []
+        trainer.add_callback(At("on_train_end", lambda: cards.append(card_of(trainer))))
+        trainer.train()
+        best = evaluations(trainer)[trainer.state.best_global_step]
+        assert cards[0].metrics["loss"] == [pytest.approx(best, abs=1e-6)]
+
+    def test_untrained_is_left_to_trainer(self, tmp_path):
+        quick_trainer(tmp_path).create_model_card()
+        assert is_own_of_trainer(tmp_path)
+
+
+class TestNoTrace:
+    def test_in_log_and_callbacks(self, tmp_path):
+        events = []
+
+        class Recorder(TrainerCallback):
+            def __getattribute__(self, name):
+                if name.startswith("on_"):
+                    events.append(name)
+                return super().__getattribute__(name)
+
+        trainer = make_trainer(tmp_path, callbacks=[Recorder()])
+        trainer.train()
+        history, config = json.dumps(trainer.state.log_history), trainer.model.config.to_dict()
+        events.clear()
+        card_of(trainer)
+        assert json.dumps(trainer.state.log_history) == history and trainer.model.config.to_dict() == config
+        assert set(events) == {"on_prediction_step", "on_predict"}
+
+    def test_training_goes_on_as_without(self, tmp_path):
+        outcomes = {}
+        for name, write in {"with": card_of, "without": lambda trainer: None}.items():
+            model = tiny_model(hidden_dropout_prob=0.5)
+            trainer = make_trainer(tmp_path / name, model=model, max_steps=3, eval_steps=1, save_steps=1)
+            trainer.train()
+            write(trainer)
+            drawn = torch.rand(1).item(), np.random.rand(), random.random()
+            trainer.train()
+            write(trainer)
+            outcomes[name] = (*drawn, {key: value.tolist() for key, value in model.state_dict().items()})
+        assert outcomes["with"] == outcomes["without"]
+
+    def test_cards_during_training_change_nothing(self, tmp_path):
+        weights = []
+        for folder in ("with", "without"):
+            trainer = make_trainer(tmp_path / folder, model=tiny_model(hidden_dropout_prob=0.5))
+            if folder == "with":
+                trainer.add_callback(At("on_step_end", lambda: card_of(trainer)))  # noqa: B023
+            trainer.train()
+            weights.append(trainer.model.state_dict())
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+class TestTasks:
+    def test_tokens_and_their_pictures(self, tmp_path):
+        trainer = make_trainer(tmp_path, "tokens")
+        trainer.train()
+        contents = card_of(trainer)
+        labels = np.array(tiny_dataset("tokens", NUM_EVAL_EXAMPLES)["labels"][:])
+        assert contents.task == "token-classification" and ModelCard.load(
+            tmp_path / "README.md"
+        ).data.pipeline_tag == ("token-classification")
+        support = [contents.per_class[f"LABEL_{k}"]["support"] for k in range(3)]
+        assert support == [[(labels == k).sum()] for k in range(3)]
+        predicted = trainer.predict(tiny_dataset("tokens", NUM_EVAL_EXAMPLES)).predictions.argmax(-1)
+        assert contents.metrics["accuracy"] == [pytest.approx((predicted == labels)[labels != -100].mean())]
+        pictures = {path.name for path in tmp_path.glob("*.png")}
+        assert pictures == {"label_distribution.png", "confusion_matrix.png", "reliability_diagram.png"}
+
+    def test_multi_label_and_its_pictures(self, tmp_path):
+        trainer = make_trainer(tmp_path, "multi_label", alpha=[0.3, 0.5, 0.9])
+        trainer.train()
+        contents = card_of(trainer)
+        labels = np.array(tiny_dataset("multi_label", NUM_EVAL_EXAMPLES)["labels"][:])
+        assert contents.multi_label and "average_precision_macro" in contents.metrics
+        assert [contents.per_class[f"LABEL_{k}"]["support"] for k in range(3)] == [[n] for n in labels.sum(0)]
+        assert {path.name for path in tmp_path.glob("*.png")} == {"label_distribution.png", "reliability_diagram.png"}
+
+    @pytest.mark.parametrize("gamma, shown", [(flsd_53, "flsd_53"), ([0.0, 1.0, 2.0], [0.0, 1.0, 2.0])])
+    def test_any_gamma(self, tmp_path, gamma, shown):
+        trainer = quick_trainer(tmp_path, gamma=gamma, alpha="inverse")
+        trainer.train()
+        settings = card_of(trainer).settings
+        assert settings["gamma"] == shown and settings["label_counts"] == [26, 16, 2] and len(settings["alpha"]) == 3
+
+    def test_calibrated(self, tmp_path):
+        trainer = quick_trainer(tmp_path)
+        trainer.train()
+        trainer.calibrate()
+        assert card_of(trainer).settings["temperature"] == trainer.model.config.focal_loss["temperature"]
+
+    def test_language_models_are_left_to_trainer(self, tmp_path):
+        model = BertForMaskedLM(tiny_model().config)
+        data = tiny_dataset("tokens")
+        trainer = quick_trainer(tmp_path, model=model, train_dataset=data, eval_dataset=data)
+        trainer.train()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            trainer.create_model_card(license="mit")
+        assert is_own_of_trainer(tmp_path) and ModelCard.load(tmp_path / "README.md").data.license == "mit"
+
+    def test_a_model_without_a_config(self, tmp_path):
+        """With which Trainer's own card fails."""
+
+        class Head(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.embedding = torch.nn.EmbeddingBag(30, 3)
+
+            def forward(self, input_ids, labels=None):
+                return {"logits": self.embedding(input_ids)}
+
+        trainer = quick_trainer(tmp_path, model=Head())
+        trainer.train()
+        with pytest.warns(UserWarning, match="no attribute 'config'; there is no card"):
+            trainer.create_model_card()
+        assert not (tmp_path / "README.md").exists()
+
+    def test_custom_head(self, tmp_path):
+        class Head(PreTrainedModel):
+            config_class = BertConfig
+
+            def __init__(self, config):
+                super().__init__(config)
+                self.embedding = torch.nn.EmbeddingBag(30, config.num_labels)
+                self.post_init()
+
+            def forward(self, input_ids, labels=None):
+                return SequenceClassifierOutput(logits=self.embedding(input_ids))
+
+        trainer = quick_trainer(tmp_path, model=Head(BertConfig(num_labels=3)))
+        trainer.train()
+        assert len(card_of(trainer).per_class) == 3
+
+    def test_task_of_a_model(self):
+        class Own(type(tiny_model("tokens"))):
+            pass
+
+        small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+        assert _task(Own(tiny_model("tokens").config)) == "token-classification"
+        assert _task(ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **small))) == (
+            "image-classification"
+        )
+
+    def test_adapters(self, tmp_path):
+        model = get_peft_model(tiny_model("tokens"), LoraConfig(task_type="TOKEN_CLS", target_modules=["query"]))
+        trainer = quick_trainer(tmp_path, "tokens", model=model)
+        trainer.train()
+        trainer.save_model()
+        assert ModelCard.load(tmp_path / "README.md").data.library_name == "peft"
+        contents = card_of(trainer, tags="mine")
+        data = ModelCard.load(tmp_path / "README.md").data
+        assert data.library_name == "peft" and {"focal-loss", "lora", "mine"} <= {*data.tags}
+        assert contents.task == "token-classification" and contents.settings == model.config.focal_loss
+
+
+class TestEvalDataset:
+    def test_several(self, tmp_path):
+        data = {"a": tiny_dataset(num_examples=7), "a_b": tiny_dataset(num_examples=9), "c": tiny_dataset()}
+        trainer = make_trainer(tmp_path, eval_dataset=data, metric_for_best_model="eval_a_b_loss")
+        trainer.train()
+        contents = card_of(trainer)
+        assert sum(by_class["support"][0] for by_class in contents.per_class.values()) == 9
+        assert contents.dataset_split == "a_b" and contents.dataset_fingerprint == data["a_b"]._fingerprint
+        assert any("those of the dataset 'a_b', one of several" in limit for limit in contents.limits)
+        assert contents.metrics["loss"] == [pytest.approx(trainer.state.best_metric, abs=1e-6)]
+
+    def test_several_in_the_log(self, tmp_path, monkeypatch):
+        data = {"a": tiny_dataset(num_examples=7), "a_b": tiny_dataset(num_examples=9)}
+        trainer = make_trainer(tmp_path, eval_dataset=data, metric_for_best_model="eval_a_loss")
+        trainer.train()
+        monkeypatch.setattr(TrainingArguments, "world_size", 2)
+        contents = card_of(trainer)
+        assert contents.metrics == {"loss": [trainer.state.best_metric]} and contents.dataset_split == "a"
+
+    @pytest.mark.parametrize("kind", ["none", "no datasets", "empty", "unlabelled", "all ignored"])
+    def test_nothing_to_evaluate(self, tmp_path, kind):
+        data = {
+            "none": None,
+            "no datasets": {},
+            "empty": tiny_dataset().select([]),
+            "unlabelled": tiny_dataset().remove_columns("labels"),
+            "all ignored": tiny_dataset("tokens").select([0]),
+        }[kind]
+        trainer = quick_trainer(tmp_path, "tokens" if kind == "all ignored" else "single_label", eval_dataset=data)
+        trainer.train()
+        contents = card_of(trainer)
+        assert not contents.per_class and contents.metrics.keys() <= {"loss"}
+        assert contents.dataset_name == "an unknown dataset" and contents.settings["gamma"] == 2
+        if kind != "all ignored":
+            assert not contents.metrics and contents.dataset_split is contents.dataset_fingerprint is None
+
+    def test_a_stream_is_not_read_for_the_card(self, tmp_path, monkeypatch):
+        trainer = make_trainer(tmp_path, eval_dataset=tiny_dataset(num_examples=7).to_iterable_dataset())
+        trainer.train()
+        best = evaluations(trainer)[trainer.state.best_global_step]
+        monkeypatch.setattr(trainer, "predict", lambda *args: pytest.fail("predicts"))
+        assert card_of(trainer).metrics == {"loss": [best]}
+
+    def test_what_a_dataset_knows(self, tmp_path):
+        folder = tmp_path / "someone___mail" / "plain" / "0.0.0" / ("0123456789" * 4)
+        folder.mkdir(parents=True)
+        info = DatasetInfo(builder_name="parquet", dataset_name="mail", config_name="plain", version=Version("0.0.0"))
+        columns = {"input_ids": [[1, 2], [3, 4]], "labels": [0, 1]}
+        cached = Dataset.from_dict(columns, info=info, split="validation")
+        cached.save_to_disk(tmp_path / "saved")
+        (tmp_path / "saved" / "data-00000-of-00001.arrow").rename(folder / "mail-validation.arrow")
+        cached = Dataset.from_file(str(folder / "mail-validation.arrow"), info=info, split="validation")
+        trainer = quick_trainer(tmp_path / "model", eval_dataset=cached)
+        trainer.train()
+        contents = card_of(trainer)
+        assert (contents.dataset_name, contents.dataset_config, contents.dataset_split) == (
+            "mail",
+            "plain",
+            "validation",
+        )
+        assert contents.dataset_revision == "0123456789" * 4 and contents.dataset_fingerprint == cached._fingerprint
+        assert contents.dataset_id is None
+        said = card_of(trainer, dataset="My mail", dataset_tags="me/mail", dataset_args="small")
+        assert (said.dataset_name, said.dataset_id, said.dataset_config) == ("My mail", "me/mail", "small")
+        data = ModelCard.load(tmp_path / "model" / "README.md").data
+        assert data.datasets == ["me/mail"] and data.eval_results[0].dataset_revision == "0123456789" * 4
+        assert data.eval_results[0].dataset_split == "validation"
+
+    def test_version_of_a_dataset(self, tmp_path):
+        info = DatasetInfo(builder_name="csv", dataset_name="csv", version=Version("1.2.0"))
+        data = Dataset.from_dict({"input_ids": [[1, 2], [3, 4]], "labels": [0, 1]}, info=info)
+        trainer = quick_trainer(tmp_path, eval_dataset=data)
+        trainer.train()
+        contents = card_of(trainer)
+        assert (contents.dataset_revision, contents.dataset_name) == ("1.2.0", "an unknown dataset")
+
+
+class TestMetricsOfTheUser:
+    def test_those_that_are_numbers_are_kept(self, tmp_path):
+        def metrics(prediction):
+            numbers = {"f2": np.float32(0.5), "nan": float("nan"), "inf": float("inf"), "flag": True, "count": 3}
+            return {**numbers, "text": "x", "array": np.zeros(2), "f1_macro": 7.0}
+
+        trainer = quick_trainer(tmp_path, compute_metrics=metrics)
+        trainer.train()
+        contents = card_of(trainer)
+        assert contents.metrics["f2"] == [0.5] and contents.metrics["count"] == [3]
+        assert not {"nan", "inf", "flag", "text", "array", "runtime"} & contents.metrics.keys()
+        assert contents.metrics["f1_macro"][0] <= 1
+
+    def test_what_is_no_longer_logits(self, tmp_path):
+        trainer = quick_trainer(
+            tmp_path,
+            preprocess_logits_for_metrics=lambda logits, labels: 10 * logits,
+            compute_metrics=lambda prediction: {"f2": 0.5},
+        )
+        trainer.train()
+        contents = card_of(trainer)
+        assert contents.metrics.keys() == {"f2", "loss"} and not contents.per_class
+
+    @pytest.mark.parametrize("world_size", [1, 2])
+    def test_results_per_class_have_a_table_of_their_own(self, tmp_path, monkeypatch, world_size):
+        trainer = make_trainer(
+            tmp_path,
+            compute_metrics=lambda prediction: compute_metrics(
+                prediction, label_names=["LABEL_0", "LABEL_1", "LABEL_2"], per_class=True
+            ),
+        )
+        trainer.train()
+        contents = card_of(trainer)
+        assert not [name for name in contents.metrics if "LABEL" in name] and len(contents.per_class) == 3
+        monkeypatch.setattr(TrainingArguments, "world_size", world_size)
+        again = card_of(trainer)
+        assert (
+            again.metrics.items() <= {k: [pytest.approx(v[0], abs=1e-6)] for k, v in contents.metrics.items()}.items()
+        )
+        assert again.per_class == contents.per_class
+
+
+class TestCommand:
+    @pytest.mark.parametrize(
+        "given, kept",
+        [
+            ("--hub_token hf_x --seed 1", "--seed 1"),
+            ("--seed 1 --hub_token=hf_x", "--seed 1"),
+            ("--push_to_hub_token hf_x --push_to_hub", "--push_to_hub"),
+            ("--use_auth_token --seed 1", "--seed 1"),
+            ("-token x --hub-token y --api_key z --wandb.api-key=z --PASSWORD q token=x", ""),
+            ("--tokenizer_name x --max_tokens 3 --label_key y --tokens", "--tokenizer_name x --max_tokens 3 --label_key y --tokens"),
+            ("token password", "token password"),
+            ("--hub_tok SECRET --x=aSECRETb", "--hub_tok *** --x=a***b"),
+            (f"-c hf_{'a' * 34} --name hf_focal", "-c *** --name hf_focal"),
+            ("--dataset https://x?token=abc d", "--dataset d"),
+        ],
+    )  # fmt: skip
+    def test_without_secrets(self, given, kept):
+        assert _without_secrets(given.split(), ["SECRET"])[0] == kept.split()
+
+    @pytest.mark.parametrize("name", ["hub_token", "push_to_hub_token"])
+    def test_no_secret_in_the_card(self, tmp_path, monkeypatch, name):
+        monkeypatch.setattr(
+            sys, "orig_argv", ["/usr/bin/python3", "-u", "train.py", f"--{name}", "s3cr3t", "--tok=s3cr3t"]
+        )
+        trainer = quick_trainer(tmp_path, hub_token="s3cr3t")
+        trainer.train()
+        contents = card_of(trainer)
+        assert "s3cr3t" not in (tmp_path / "README.md").read_text()
+        assert contents.command == ["python", "-u", "train.py", "--tok=***"]
+        assert contents.limits == [f"The command is given without --{name}."]
+
+    def test_hostile_texts_come_back(self, tmp_path, monkeypatch):
+        names = [name for name in HOSTILE if name.isprintable() or "\n" in name]
+        argv = ["python", "a b.py", "--x='$(touch hacked)' `id`", *HOSTILE]
+        monkeypatch.setattr(sys, "orig_argv", argv)
+        folder = tmp_path / "a b | `c` $x\n---\n## d"
+        config = BertConfig.from_dict({**tiny_model().config.to_dict(), "num_labels": len(names)})
+        config.id2label = dict(enumerate(names))
+        trainer = quick_trainer(folder, model=BertForSequenceClassification(config))
+        trainer.train()
+        contents = card_of(trainer, dataset="a|b\n# c", license="x: y", tags=["- a", "b\nc"])
+        assert contents.label_names == names and contents.command == argv and contents.model_name == folder.name
+        assert (
+            contents.dataset_name == "a|b\n# c" and contents.license == "x: y" and contents.tags[:2] == ["- a", "b\nc"]
+        )
+
+    def test_hyperparameters_hardware_and_time(self, tmp_path):
+        trainer = quick_trainer(tmp_path, seed=7)
+        trainer.train()
+        contents = card_of(trainer)
+        assert contents.hyperparameters["learning_rate"] == 0.5 and contents.seeds == [7]
+        assert contents.hardware.endswith(", 1 process") and contents.tolerance == TOLERANCE
+        assert contents.wall_seconds == [trainer.state.log_history[-1]["train_runtime"]]
+
+
+class TestExistingReadme:
+    @pytest.mark.parametrize(
+        "text, tags, license",
+        [
+            ("---\nlicense: mit\nlanguage: de\ntags: [mine, other]\n---\n\n# By hand\n", ["mine", "other"], "mit"),
+            ("---\nlicense: mit\ntags: mine\nmodel-index: broken\n---\n", ["mine"], "mit"),
+            ("---\nlicense: [1, mit]\ntags: [1, null, mine]\n---\n", ["mine"], "mit"),
+            ("By hand, without metadata.\n", [], None),
+            ("---\ntags: [unclosed\nmore:\n---\n", [], None),
+            ("---\n- a list\n---\n", [], None),
+            (b"\xff\xfe\x00", [], None),
+        ],
+    )
+    def test_is_kept_where_it_can_be_read(self, tmp_path, text, tags, license):
+        trainer = quick_trainer(tmp_path)
+        trainer.train()
+        (tmp_path / "README.md").write_bytes(text if isinstance(text, bytes) else text.encode())
+        contents = card_of(trainer, tags="said")
+        assert contents.tags == ["said", *tags, "generated_from_trainer"] and contents.license == license
+        assert contents.language == (["de"] if "language" in str(text) else [])
+
+    def test_arguments_win(self, tmp_path):
+        trainer = quick_trainer(tmp_path)
+        trainer.train()
+        (tmp_path / "README.md").write_text("---\nlicense: mit\nlanguage: de\n---\n")
+        contents = card_of(
+            trainer, license="apache-2.0", language=["en", "fr"], model_name="mine", finetuned_from="a/b"
+        )
+        assert (contents.license, contents.language) == ("apache-2.0", ["en", "fr"])
+        assert (contents.model_name, contents.base_model) == ("mine", "a/b")
+
+    def test_again_the_same(self, tmp_path):
+        trainer = quick_trainer(tmp_path)
+        trainer.train()
+        tags = ["mine"]
+        contents = card_of(trainer, tags=tags, license="mit")
+        assert card_of(trainer) == contents and tags == ["mine"]
+
+
+class TestNeverAReasonToFail:
+    def test_refused_contents(self, tmp_path):
+        trainer = quick_trainer(tmp_path)
+        trainer.train()
+        trainer.model.config.id2label = dict.fromkeys(range(3), "same")
+        with pytest.warns(
+            UserWarning, match="create_model_card: label_names: .* different.*; the card is Trainer's own"
+        ):
+            trainer.create_model_card(tags=["mine"])
+        assert is_own_of_trainer(tmp_path) and "mine" in ModelCard.load(tmp_path / "README.md").data.tags
+
+    def test_a_prediction_that_fails(self, tmp_path):
+        def broken(prediction):
+            raise RuntimeError("no metrics today")
+
+        trainer = quick_trainer(tmp_path, compute_metrics=broken)
+        trainer.train()
+        with pytest.warns(UserWarning, match="create_model_card: no metrics today; the card is Trainer's own"):
+            trainer.create_model_card()
+        assert is_own_of_trainer(tmp_path)
+
+    def test_no_card_at_all(self, tmp_path):
+        trainer = quick_trainer(tmp_path)
+        trainer.train()
+        (tmp_path / "README.md").mkdir(parents=True)
+        with pytest.warns(match="the card is Trainer's own"), pytest.warns(match="there is no card"):
+            trainer.create_model_card()
+
+    def test_class_probabilities_have_no_results_per_class(self, tmp_path):
+        data = tiny_dataset("multi_label").map(lambda row: {"labels": [0.5, 0.25, 0.25]})
+        model = tiny_model(problem_type="single_label_classification")
+        trainer = quick_trainer(tmp_path, model=model, train_dataset=data, eval_dataset=data)
+        trainer.train()
+        assert card_of(trainer).metrics.keys() == {"loss"}
+
+
+class TestHub:
+    @pytest.fixture
+    def uploads(self, monkeypatch):
+        """What of a README.md was uploaded, with its commit message."""
+        uploaded = []
+
+        def upload(*args, folder_path, commit_message, run_as_future=False, path_in_repo=None, **kwargs):
+            card = Path(folder_path, "README.md")
+            if path_in_repo is None:
+                uploaded.append((commit_message, card.read_text() if card.exists() else None))
+            future = Future()
+            future.set_result("commit")
+            return future if run_as_future else "commit"
+
+        repo = SimpleNamespace(repo_id="me/model")
+        monkeypatch.setattr(HfApi, "upload_folder", upload)
+        monkeypatch.setattr(HfApi, "create_repo", lambda *args, **kwargs: repo)
+        # Before version 5 transformers holds these by name.
+        monkeypatch.setattr("transformers.trainer.upload_folder", upload, raising=False)
+        monkeypatch.setattr("transformers.trainer.create_repo", lambda *args, **kwargs: repo, raising=False)
+        return uploaded
+
+    def test_push(self, tmp_path, uploads):
+        trainer = make_trainer(tmp_path, hub_token="s3cr3t")
+        trainer.train()
+        trainer.model.model_tags = ["of-the-model"]
+        assert trainer.push_to_hub(dataset_tags="me/mail", license="mit") == "commit"
+        ((message, text),) = uploads
+        contents = read_model_card(tmp_path / "README.md")
+        assert message == "End of training" and text == (tmp_path / "README.md").read_text() and "s3cr3t" not in text
+        assert contents.metrics["loss"] == [pytest.approx(trainer.state.best_metric, abs=1e-6)]
+        assert (contents.model_name, contents.dataset_id, contents.license) == (tmp_path.name, "me/mail", "mit")
+        assert "of-the-model" in contents.tags
+
+    @pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "all_checkpoints"])
+    def test_pushes_during_training(self, tmp_path, monkeypatch, uploads, strategy):
+        trainer = make_trainer(tmp_path, push_to_hub=True, hub_strategy=strategy)
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "predict", lambda *args: pytest.fail("predicts"))
+            trainer.train()
+        assert [text for _, text in uploads] == [None] * 3  # Trainer pushes checkpoints as they are
+        trainer.save_model()
+        assert uploads[-1][0] == "Model save" and len(uploads) == 4
+        contents = read_model_card(tmp_path / "README.md")
+        assert contents.metrics["loss"] == [pytest.approx(trainer.state.best_metric, abs=1e-6)]
+
+
+def test_two_processes(tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = subprocess.run([*launch, __file__, tmp_path], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "done-0").exists() and (tmp_path / "done-1").exists()
+    state = json.loads((tmp_path / "state.json").read_text())
+    losses = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
+    contents = read_model_card(tmp_path / "README.md")
+    assert state["best_global_step"] == 2 and losses[2] > losses[6] + 0.1
+    assert contents.metrics["loss"] == [losses[2]] and "f1_macro" in contents.metrics
+    assert contents.hardware.endswith(", 2 processes") and contents.hyperparameters["num_devices"] == 2
+    assert contents.command[-2:] == [__file__, str(tmp_path)]
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    trainer = make_trainer(folder, compute_metrics=compute_metrics)
+    trainer.train()
+    assert trainer.args.world_size == 2
+    if trainer.is_world_process_zero():
+        trainer.create_model_card()
+        trainer.state.save_to_json(str(folder / "state.json"))
+    trainer.create_model_card()  # on both
+    trainer.evaluate()  # the processes are still in step
+    (folder / f"done-{trainer.args.process_index}").touch()
+    gc.collect()  # as in exactness.py
+    PartialState().destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
