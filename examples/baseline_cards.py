@@ -12,10 +12,9 @@ from baseline_sweep import Recipe, slug
 from safetensors.torch import load_file
 
 from hf_focal.model_card import ModelCardContents, read_model_card, write_model_card
+from hf_focal.trainer_card import TOLERANCE
 
 
-# Where machine or versions differ, training takes another path; README.md beside the recipes says how far it led.
-TOLERANCE = 0.05
 # What a card may set: data, model, loss and optimisation. Nothing that writes elsewhere, talks to others or loads code.
 _CARD_FLAGS = set(
     "rival loss validation_share dataset_name dataset_config_name dataset_revision text_column_names label_column_name "

@@ -107,7 +107,7 @@ class TestSweep:
             run("--config", saved(recipe), "--weight_decay", "0.1", script=SCRIPT)
 
     def test_killed_sweep_goes_on(self, recipe):
-        recipe["flags"]["num_train_epochs"] = 30
+        recipe["flags"]["num_train_epochs"] = 10
         del recipe["grid"]
         command = [sys.executable, SCRIPT, "--config", saved(recipe), "--learning_rate", "0.01"]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
