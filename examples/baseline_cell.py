@@ -23,7 +23,6 @@ from safetensors.torch import save_file
 from text_data import DataArguments
 from torch import Tensor
 from transformers import HfArgumentParser, PretrainedConfig, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_focal import FocalTrainer, FocalTrainingArguments, operating_point_scores, posterior_from_config
 from hf_focal.metrics import ImbalancedClassification
@@ -77,7 +76,7 @@ class Cell:
         """
         finished = self.folder / "training.json"
         if not finished.exists():
-            checkpoint = get_last_checkpoint(str(self.folder)) if self.folder.is_dir() else None
+            checkpoint = self._last_checkpoint()
             resume = [] if checkpoint is None else ["--resume_from_checkpoint", checkpoint]
             trainer, outputs, record = self._run([*TRAINING_FLAGS, *resume], callbacks)
             logs, metrics = trainer.state.log_history, outputs["validation"].metrics
@@ -119,6 +118,17 @@ class Cell:
     @property
     def logits_file(self) -> Path:
         return self.folder / "test_logits.safetensors"
+
+    def _last_checkpoint(self) -> str | None:
+        """The last one that was written to its end, which is the state of the trainer."""
+        states = sorted(self.folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime_ns)
+        for path in reversed(states):
+            try:
+                json.loads(path.read_text())
+                return str(path.parent)
+            except json.JSONDecodeError:
+                continue
+        return None
 
     def _run(self, flags: list[str], callbacks: list[TrainerCallback] | None = None):
         common = ["--output_dir", str(self.folder), "--report_to", "none", "--disable_tqdm", "true"]

@@ -119,6 +119,10 @@ class TestSweep:
         assert len(records()) == 1
         with results.open("a") as file:
             file.write('{"stage": "test", "fla')  # and a torn line
+        for name, state in {"checkpoint-998": None, "checkpoint-999": '{"epoch": 3'}.items():  # and torn checkpoints
+            (cell / name).mkdir()
+            if state is not None:
+                (cell / name / "trainer_state.json").write_text(state)
         run(*command[2:], script=SCRIPT)
         lines = results.read_text().splitlines()
         whole = [json.loads(line) for line in lines if line.endswith("}")]
