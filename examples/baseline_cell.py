@@ -87,7 +87,9 @@ class Cell:
                 "resumed": checkpoint is not None,
             }
             if trainer.is_world_process_zero():
-                finished.write_text(json.dumps(record))
+                written = finished.with_suffix(".part")  # a kill while writing leaves no torn record
+                written.write_text(json.dumps(record))
+                written.replace(finished)
                 for folder in self.folder.glob("checkpoint-*"):
                     shutil.rmtree(folder)
             trainer.accelerator.wait_for_everyone()

@@ -144,7 +144,7 @@ class Sweep:
 
         open_tasks = []
         for arm in self.recipe.arms:
-            first, *others = self.recipe.seeds
+            first = self.recipe.seeds[0]
             trials = [Task("validation", arm, tuple(choice.items()), first) for choice in self.recipe.choices]
             tasks = trials if len(trials) > 1 else []
             if all(map(record_of, tasks)):
