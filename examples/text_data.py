@@ -101,10 +101,11 @@ def read_labels(dataset: Dataset, column: str) -> list[list[str]] | None:
     feature, labels = dataset.features[column], dataset[column]
     if hasattr(feature, "feature"):  # a list: the type of its entries
         feature = feature.feature
-        if any(None in row or len({*row}) < len(row) for row in labels):
-            raise ValueError(
-                f"column {column!r}: expected lists of different labels; rows of 0 and 1 are not supported"
-            )
+        if any(None in row for row in labels):
+            raise ValueError(f"column {column!r}: expected lists of labels, but some entries are empty")
+        if {label for row in labels for label in row} <= {0, 1} and any(len({*row}) < len(row) for row in labels):
+            raise ValueError(f"column {column!r}: expected lists of labels; rows of 0 and 1 are not supported")
+        labels = [[*dict.fromkeys(row)] for row in labels]  # a row of Reuters-21578 holds a label twice
     elif all(label == -1 for label in labels):  # how the test splits of challenges are published
         return None
     else:

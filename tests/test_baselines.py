@@ -213,11 +213,9 @@ class TestRecipe:
             run("--config", saved(recipe), "--bf16", script=SCRIPT)
 
     @pytest.mark.parametrize("path", sorted((EXAMPLES / "baselines").glob("*.yaml")), ids=lambda path: path.stem)
-    def test_recipes_of_this_repository(self, path, monkeypatch):
+    def test_recipes_of_this_repository(self, path):
         from baseline_sweep import Recipe
 
-        # Transformers 4 leaves the precision of any arguments in the environment, for whatever comes next.
-        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
         recipe = Recipe.load(path)
         assert "cross entropy" in next(iter(recipe.arms)) and len(recipe.arms) >= 5
 

@@ -49,7 +49,8 @@ def single_label_data(counts=None):
 def multi_label_data():
     data = single_label_data()
     data["label"] = [[label, "sport"] if label == "chess" else [label] for label in data["label"]]
-    data.loc[0, "label"].clear()  # a text may have no label at all
+    data.loc[0, "label"].clear()  # a text may have no label at all,
+    data.loc[1, "label"].append("sport")  # or one of them twice
     return data
 
 
@@ -328,12 +329,12 @@ def with_column(name, value):
         ),
         ("column 'label': expected labels as strings or integers", "", {"train.csv": with_column("label", 0.5)}),
         (
-            "column 'label': expected lists of different labels; rows of 0 and 1",
+            "column 'label': expected lists of labels; rows of 0 and 1",
             "",
             {"train.json": lambda: single_label_data().assign(label=[[1, 0, 1]] * 20)},
         ),
         (
-            "column 'label': expected lists of different labels",
+            "column 'label': expected lists of labels, but some entries are empty",
             "",
             {"train.json": lambda: single_label_data().assign(label=[["a", None], ["b"]] * 10)},
         ),
