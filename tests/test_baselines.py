@@ -48,6 +48,18 @@ def recipe(model_folder):  # noqa: F811
     return words_recipe(model_folder)
 
 
+@pytest.fixture(scope="module")
+def finished(model_folder, tmp_path_factory):  # noqa: F811
+    """A folder with the data and the results of one arm and two seeds."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(EXAMPLES)
+        recipe = {**words_recipe(model_folder), "grid": {}}
+        run("--config", saved(recipe), "--learning_rate", "0.01", "--arms", "focal, inverse alpha", script=SCRIPT)
+    return folder
+
+
 def saved(recipe: dict, name: str = "words.yaml") -> str:
     Path(name).write_text(yaml.safe_dump(recipe, sort_keys=False))
     return name
@@ -221,17 +233,6 @@ class TestRecipe:
 
 
 class TestVerify:
-    @pytest.fixture(scope="class")
-    def finished(self, model_folder, tmp_path_factory):  # noqa: F811
-        """A folder with the data and the results of one arm and two seeds."""
-        folder = tmp_path_factory.mktemp("finished")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(folder)
-            patch.syspath_prepend(EXAMPLES)
-            recipe = {**words_recipe(model_folder), "grid": {}}
-            run("--config", saved(recipe), "--learning_rate", "0.01", "--arms", "focal, inverse alpha", script=SCRIPT)
-        return folder
-
     @pytest.fixture
     def card(self, finished, in_an_empty_folder):  # noqa: F811
         shutil.copytree(finished, ".", dirs_exist_ok=True)
