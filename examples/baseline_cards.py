@@ -17,12 +17,13 @@ from hf_focal.trainer_card import TOLERANCE
 
 # What a card may set: data, model, loss and optimisation. Nothing that writes elsewhere, talks to others or loads code.
 _CARD_FLAGS = set(
-    "rival loss validation_share dataset_name dataset_config_name dataset_revision text_column_names label_column_name "
-    "max_seq_length max_train_samples max_eval_samples max_predict_samples train_file validation_file test_file "
-    "model_name_or_path model_revision tokenizer_name ignore_mismatched_sizes metric_for_best_model seed data_seed "
-    "focal_gamma focal_alpha focal_beta label_smoothing_factor learning_rate lr_scheduler_type warmup_steps weight_decay "
-    "num_train_epochs max_steps max_grad_norm gradient_accumulation_steps adam_beta1 adam_beta2 adam_epsilon "
-    "per_device_train_batch_size per_device_eval_batch_size bf16 fp16 use_cpu full_determinism".split()
+    "rival prior_bias loss validation_share dataset_name dataset_config_name dataset_revision text_column_names "
+    "label_column_name max_seq_length max_train_samples max_eval_samples max_predict_samples train_file "
+    "validation_file test_file model_name_or_path model_revision tokenizer_name ignore_mismatched_sizes "
+    "metric_for_best_model seed data_seed focal_gamma focal_alpha focal_beta label_smoothing_factor learning_rate "
+    "lr_scheduler_type warmup_steps weight_decay num_train_epochs max_steps max_grad_norm "
+    "gradient_accumulation_steps adam_beta1 adam_beta2 adam_epsilon per_device_train_batch_size "
+    "per_device_eval_batch_size bf16 fp16 use_cpu full_determinism".split()
 )
 
 

@@ -2,7 +2,7 @@
 
     python baseline_cell.py --rival logit_adjustment --dataset_name bbc_longtail --max_seq_length 64 --seed 1
 
-The flags are those of `run_text_classification.py` and the two below. After each epoch the model is scored on the
+The flags are those of `run_text_classification.py` and the three below. After each epoch the model is scored on the
 validation split, and the best one is kept (`--metric_for_best_model`, by default f1_macro); the test split is predicted
 once, with that model. Model cards of `run_baselines.py` hold such a command.
 """
@@ -21,7 +21,7 @@ from rivals import RIVALS
 from run_text_classification import ModelArguments, run
 from safetensors.torch import save_file
 from text_data import DataArguments
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import HfArgumentParser, PretrainedConfig, TrainerCallback
 
 from hf_focal import FocalTrainer, FocalTrainingArguments, operating_point_scores, posterior_from_config
@@ -44,6 +44,11 @@ class BaselineArguments:
         default=None, metadata={"help": "Share of the training texts to validate on, where there is no such split."}
     )
 
+    prior_bias: bool = field(
+        default=False,
+        metadata={"help": "Multi-label: start the biases of the head at the log odds of the labels in training."},
+    )
+
     def __post_init__(self):
         if self.rival not in RIVALS:
             raise ValueError(f"--rival: expected one of {', '.join(RIVALS)}, but got {self.rival!r}")
@@ -55,6 +60,24 @@ Arguments = tuple[BaselineArguments, ModelArguments, DataArguments, FocalTrainin
 def parse_cell(flags: list[str]) -> Arguments:
     parser = HfArgumentParser((BaselineArguments, ModelArguments, DataArguments, FocalTrainingArguments))
     return parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+
+
+class PriorBias(TrainerCallback):
+    """Starts the biases of a head at the log odds of its labels, with half an example added to both sides.
+
+    Otherwise the first steps are spent on making all labels rare, through the weights that should tell texts apart
+    (Lin et al. 2017, https://arxiv.org/abs/1708.02002, section 4.1, for one foreground class).
+    """
+
+    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
+        if state.global_step:
+            return  # resumed
+        labels = torch.as_tensor(train_dataloader.dataset["labels"][:], dtype=torch.float64)
+        if labels.ndim != 2:
+            raise ValueError("--prior_bias: expected several labels per example")
+        heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == labels.shape[1]]
+        with torch.no_grad():
+            heads[-1].bias.copy_(((labels.sum(0) + 0.5) / (len(labels) + 1)).logit())
 
 
 @dataclass
@@ -145,6 +168,8 @@ class Cell:
             return splits
 
         self.folder.mkdir(parents=True, exist_ok=True)
+        if baseline_args.prior_bias and training_args.do_train:
+            callbacks = [PriorBias(), *(callbacks or [])]
         trainer_class = RIVALS[baseline_args.rival] if training_args.do_train else FocalTrainer
         with (self.folder / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
             trainer, outputs = run(

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
@@ -191,6 +192,24 @@ class TestSweep:
             hits = sum(len({*a} & {*b}) for a, b in zip(record["labels"], record["predictions"]))
             total = sum(map(len, record["labels"])) + sum(map(len, record["predictions"]))
             assert record["metrics"]["f1_micro"] == pytest.approx(2 * hits / total)
+
+    def test_prior_bias(self, recipe):
+        from baseline_cell import Cell
+
+        file = write(multi_label_data(), "data.json")
+        flags = ["--model_name_or_path", recipe["flags"]["model_name_or_path"], "--train_file", file]
+        flags += ["--validation_file", file, "--use_cpu", "--prior_bias", "true"]
+        for rate in ("0", "0.01"):
+            Cell([*flags, "--learning_rate", rate, "--num_train_epochs", "1"], Path(rate)).train()
+        untouched, trained = (load_file(Path(rate, "model.safetensors"))["classifier.bias"] for rate in ("0", "0.01"))
+        counts = torch.tensor([2.0, 6.0, 13.0])  # of 20 examples
+        torch.testing.assert_close(untouched, torch.log((counts + 0.5) / (20 - counts + 0.5)))
+        assert (trained != untouched).all()
+
+    def test_prior_bias_of_classes_is_refused(self, recipe):
+        recipe["flags"]["prior_bias"] = True
+        with pytest.raises(ValueError, match="--prior_bias: expected several labels per example"):
+            run("--config", saved(recipe), script=SCRIPT)
 
 
 class TestRecipe:
