@@ -43,7 +43,6 @@ class BaselineArguments:
     validation_share: float | None = field(
         default=None, metadata={"help": "Share of the training texts to validate on, where there is no such split."}
     )
-
     prior_bias: bool = field(
         default=False,
         metadata={"help": "Multi-label: start the biases of the head at the log odds of the labels in training."},
