@@ -1,30 +1,15 @@
-"""Model cards of a sweep's arms, each with all seeds, and the verification of such a card by running it again."""
+"""Model cards of a sweep's arms, each with all seeds."""
 
 import math
-import re
-import shlex
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from baseline_cell import Cell, parse_cell
+from baseline_cell import parse_cell
 from baseline_data import PACKAGED
 from baseline_sweep import Recipe, slug
 from safetensors.torch import load_file
 
-from hf_focal.model_card import ModelCardContents, read_model_card, write_model_card
+from hf_focal.model_card import ModelCardContents, write_model_card
 from hf_focal.trainer_card import TOLERANCE
-
-
-# What a card may set: data, model, loss and optimisation. Nothing that writes elsewhere, talks to others or loads code.
-_CARD_FLAGS = set(
-    "rival prior_bias loss validation_share dataset_name dataset_config_name dataset_revision text_column_names "
-    "label_column_name max_seq_length max_train_samples max_eval_samples max_predict_samples train_file "
-    "validation_file test_file model_name_or_path model_revision tokenizer_name ignore_mismatched_sizes "
-    "metric_for_best_model seed data_seed focal_gamma focal_alpha focal_beta label_smoothing_factor learning_rate "
-    "lr_scheduler_type warmup_steps weight_decay num_train_epochs max_steps max_grad_norm "
-    "gradient_accumulation_steps adam_beta1 adam_beta2 adam_epsilon per_device_train_batch_size "
-    "per_device_eval_batch_size bf16 fp16 use_cpu full_determinism".split()
-)
 
 
 def write_cards(recipe: Recipe, records: list[dict], folder: Path) -> list[Path]:
@@ -78,66 +63,3 @@ def card_contents(cells: list[dict], title: str) -> ModelCardContents:
 def _of_all_seeds(metrics: list[dict[str, float]]) -> dict[str, list[float]]:
     names = [name for name in metrics[0] if all(math.isfinite(one.get(name, math.nan)) for one in metrics)]
     return {name: [one[name] for one in metrics] for name in names}
-
-
-def verify_card(path: Path, seed: int | None = None) -> bool:
-    """Runs one seed of a card again, by default the first; prints what differs, and says whether nothing does.
-
-    On the same hardware with the same versions every number has to be the same to the last digit, elsewhere within the
-    tolerance of the card.
-    """
-    contents = read_model_card(path)
-    seed = contents.seeds[0] if seed is None else seed
-    if seed not in contents.seeds:
-        raise ValueError(f"--seed: expected one of the card's seeds, {contents.seeds}, but got {seed}")
-    flags = [*card_flags(contents.command), "--seed", str(seed)]
-    print(f"Runs in a temporary folder: {shlex.join(['python', 'baseline_cell.py', *flags])}")
-    with TemporaryDirectory() as folder:
-        record = Cell(flags, Path(folder)).test()
-    is_same_machine = contents.hardware == record["hardware"] and contents.versions == record["versions"]
-    tolerance = 0.0 if is_same_machine else contents.tolerance
-    rows = differences(contents, contents.seeds.index(seed), record, tolerance)
-    count = len(contents.metrics) + sum(map(len, contents.per_class.values())) + 1
-    where = "the same hardware and versions" if is_same_machine else "other hardware or versions"
-    print(f"{count} values compared, {where}, tolerance {tolerance:g}: {len(rows)} differ")
-    if rows:
-        print("| | card | this run | difference |\n|---|---|---|---|")
-        print("\n".join(f"| {' | '.join(row)} |" for row in rows))
-    return not rows
-
-
-def card_flags(command: list[str]) -> list[str]:
-    """The flags of a card's command, which has to be one of `baseline_cell.py` with nothing but harmless flags."""
-    if command[:1] != ["python"] or [Path(part).name for part in command[1:2]] != ["baseline_cell.py"]:
-        raise ValueError(
-            f"command: expected python baseline_cell.py and its flags, but got {shlex.join(command):.200}"
-        )
-    flags = command[2:]
-    for flag in flags:
-        if flag.startswith("-") and not re.fullmatch(r"-[\d.].*", flag):
-            name = flag.removeprefix("--").split("=")[0].replace("-", "_")
-            if name not in _CARD_FLAGS:
-                raise ValueError(f"command: {flag.split('=')[0]!r} is no flag that a card may set")
-    try:
-        parse_cell(flags)
-    except (SystemExit, ValueError) as error:
-        raise ValueError(f"command: expected flags of baseline_cell.py, but got {shlex.join(flags):.200}") from error
-    return flags
-
-
-def differences(
-    contents: ModelCardContents, index: int, record: dict, tolerance: float
-) -> list[tuple[str, str, str, str]]:
-    """What a card says of its run of this index, where a record of the same run says something else."""
-    rows = []
-    if record["data_fingerprint"] not in (contents.dataset_fingerprint or "").split("; "):
-        rows.append(("data fingerprint", str(contents.dataset_fingerprint), record["data_fingerprint"], ""))
-    reported = {(name,): values[index] for name, values in contents.metrics.items()}
-    for label, metrics in contents.per_class.items():
-        reported |= {(label, name): values[index] for name, values in metrics.items()}
-    for key, value in reported.items():
-        found = record["metrics"] if len(key) == 1 else record["per_class"].get(key[0], {})
-        new = found.get(key[-1], math.nan)
-        if not abs(new - value) <= tolerance:  # NaN as well
-            rows.append((" ".join(map(repr, key)), repr(value), repr(new), f"{new - value:+.3g}"))
-    return rows

@@ -74,7 +74,10 @@ class PriorBias(TrainerCallback):
         labels = torch.as_tensor(train_dataloader.dataset["labels"][:], dtype=torch.float64)
         if labels.ndim != 2:
             raise ValueError("--prior_bias: expected several labels per example")
-        heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == labels.shape[1]]
+        linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module.bias is not None]
+        heads = [module for module in linear if module.out_features == labels.shape[1]]
+        if not heads:
+            raise ValueError("--prior_bias: expected a model with a linear head with a bias for each label")
         with torch.no_grad():
             heads[-1].bias.copy_(((labels.sum(0) + 0.5) / (len(labels) + 1)).logit())
 
@@ -179,10 +182,9 @@ class Cell:
                 trainer_class=trainer_class,
                 callbacks=callbacks,
             )
-        processes, threads = training_args.world_size, torch.get_num_threads()
         origin = {
             "data_fingerprint": fingerprint[0],
-            "hardware": f"{describe_hardware()}, processes: {processes}, threads of each: {threads}",
+            "hardware": describe_hardware(training_args.world_size),
             "versions": package_versions(),
         }
         return trainer, outputs, origin

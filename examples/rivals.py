@@ -118,9 +118,9 @@ class PositiveWeightsTrainer(_LabelLossTrainer):
     """Binary cross entropy where the positives of label k weigh ``sqrt(negatives_k / positives_k)``.
 
     The whole ratio is what `torch.nn.BCEWithLogitsLoss` suggests. For a label of 1 in 7,770 documents it is 7,769: a
-    step that meets this document learns nothing else. The square root, 88, is the usual compromise (Mahajan et al.
-    2018, https://arxiv.org/abs/1805.00932, repeat images of rare hashtags by it), and the mean weight of a label stays
-    below 1.21, so that the learning rate keeps its meaning.
+    step that meets this document learns nothing else. The square root, 88, is the usual compromise (LVIS repeats
+    images of rare classes by such a root: Gupta et al. 2019, https://arxiv.org/abs/1908.03195), and the mean weight of
+    a label stays below 1.21, so that the learning rate keeps its meaning.
 
     What is recorded is alpha, ``w / (1 + w)`` for the weight w: with it [`posterior_from_config`] undoes the weights.
     """

@@ -18,9 +18,10 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from accelerate import PartialState
-from baseline_cards import verify_card, write_cards
+from baseline_cards import write_cards
 from baseline_report import difference_table, draw, report_table
 from baseline_sweep import Recipe, Sweep
+from baseline_verification import verify_card
 
 
 def main() -> None:

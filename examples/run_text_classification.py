@@ -243,18 +243,22 @@ def run(
     return trainer, outputs
 
 
-def main() -> None:
-    model_args, data_args, training_args = parse_arguments(DataArguments, EMBEDDED_DEFAULT)
-    trainer, _ = run(model_args, data_args, training_args)
-    card = {
+def card_arguments(data_args: DataArguments) -> dict[str, str | None]:
+    """What the trainer cannot know of its data and task."""
+    return {
         "tasks": "text-classification",
         "dataset": data_args.dataset_name or data_args.train_file or "long-tailed BBC News",
         "dataset_args": data_args.dataset_config_name,
     }
+
+
+def main() -> None:
+    model_args, data_args, training_args = parse_arguments(DataArguments, EMBEDDED_DEFAULT)
+    trainer, _ = run(model_args, data_args, training_args)
     if training_args.push_to_hub:
-        trainer.push_to_hub(**card)
+        trainer.push_to_hub(**card_arguments(data_args))
     elif training_args.do_train:
-        trainer.create_model_card(**card)
+        trainer.create_model_card(**card_arguments(data_args))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ whether the tables and the metadata still say what the record says.
 """
 
 import json
+import math
 import os
 import platform
 import re
@@ -58,13 +59,14 @@ _SETTINGS = {
 }
 
 
-def describe_hardware() -> str:
-    """The processor, its cores, and the GPUs of this machine, in a line."""
+def describe_hardware(num_processes: int = 1) -> str:
+    """The processor, its cores and the GPUs of this machine, and how many processes and threads share them, in a line."""
     cpuinfo = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*: (.+)$", cpuinfo.read_text() if cpuinfo.is_file() else "", re.MULTILINE)
     processor = found[1] if found else platform.processor() or platform.machine()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return ", ".join([processor, f"{os.cpu_count()} cores", *gpus])
+    shares = [f"processes: {num_processes}", f"threads of each: {torch.get_num_threads()}"]
+    return ", ".join([processor, f"{os.cpu_count()} cores", *gpus, *shares])
 
 
 def package_versions() -> dict[str, str]:
@@ -86,7 +88,8 @@ class ModelCardContents:
         metrics (`dict[str, list[float]]`): By name as in [`ImbalancedClassification`], the finite value of each run;
             one number stands for one run.
         command (`list[str]`): What was run, as in `sys.orig_argv`.
-        tolerance (`float`): How far a number may be off, absolutely, where machine or versions differ.
+        tolerance (`float`): How far a number may be off, absolutely, where machine or versions differ; see also
+            [`ModelCardContents.tolerance_of`].
         per_class (`dict[str, dict[str, list[float]]]`): The same of each class, by its name.
         multi_label (`bool`): Whether the labels of an example are independent.
         base_model (`str`, *optional*): Hub id (or another name) of what was fine-tuned.
@@ -148,6 +151,15 @@ class ModelCardContents:
         runs = [*self.metrics.items(), *(pair for metrics in self.per_class.values() for pair in metrics.items())]
         for name, values in [*runs, *([("wall_seconds", self.wall_seconds)] if self.wall_seconds else [])]:
             _check(name, values, f"one number for each of {num_seeds} seeds", len(values) == num_seeds)
+
+    def tolerance_of(self, label: str) -> float:
+        """How far a number of this class may be off where machine or versions differ.
+
+        That is `tolerance`, or 1 / sqrt(n) for n test examples if that is more: twice the largest standard deviation
+        that a share of n examples can have.
+        """
+        support = self.per_class[label].get("support", [math.inf])[0]
+        return max(self.tolerance, support**-0.5) if support >= 1 else self.tolerance
 
 
 def write_model_card(
@@ -374,9 +386,12 @@ def _reproduce(contents: ModelCardContents) -> str:
     # Only strings hold these two characters, and in the strings of JSON their escapes mean the same.
     lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in asdict(contents).items()]
     record = ",\n".join(lines).replace("`", "\\u0060").replace("<", "\\u003c")
+    tolerance = f"{contents.tolerance:g}"
+    if any("support" in metrics for metrics in contents.per_class.values()):
+        tolerance += ", or of a class with n test examples 1/√n if that is more"
     return (
         f"{_command(contents)}\n\nSeeds: {_listed(map(str, contents.seeds))}. With the hardware and versions above "
-        f"the numbers should be the same to the last digit, with others within {contents.tolerance:g}. This record "
+        f"the numbers should be the same to the last digit, with others within {tolerance}. This record "
         f"has all digits; `hf_focal.model_card.read_model_card` reads it.\n\n```{_RECORD}\n{{\n{record}\n}}\n```"
     )
 

@@ -1,5 +1,7 @@
 """The model card of a [`FocalTrainer`]: what it, its log, its data and its process know, as [`ModelCardContents`]."""
 
+import hashlib
+import json
 import random
 import re
 import sys
@@ -162,7 +164,7 @@ def _contents(
         hyperparameters={**summary.hyperparameters, "step_of_this_model": _step_of_model(trainer)},
         limits=[limit for limit, holds in limits.items() if holds],
         wall_seconds=[entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry][-1:],
-        hardware=f"{describe_hardware()}, {args.world_size} process{'es' if args.world_size > 1 else ''}",
+        hardware=describe_hardware(args.world_size),
     )
 
 
@@ -272,8 +274,17 @@ def _data(
         "dataset_config": next(iter(summary.dataset_args), info.config_name),
         "dataset_revision": _commit(source) or version,
         "dataset_split": (name if split is None else str(split)) if has_results else None,
-        "dataset_fingerprint": getattr(dataset, "_fingerprint", None) if has_results else None,
+        "dataset_fingerprint": _fingerprint(dataset) if has_results and isinstance(dataset, Dataset) else None,
     }
+
+
+def _fingerprint(dataset: Dataset) -> str:
+    """SHA-256 of the rows. That of datasets also depends on the code that made them, and on where it was imported."""
+    digest = hashlib.sha256()
+    for table in dataset.with_format("arrow").iter(batch_size=100):
+        for row in table.to_pylist():
+            digest.update(json.dumps(row, default=repr).encode())
+    return digest.hexdigest()
 
 
 def _commit(dataset: Any) -> str | None:

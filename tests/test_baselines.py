@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -211,6 +212,14 @@ class TestSweep:
         with pytest.raises(ValueError, match="--prior_bias: expected several labels per example"):
             run("--config", saved(recipe), script=SCRIPT)
 
+    def test_prior_bias_needs_a_head(self):
+        from baseline_cell import PriorBias
+
+        loader = SimpleNamespace(dataset=Dataset.from_dict({"labels": [[0, 1, 1], [1, 0, 0]]}))
+        for model in (torch.nn.Linear(4, 3, bias=False), torch.nn.Linear(3, 4)):
+            with pytest.raises(ValueError, match="--prior_bias: expected a model with a linear head with a bias"):
+                PriorBias().on_train_begin(None, SimpleNamespace(global_step=0), None, model, loader)
+
 
 class TestRecipe:
     @pytest.mark.parametrize(
@@ -306,6 +315,50 @@ class TestVerify:
         write_model_card(card.parent, contents)
         assert self.verify(card) == 1
 
+    def test_few_examples_are_compared_more_loosely_on_another_machine(self, card, capsys):
+        from hf_focal.model_card import write_model_card
+
+        contents = read_model_card(card)
+        contents.hardware = "another"
+        supports = {label: by_name["support"][0] for label, by_name in contents.per_class.items()}
+        for label, metrics in contents.per_class.items():
+            metrics["recall"][0] += 0.99 * supports[label] ** -0.5
+        write_model_card(card.parent, contents)
+        assert self.verify(card) == 0
+        contents.per_class["chess"]["recall"][0] += 0.02 * supports["chess"] ** -0.5
+        write_model_card(card.parent, contents)
+        assert self.verify(card) == 1
+        assert "| 'chess' 'recall' |" in (printed := capsys.readouterr().out) and ": 1 differ" in printed
+
+    def test_card_of_the_script(self, model_folder, in_an_empty_folder, capsys, monkeypatch):  # noqa: F811
+        from hf_focal.model_card import write_model_card
+
+        files = [part for split in ("train", "validation") for part in (f"--{split}_file", f"{split}.csv")]
+        for file in files[1::2]:
+            write(single_label_data(), file)
+        flags = ["--model_name_or_path", model_folder, *files, "--use_cpu", "--learning_rate", "0.01", "--seed", "5"]
+        flags += "--do_train --do_eval --num_train_epochs 2 --load_best_model_at_end --output_dir out".split()
+        flags += "--eval_strategy epoch --save_strategy epoch".split()
+        command = ["python", "examples/run_text_classification.py", *flags]
+        monkeypatch.setattr(sys, "orig_argv", command)
+        run(*flags)
+        card = Path("out/README.md").rename("README.md")
+        shutil.rmtree("out")
+        contents = read_model_card(card)
+        assert contents.command == command and contents.seeds == [5]
+
+        # Publishing is left out.
+        contents.command += ["--push_to_hub", "--hub_model_id", "me/words"]
+        write_model_card(Path(), contents)
+        assert self.verify(card) == 0
+        printed = capsys.readouterr().out
+        assert "the same hardware and versions, tolerance 0: 0 differ" in printed
+        assert "Runs in a temporary folder: python run_text_classification.py" in printed and not Path("out").exists()
+
+        contents.command += ["--learning_rate", "0.03"]
+        write_model_card(Path(), contents)
+        assert self.verify(card) == 1
+
     def test_other_data(self, card, capsys):
         write(single_label_data({"sport": 12, "money": 6, "chess": 3}), "validation.csv")
         assert self.verify(card) == 1
@@ -314,9 +367,9 @@ class TestVerify:
     @pytest.mark.parametrize(
         "command, message",
         [
-            (["sh", "-c", "touch pwned"], "expected python baseline_cell.py"),
-            (["python", "evil.py"], "expected python baseline_cell.py"),
-            (["python", "-c", "open('pwned', 'w')"], "expected python baseline_cell.py"),
+            (["sh", "-c", "touch pwned"], "expected python, one of baseline_cell.py and"),
+            (["python", "evil.py"], "expected python, one of baseline_cell.py and"),
+            (["python", "-c", "open('pwned', 'w')"], "expected python, one of baseline_cell.py and"),
             (["python", "baseline_cell.py", "--output_dir", "pwned"], "'--output_dir' is no flag"),
             (["python", "baseline_cell.py", "--output-dir=pwned"], "'--output-dir' is no flag"),
             (["python", "baseline_cell.py", "--output", "pwned"], "'--output' is no flag"),
@@ -326,6 +379,9 @@ class TestVerify:
             (["python", "baseline_cell.py", "--seed", "x; touch pwned"], "expected flags of baseline_cell.py"),
             (["python", "baseline_cell.py", "--rival", "$(touch pwned)"], "--rival|expected flags"),
             (["python", "baseline_cell.py", "pwned.json"], "expected flags of baseline_cell.py"),
+            (["python", "run_text_classification.py", "--deepspeed", "pwned.json"], "'--deepspeed' is no flag"),
+            (["python", "run_text_classification.py", "pwned.json"], "expected flags of run_text_classification.py"),
+            (["python", "-u", "run_text_classification.py"], "expected python, one of"),
         ],
     )
     def test_a_card_cannot_run_anything_else(self, card, command, message):

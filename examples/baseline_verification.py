@@ -1,0 +1,149 @@
+"""The verification of a model card: what it says was run is run again, and every number compared.
+
+A card is untrusted. Its command has to be one of the two scripts beside this file with flags that change nothing but the
+data, the model and the training; they are parsed here, and no shell sees them.
+"""
+
+import math
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from baseline_cell import Cell, parse_cell
+from run_text_classification import ModelArguments, card_arguments, run, with_embedded_default
+from text_data import DataArguments
+from transformers import HfArgumentParser
+
+from hf_focal import FocalTrainingArguments
+from hf_focal.model_card import ModelCardContents, read_model_card
+
+
+# Nothing that writes elsewhere, talks to others or loads code.
+_FLAGS = set(
+    "loss dataset_name dataset_config_name dataset_revision text_column_names "
+    "label_column_name max_seq_length max_train_samples max_eval_samples max_predict_samples train_file "
+    "validation_file test_file model_name_or_path model_revision tokenizer_name ignore_mismatched_sizes "
+    "metric_for_best_model seed data_seed focal_gamma focal_alpha focal_beta label_smoothing_factor learning_rate "
+    "lr_scheduler_type warmup_steps weight_decay num_train_epochs max_steps max_grad_norm "
+    "gradient_accumulation_steps adam_beta1 adam_beta2 adam_epsilon per_device_train_batch_size "
+    "per_device_eval_batch_size bf16 fp16 use_cpu full_determinism".split()
+)
+_CELL_FLAGS = _FLAGS | {"rival", "prior_bias", "validation_share"}
+_SCRIPT_FLAGS = _FLAGS | set(
+    "do_train do_eval do_predict eval_strategy eval_steps save_strategy save_steps save_total_limit "
+    "load_best_model_at_end greater_is_better logging_strategy logging_steps "
+    # These have no effect, as `_run_script` sets them, or what makes them work.
+    "output_dir report_to push_to_hub hub_model_id hub_private_repo hub_strategy".split()
+)
+
+
+def verify_card(path: Path, seed: int | None = None) -> bool:
+    """Runs one seed of a card again, by default the first; prints what differs, and says whether nothing does.
+
+    On the same hardware with the same versions every number has to be the same to the last digit, elsewhere within the
+    tolerance of the card.
+    """
+    contents = read_model_card(path)
+    seed = contents.seeds[0] if seed is None else seed
+    if seed not in contents.seeds:
+        raise ValueError(f"--seed: expected one of the card's seeds, {contents.seeds}, but got {seed}")
+    script, flags = card_command(contents.command)
+    flags += ["--seed", str(seed)]
+    print(f"Runs in a temporary folder: {shlex.join(['python', script, *flags])}")
+    with TemporaryDirectory() as folder:
+        record = _SCRIPTS[script][0](flags, Path(folder))
+    is_same_machine = contents.hardware == record["hardware"] and contents.versions == record["versions"]
+    rows = differences(contents, contents.seeds.index(seed), record, is_same_machine)
+    count = len(contents.metrics) + sum(map(len, contents.per_class.values())) + 1
+    where = "the same hardware and versions" if is_same_machine else "other hardware or versions"
+    tolerance = 0.0 if is_same_machine else contents.tolerance
+    print(f"{count} values compared, {where}, tolerance {tolerance:g}: {len(rows)} differ")
+    if rows:
+        print("| | card | this run | difference |\n|---|---|---|---|")
+        print("\n".join(f"| {' | '.join(row)} |" for row in rows))
+    return not rows
+
+
+def _run_cell(flags: list[str], folder: Path) -> dict[str, Any]:
+    return Cell(flags, folder).test()
+
+
+def _run_script(flags: list[str], folder: Path) -> dict[str, Any]:
+    overrides = [
+        "--output_dir",
+        str(folder),
+        "--report_to",
+        "none",
+        "--push_to_hub",
+        "false",
+        "--disable_tqdm",
+        "true",
+    ]
+    model_args, data_args, training_args = _parse_script([*flags, *overrides])
+    trainer, _ = run(model_args, data_args, training_args)
+    trainer.create_model_card(**card_arguments(data_args))
+    contents = read_model_card(folder / "README.md")
+    return {
+        "hardware": contents.hardware,
+        "versions": contents.versions,
+        "data_fingerprint": contents.dataset_fingerprint,
+        "metrics": {name: values[0] for name, values in contents.metrics.items()},
+        "per_class": {
+            label: {name: values[0] for name, values in metrics.items()}
+            for label, metrics in contents.per_class.items()
+        },
+    }
+
+
+def _parse_script(flags: list[str]) -> tuple[ModelArguments, DataArguments, FocalTrainingArguments]:
+    parser = HfArgumentParser((ModelArguments, DataArguments, FocalTrainingArguments))
+    return parser.parse_args_into_dataclasses(with_embedded_default(flags), look_for_args_file=False)
+
+
+_SCRIPTS: dict[str, tuple[Callable, Callable, set[str]]] = {
+    "baseline_cell.py": (_run_cell, parse_cell, _CELL_FLAGS),
+    "run_text_classification.py": (_run_script, _parse_script, _SCRIPT_FLAGS),
+}
+
+
+def card_command(command: list[str]) -> tuple[str, list[str]]:
+    """The script of a card's command and its flags, if it is one of `_SCRIPTS` with nothing but harmless flags."""
+    script = Path(command[1]).name if command[:1] == ["python"] and len(command) > 1 else None
+    if script not in _SCRIPTS:
+        raise ValueError(
+            f"command: expected python, one of {' and '.join(_SCRIPTS)}, and flags, but got {shlex.join(command):.200}"
+        )
+    _, parse, allowed = _SCRIPTS[script]
+    flags = command[2:]
+    for flag in flags:
+        if flag.startswith("-") and not re.fullmatch(r"-[\d.].*", flag):
+            name = flag.removeprefix("--").split("=")[0].replace("-", "_")
+            if name not in allowed:
+                raise ValueError(f"command: {flag.split('=')[0]!r} is no flag that a card may set")
+    try:
+        parse(flags)
+    except (SystemExit, ValueError) as error:
+        raise ValueError(f"command: expected flags of {script}, but got {shlex.join(flags):.200}") from error
+    return script, flags
+
+
+def differences(
+    contents: ModelCardContents, index: int, record: dict[str, Any], is_same_machine: bool
+) -> list[tuple[str, str, str, str]]:
+    """What a card says of its run of this index, where a record of the same run says something else."""
+    rows = []
+    if record["data_fingerprint"] not in (contents.dataset_fingerprint or "").split("; "):
+        rows.append(("data fingerprint", str(contents.dataset_fingerprint), str(record["data_fingerprint"]), ""))
+    compared = [(name, values, record["metrics"], contents.tolerance) for name, values in contents.metrics.items()]
+    for label, metrics in contents.per_class.items():
+        found, tolerance = record["per_class"].get(label, {}), contents.tolerance_of(label)
+        compared += [(name, values, found, tolerance, label) for name, values in metrics.items()]
+    for name, values, found, tolerance, *label in compared:
+        value, new = values[index], found.get(name, math.nan)
+        is_exact = is_same_machine or name == "support"
+        if not abs(new - value) <= (0 if is_exact else tolerance):  # NaN as well
+            rows.append((" ".join(map(repr, [*label, name])), repr(value), repr(new), f"{new - value:+.3g}"))
+    return rows
