@@ -19,6 +19,9 @@ __all__ = ["OPERATING_POINTS", "calibrate_config", "fit_thresholds", "operating_
 
 OPERATING_POINTS = ("most_likely", "balanced", "f1")
 
+# Of several labels, one whose best F1 is less is not worth its false positives: 8 for each hit, or more.
+_MIN_F1 = 0.2
+
 
 def posterior_from_config(logits: Tensor, config: Any) -> Tensor:
     r"""The class posterior that the logits of a model trained with [`FocalTrainer`] stand for.
@@ -133,7 +136,8 @@ def calibrate_config(logits: Tensor, labels: Tensor, config: Any) -> dict[str, A
     r"""Fits what only held-out data can tell, and stores it in the model's config.
 
     That is a temperature for the class posterior ([`fit_temperature`]) and, for two classes and for multi-label, the
-    threshold of each label with the best F1 ([`fit_thresholds`]). What was stored before is forgotten.
+    threshold of each label with the best F1 ([`fit_thresholds`]; one of several labels that does not reach an F1 of 0.2
+    keeps 0.5). What was stored before is forgotten.
 
     Args:
         logits (`Tensor`): Logits of examples that were not trained on, (..., C), of any floating dtype.
@@ -170,24 +174,27 @@ def calibrate_config(logits: Tensor, labels: Tensor, config: Any) -> dict[str, A
     found: dict[str, Any] = {"temperature": fit_temperature(posterior, labels)}
     posterior = apply_temperature(posterior, found["temperature"], multi_label=multi_label)
     if multi_label:
-        found["thresholds"] = fit_thresholds(posterior, labels)
+        found["thresholds"] = fit_thresholds(posterior, labels, min_f1=_MIN_F1)
     elif posterior.shape[-1] == 2:
         found["thresholds"] = fit_thresholds(posterior[:, 1], labels)
     config.focal_loss = {**settings, **found}
     return found
 
 
-def fit_thresholds(posterior: Tensor, labels: Tensor, *, default: float = 0.5) -> list[float]:
+def fit_thresholds(posterior: Tensor, labels: Tensor, *, default: float = 0.5, min_f1: float = 0.0) -> list[float]:
     r"""For each label the threshold with the largest F1 on held-out data.
 
     A label is predicted where its probability reaches the threshold, which lies midway between two probabilities of the
     data. For calibrated probabilities the best one is half the best F1 (Lipton et al. 2014,
-    https://arxiv.org/abs/1402.1892).
+    https://arxiv.org/abs/1402.1892). Where probabilities tell nothing of a label, the best is therefore to predict it for
+    every example, and where there are few positives, chance can look like that. `min_f1` is the remedy that text
+    categorization has for it (Fan & Lin 2007, https://www.csie.ntu.edu.tw/~cjlin/papers/threshold.pdf).
 
     Args:
         posterior (`Tensor`): Probabilities of held-out examples, (N, L), or (N) for one label.
         labels (`Tensor`): 0 or 1, of the same shape.
         default (`float`): The threshold of a label without positive examples, from which nothing can be learned.
+        min_f1 (`float`): A label whose best F1 is below this has the default threshold, too.
 
     Returns:
         `list[float]`: One threshold per label, between 0 and 1.
@@ -217,16 +224,18 @@ def fit_thresholds(posterior: Tensor, labels: Tensor, *, default: float = 0.5) -
         if not ((values >= 0) & (values <= 1)).all():
             raise ValueError(f"{name}: expected values in [0, 1], but got {values.min():g} to {values.max():g}")
     columns = zip(probabilities.T, truth.T)
-    return [_f1_threshold(column, positive) if positive.any() else default for column, positive in columns]
+    found = [_best_f1(column, positive) if positive.any() else (0.0, default) for column, positive in columns]
+    return [threshold if f1 >= min_f1 else default for f1, threshold in found]
 
 
-def _f1_threshold(probabilities: np.ndarray, truth: np.ndarray) -> float:
+def _best_f1(probabilities: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """The largest F1, and its threshold."""
     precision, recall, values = precision_recall_curve(truth, probabilities)
     f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
     best = f1[:-1].argmax()  # the last entry has no threshold
     below = probabilities[probabilities < values[best]]
     middle = (values[best] + below.max(initial=0.0)) / 2
-    return float(np.clip(middle, 1e-6, 1 - 1e-6))
+    return float(f1[best]), float(np.clip(middle, 1e-6, 1 - 1e-6))
 
 
 def _shift_shares(posterior: Tensor, source: list[float], target: float | Sequence[float] | Tensor) -> Tensor:

@@ -183,6 +183,16 @@ class TestThresholds:
         assert fit_thresholds(posterior, labels)[1] == 0.5
         assert fit_thresholds(posterior, labels, default=0.4)[1] == 0.4
 
+    def test_label_of_a_poor_f1_keeps_its_default(self):
+        posterior = torch.linspace(0.01, 0.4, 40).repeat(2, 1).T
+        labels = torch.zeros(40, 2)
+        labels[10, 0] = labels[39, 1] = 1  # in the middle, and on top
+        everything, top = fit_thresholds(posterior, labels)
+        assert (posterior[:, 0] >= everything).sum() == 30 and (posterior[:, 1] >= top).sum() == 1
+        assert fit_thresholds(posterior, labels, min_f1=2 / 31 + 1e-9) == [0.5, top]
+        assert fit_thresholds(posterior, labels, min_f1=2 / 31 - 1e-9) == [everything, top]
+        assert fit_thresholds(posterior, labels, min_f1=0.9, default=0.7) == [0.7, top]
+
     def test_lies_between_two_probabilities(self):
         assert fit_thresholds(torch.tensor([0.2, 0.6]), torch.tensor([0, 1])) == [pytest.approx(0.4)]
         assert fit_thresholds(torch.tensor([0.2, 0.6]), torch.tensor([1, 1])) == [pytest.approx(0.1)]
@@ -215,6 +225,21 @@ class TestCalibrateConfig:
         found = calibrate_config(logits, labels.masked_fill(ignored, -100), config_of(2))
         assert found == calibrate_config(logits[~ignored], labels[~ignored], config_of(2))
         assert found != calibrate_config(logits, labels, config_of(2)) and len(found["thresholds"]) == 1
+
+    def test_a_rare_label_of_several_is_not_predicted_nearly_everywhere(self):
+        generator = torch.Generator().manual_seed(0)
+        scores, chance = torch.randn(800, generator=generator), torch.randn(800, generator=generator) / 10
+        labels = torch.bernoulli(scores.sigmoid(), generator=generator)
+        unlucky = torch.zeros(800)
+        unlucky[chance.argsort()[100]] = 1
+        logits = torch.stack([scores, chance - 5], 1)
+        found = calibrate_config(logits, torch.stack([labels, unlucky], 1), config := config_of(multi_label=True))
+        posterior = posterior_from_config(logits, config)
+        assert found["thresholds"] == [fit_thresholds(posterior, torch.stack([labels, unlucky], 1))[0], 0.5]
+        assert (posterior[:, 1] >= fit_thresholds(posterior[:, 1], unlucky)[0]).float().mean() > 0.8
+        # The only label of a model is searched for at any price.
+        two_classes = torch.stack([torch.zeros(800), chance - 5], 1)
+        assert calibrate_config(two_classes, unlucky.long(), config_of(2))["thresholds"][0] < 0.1
 
     def test_settings_stay_as_they_were(self):
         config = config_of(alpha=[1.0, 2.0, 4.0], temperature=9.0, thresholds=[0.9])
