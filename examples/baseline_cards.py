@@ -54,7 +54,7 @@ def card_contents(cells: list[dict], title: str) -> ModelCardContents:
         dataset_fingerprint="; ".join(dict.fromkeys(cell["data_fingerprint"] for cell in cells)),
         hyperparameters=dict(zip(*[(flag.removeprefix("--") for flag in first["flags"])] * 2)),
         limits=limits,
-        wall_seconds=[cell["wall_seconds"] for cell in cells],
+        wall_seconds=[] if any(cell["resumed"] for cell in cells) else [cell["wall_seconds"] for cell in cells],
         hardware="; ".join(dict.fromkeys(cell["hardware"] for cell in cells)),
         versions=first["versions"],
     )

@@ -36,7 +36,7 @@ TITLES = {
 }
 COMPARED = ("accuracy", "balanced_accuracy", "f1_micro", "f1_macro", "matthews_correlation", "f1_tail")
 COLORS = {"f1_head": "#8c96c6", "f1_mid": "#2b8cbe", "f1_tail": "#d95f0e"}
-REQUIRED = ("arm", "seed", "choice", "metrics", "labels", "predictions", "label_names", "label_counts", "wall_seconds")
+REQUIRED = "arm seed choice metrics labels predictions label_names label_counts wall_seconds resumed".split()
 
 
 def read_records(file: Path) -> list[dict]:
@@ -116,7 +116,8 @@ def is_multi_label(cells: pd.DataFrame) -> bool:
 def report_table(records: list[dict], baseline: str) -> str:
     """Markdown: what each arm reached on the test split, as mean ± half width of the 95 % interval over its seeds."""
     cells = tested_cells(records, baseline)
-    values = shown_metrics(cells).rename(columns=TITLES).assign(minutes=cells["wall_seconds"] / 60)
+    minutes = cells["wall_seconds"].mask(cells["resumed"]) / 60  # of a resumed training only the last part is known
+    values = shown_metrics(cells).rename(columns=TITLES).assign(minutes=minutes)
     rows = []
     for arm, own in cells.groupby("arm", sort=False):
         row = {"loss": escape(arm) + " (baseline)" * (arm == baseline), "settings": settings(own["choice"].iloc[0])}

@@ -57,6 +57,7 @@ def make_records(arms=(BASELINE, "focal"), seeds=(1, 2, 3), multi_label=False, n
                 "label_names": [f"class {k}" for k in range(num_classes)],
                 "label_counts": counts,
                 "wall_seconds": 60.0 * seed,
+                "resumed": False,
             }
             records.append({**shared, "stage": "validation", "metrics": {"f1_macro": 0.5}})
             records.append({**shared, "stage": "test", **cell})
@@ -218,6 +219,14 @@ class TestTables:
         half = 4.302653 * np.std(values, ddof=1) / 3**0.5  # the quantile of Student's t with 2 degrees of freedom
         assert shown.loc["focal", "macro-F1"] == f"{np.mean(values):.3f} ± {half:.3f}"
         assert shown.loc["focal", ["settings", "seeds", "minutes"]].tolist() == ["lr 2e-4", "3", "2.0 ± 2.5"]
+
+    def test_time_of_a_resumed_training_is_left_out(self, report):
+        records = make_records()
+        for record in records:
+            if record["stage"] == "test":
+                record["resumed"] = record["arm"] == BASELINE or record["seed"] == 1
+        shown = table(report.report_table(records, BASELINE))[1:].set_index("loss")
+        assert shown["minutes"].tolist() == ["–", "2.5 ± 6.4"]  # of seeds 2 and 3
 
     def test_multi_label(self, report):
         records = make_records(multi_label=True)

@@ -141,6 +141,8 @@ class TestSweep:
         lines = results.read_text().splitlines()
         whole = [json.loads(line) for line in lines if line.endswith("}")]
         assert len(lines) == 5 and [r["resumed"] for r in whole] == [False, True, False, False]
+        cards = [results.parent / name / "README.md" for name in ("cross_entropy", "focal_inverse_alpha")]
+        assert ["time of a run" in card.read_text() for card in cards] == [False, True]
         uninterrupted = subprocess.run([*command, "--output_dir", "again"], capture_output=True)
         assert uninterrupted.returncode == 0
         for one, other in zip(whole, records("again")):
