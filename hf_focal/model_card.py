@@ -5,7 +5,6 @@ whether the tables and the metadata still say what the record says.
 """
 
 import json
-import math
 import os
 import platform
 import re
@@ -152,14 +151,22 @@ class ModelCardContents:
         for name, values in [*runs, *([("wall_seconds", self.wall_seconds)] if self.wall_seconds else [])]:
             _check(name, values, f"one number for each of {num_seeds} seeds", len(values) == num_seeds)
 
-    def tolerance_of(self, label: str) -> float:
-        """How far a number of this class may be off where machine or versions differ.
+    def tolerance_of(self, index: int, name: str, label: str | None = None) -> float:
+        """How far a number may be off where machine or versions differ.
 
-        That is `tolerance`, or 1 / sqrt(n) for n test examples if that is more: twice the largest standard deviation
-        that a share of n examples can have.
+        That is `tolerance`, or what is more of two others: how far apart the other seeds are; and for a class with n
+        test examples 1 / sqrt(n), twice the largest standard deviation that a share of n examples can have.
+
+        Args:
+            index (`int`): Position of the run in `seeds`.
+            name (`str`): The metric.
+            label (`str`, *optional*): The class, for a metric of `per_class`.
         """
-        support = self.per_class[label].get("support", [math.inf])[0]
-        return max(self.tolerance, support**-0.5) if support >= 1 else self.tolerance
+        metrics = self.metrics if label is None else self.per_class[label]
+        others = [value for i, value in enumerate(metrics[name]) if i != index]
+        support = 0.0 if label is None else metrics.get("support", [0.0])[index]
+        of_class = support**-0.5 if support >= 1 else 0.0
+        return max(self.tolerance, of_class, max(others, default=0.0) - min(others, default=0.0))
 
 
 def write_model_card(
@@ -386,9 +393,9 @@ def _reproduce(contents: ModelCardContents) -> str:
     # Only strings hold these two characters, and in the strings of JSON their escapes mean the same.
     lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in asdict(contents).items()]
     record = ",\n".join(lines).replace("`", "\\u0060").replace("<", "\\u003c")
-    tolerance = f"{contents.tolerance:g}"
-    if any("support" in metrics for metrics in contents.per_class.values()):
-        tolerance += ", or of a class with n test examples 1/√n if that is more"
+    more = ["1/√n for a class with n test examples"] * any("support" in m for m in contents.per_class.values())
+    more += ["how far apart the other seeds are"] * (len(contents.seeds) > 2)
+    tolerance = ", or if more ".join([f"{contents.tolerance:g}", *more])
     return (
         f"{_command(contents)}\n\nSeeds: {_listed(map(str, contents.seeds))}. With the hardware and versions above "
         f"the numbers should be the same to the last digit, with others within {tolerance}. This record "

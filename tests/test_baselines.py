@@ -317,6 +317,21 @@ class TestVerify:
         write_model_card(card.parent, contents)
         assert self.verify(card) == 1
 
+    def test_unstable_runs_are_compared_more_loosely_on_another_machine(self, card):
+        from hf_focal.model_card import write_model_card
+
+        contents = read_model_card(card)
+        contents.hardware, contents.seeds, contents.wall_seconds = "another", [1, 2, 3], []
+        for metrics in (contents.metrics, *contents.per_class.values()):
+            for values in metrics.values():
+                values.append(values[1])
+        found = contents.metrics["f1_macro"][0]
+        contents.metrics["f1_macro"][1:] = [0.2, 0.5]
+        for off, exit_status in ((0.29, 0), (0.31, 1)):  # its own number does not widen what is allowed
+            contents.metrics["f1_macro"][0] = found - off
+            write_model_card(card.parent, contents)
+            assert self.verify(card, "--seeds", 1) == exit_status
+
     def test_few_examples_are_compared_more_loosely_on_another_machine(self, card, capsys):
         from hf_focal.model_card import write_model_card
 

@@ -624,3 +624,31 @@ class TestPictures:
         with pytest.raises(ValueError, match=message):
             write_model_card(tmp_path, contents_of(), logits, labels)
         assert not (tmp_path / "README.md").exists()
+
+
+class TestTolerance:
+    def test_is_the_largest_of_three(self):
+        contents = contents_of(
+            metrics={"f1_macro": [0.9, 0.5, 0.8], "accuracy": [0.5, 0.81, 0.8]},
+            per_class={"ham": {"recall": [0.5, 1.0, 1.0], "support": [4, 4, 4]}, "spam": {"recall": [0.1, 0.2, 0.7]}},
+        )
+        assert contents.tolerance_of(0, "f1_macro") == pytest.approx(0.3)  # of the other two
+        assert contents.tolerance_of(1, "f1_macro") == pytest.approx(0.1)
+        assert contents.tolerance_of(0, "accuracy") == 0.02
+        assert contents.tolerance_of(0, "recall", "ham") == 0.5  # 1 / sqrt(4)
+        assert contents.tolerance_of(0, "recall", "spam") == pytest.approx(0.5)
+
+    @pytest.mark.parametrize("seeds", [1, 2])
+    def test_without_other_seeds_to_compare(self, seeds):
+        contents = contents_of(
+            seeds=[*range(seeds)], metrics={"f1_macro": [0.9, 0.1][:seeds]}, per_class={}, wall_seconds=[]
+        )
+        assert contents.tolerance_of(0, "f1_macro") == 0.02
+
+    def test_is_in_the_card(self, tmp_path, without_drawing):
+        text = write_model_card(tmp_path, contents_of(per_class={"ham": {"support": [4, 4, 4]}})).read_text()
+        assert (
+            "0.02, or if more 1/√n for a class with n test examples, or if more how far apart the other seeds" in text
+        )
+        few = contents_of(seeds=[1], metrics={"f1_macro": [0.9]}, per_class={}, wall_seconds=[])
+        assert "with others within 0.02. This record" in write_model_card(tmp_path, few).read_text()
