@@ -24,6 +24,7 @@ _MODULE_OF = {
     "fit_thresholds": "operating_points",
     "operating_point_scores": "operating_points",
     "posterior_from_config": "operating_points",
+    "FocalSettings": "settings",
     "FocalTextClassificationPipeline": "pipeline",
     "ImbalancedClassification": "metrics",
     "class_groups": "metrics",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from .posterior import estimate_prior as estimate_prior
     from .posterior import shift_prior as shift_prior
     from .posterior import sigmoid_class_posterior as sigmoid_class_posterior
+    from .settings import FocalSettings as FocalSettings
     from .trainer import FocalTrainer as FocalTrainer
     from .training_args import FocalTrainingArguments as FocalTrainingArguments
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 __all__ = ["apply_temperature", "fit_temperature"]
 
-_LOWEST, _HIGHEST = 0.01, 100.0
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
 
 
 def fit_temperature(posterior: Tensor, labels: Tensor) -> float:
@@ -63,13 +63,13 @@ def fit_temperature(posterior: Tensor, labels: Tensor) -> float:
 
     def negative_log_likelihood() -> Tensor:
         optimizer.zero_grad()
-        value = loss(logits / log_temperature.exp().clamp(_LOWEST, _HIGHEST), targets)
+        value = loss(logits / log_temperature.exp().clamp(LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE), targets)
         value.backward()
         return value
 
     with torch.enable_grad():
         optimizer.step(negative_log_likelihood)
-    return log_temperature.exp().clamp(_LOWEST, _HIGHEST).item()
+    return log_temperature.exp().clamp(LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE).item()
 
 
 def apply_temperature(posterior: Tensor, temperature: float, *, multi_label: bool = False) -> Tensor:

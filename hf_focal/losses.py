@@ -1,30 +1,19 @@
-"""Softmax and sigmoid focal loss: what they are, what they take and what they refuse. How: `kernels.py`."""
+"""Softmax and sigmoid focal loss: what they are, what they take and what they refuse. How: `_kernels.py`."""
 
-import math
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from .kernels import (
-    differentiated,
-    evaluate,
-    gamma_of_targets,
-    is_traced,
-    loss_dtype,
-    sigmoid_block,
-    sigmoid_formula,
-    softmax_block,
-    softmax_formula,
-    wide_dtype,
-)
+from ._checks import as_gamma, as_number, as_numbers, check_distributions, describe, extremes
+from ._class_weights import Alpha, sigmoid_weights, softmax_weights
+from ._kernels import SigmoidFocal, SoftmaxFocal, beside, evaluate
+from ._upstream import is_traced
 
 
 __all__ = ["FocalLoss", "flsd_53", "focal_loss", "sigmoid_focal_loss"]
 
 Gamma = float | Sequence[float] | Tensor | Callable[[Tensor], Tensor]
-Alpha = float | Sequence[float] | Tensor | None
 
 
 def focal_loss(
@@ -84,30 +73,25 @@ def focal_loss(
 
     ```
     """
-    label_smoothing = _as_number("label_smoothing", label_smoothing, upper=1)
+    label_smoothing = as_number("label_smoothing", label_smoothing, upper=1)
     _check_reduction(reduction)
     _check_tensors(input, target)
     if input.dim() < 2 or input.shape[1] == 0:
         raise ValueError(f"input: expected logits of shape (N, C) or (N, C, d1, ...), but got {tuple(input.shape)}")
     num_classes = input.shape[1]
-    gamma = gamma_of_targets(_as_gamma("gamma", gamma, num_classes), input)
-    alpha = _class_weight(alpha, num_classes, input)
+    gamma = as_gamma("gamma", gamma, num_classes)
+    alpha = softmax_weights(alpha, num_classes)
     target = target.to(input.device)
     if target.is_floating_point():
-        _check_distributions(target, input.shape)
-        num_valid, ignore_index = max(target[:, :1].numel(), 1), None
+        _check_probabilities(target, input.shape)
+        num_valid, found_index = max(target[:, :1].numel(), 1), None
     else:
         _check_class_index_shape(target, input.shape)
         target = target.long().unsqueeze(1)
         expected = f"class indices from 0 to {num_classes - 1}"
-        num_valid, ignore_index = _count_valid(target, num_classes - 1, ignore_index, expected)
-    settings = {"gamma": gamma, "alpha": alpha, "ignore_index": ignore_index}
-    formula = partial(softmax_formula, label_smoothing=label_smoothing, **settings)
-    if label_smoothing or target.is_floating_point():
-        block = partial(differentiated, formula=formula)
-    else:
-        block = partial(softmax_block, **settings)
-    loss = evaluate(input, target, formula, block, num_valid, reduction)
+        num_valid, found_index = _count_valid(target, num_classes - 1, ignore_index, expected)
+    kernel = SoftmaxFocal(beside(gamma, input), beside(alpha, input), found_index, label_smoothing)
+    loss = evaluate(kernel, input, target, num_valid, reduction)
     return loss.squeeze(1) if reduction == "none" else loss
 
 
@@ -165,34 +149,25 @@ def sigmoid_focal_loss(
 
     ```
     """
-    margin = _as_number("margin", margin, upper=1)
+    margin = as_number("margin", margin, upper=1)
     _check_reduction(reduction)
     _check_tensors(input, target)
     if target.shape != input.shape:
-        raise ValueError(f"target: expected the shape of input, {tuple(input.shape)}, but got {_describe(target)}")
+        raise ValueError(f"target: expected the shape of input, {tuple(input.shape)}, but got {describe(target)}")
     num_labels = input.shape[-1] if input.dim() else 1
-    gamma = _as_gamma("gamma", gamma, num_labels)
+    gamma = as_gamma("gamma", gamma, num_labels)
     if gamma_neg is not None:
-        gamma_neg = _as_gamma("gamma_neg", gamma_neg, num_labels)
-    alpha = _positive_weight(alpha, num_labels, input)
+        gamma_neg = as_gamma("gamma_neg", gamma_neg, num_labels)
+    alpha = sigmoid_weights(alpha, num_labels)
     target = target.to(input.device)
-    num_valid, ignore_index = _count_valid(target, 1 + 1e-5, ignore_index, "probabilities in [0, 1]")
-    settings = {
-        "gamma": gamma_of_targets(gamma, input),
-        "gamma_neg": None if gamma_neg is None else gamma_of_targets(gamma_neg, input),
-        "margin": margin,
-        "alpha": alpha,
-        "ignore_index": ignore_index,
-    }
-    formula = partial(sigmoid_formula, **settings)
-    # The digits of gamma count where 1 - p is tiny.
-    fits = _fits_float32(gamma) and (gamma_neg is None or _fits_float32(gamma_neg))
-    dtype = loss_dtype(input) if fits else wide_dtype(input)
-    block = partial(sigmoid_block, **settings, dtype=dtype, formula=formula)
+    num_valid, found_index = _count_valid(target, 1 + 1e-5, ignore_index, "probabilities in [0, 1]")
+    kernel = SigmoidFocal(
+        beside(gamma, input), beside(gamma_neg, input), margin, beside(alpha, input), found_index
+    )
     # Decisions can be cut into blocks anywhere, unless each label has numbers of its own.
     has_own = any(isinstance(value, Tensor) and value.dim() for value in (gamma, gamma_neg, alpha))
     shape = (-1, num_labels) if has_own else (-1,)
-    loss = evaluate(input.reshape(shape), target.reshape(shape), formula, block, num_valid, reduction)
+    loss = evaluate(kernel, input.reshape(shape), target.reshape(shape), num_valid, reduction)
     return loss.reshape(input.shape) if reduction == "none" else loss
 
 
@@ -264,15 +239,15 @@ class FocalLoss(nn.Module):
     ):
         super().__init__()
         _check_reduction(reduction)
-        gamma = _as_gamma("gamma", gamma)
+        gamma = as_gamma("gamma", gamma)
         if isinstance(gamma, Tensor):
             self.register_buffer("gamma", gamma.float().clone())
         else:
             self.gamma = gamma
-        self.register_buffer("alpha", None if alpha is None else _as_numbers("alpha", alpha).float().clone())
+        self.register_buffer("alpha", None if alpha is None else as_numbers("alpha", alpha).float().clone())
         self.reduction = reduction
         self.ignore_index = ignore_index
-        self.label_smoothing = _as_number("label_smoothing", label_smoothing, upper=1)
+        self.label_smoothing = as_number("label_smoothing", label_smoothing, upper=1)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return focal_loss(
@@ -297,81 +272,6 @@ class FocalLoss(nn.Module):
         return ", ".join(settings)
 
 
-def _fits_float32(gamma: float | Tensor | Callable) -> bool:
-    return isinstance(gamma, float) and gamma < 2**12 and (gamma * 2**12).is_integer()
-
-
-def _as_gamma(name: str, gamma: Gamma, num_classes: int | None = None) -> float | Tensor | Callable:
-    if callable(gamma):
-        return gamma
-    if isinstance(gamma, (int, float, str)):
-        return _as_number(name, gamma)
-    gamma = _as_numbers(name, gamma)
-    _check_length(name, gamma, num_classes)
-    return gamma if gamma.dim() else gamma.item()
-
-
-def _class_weight(alpha: Alpha, num_classes: int, input: Tensor) -> Tensor | None:
-    if alpha is None:
-        return None
-    weights = _as_numbers("alpha", alpha)
-    if weights.dim() == 0:
-        if num_classes != 2:
-            raise ValueError(
-                f"alpha: a scalar is for two classes, but input has {num_classes}, where it would only rescale the "
-                "loss; expected one weight per class"
-            )
-        if not is_traced() and weights > 1:
-            raise ValueError(f"alpha: a scalar weighs class 1, and 1 - alpha class 0; expected at most 1, got {alpha}")
-        weights = torch.stack([1 - weights, weights])
-    _check_length("alpha", weights, num_classes)
-    return weights.to(input.device, wide_dtype(input))
-
-
-def _positive_weight(alpha: Alpha, num_labels: int, input: Tensor) -> Tensor | None:
-    if alpha is None:
-        return None
-    weights = _as_numbers("alpha", alpha)
-    if not is_traced() and (weights > 1).any():
-        raise ValueError(f"alpha: expected weights of positives in [0, 1], but got {weights.tolist()}")
-    _check_length("alpha", weights, num_labels)
-    return weights.to(input.device, wide_dtype(input))
-
-
-def _as_numbers(name: str, values: float | Sequence[float] | Tensor) -> Tensor:
-    """A tensor of dimension 0 or 1, in float32 at least."""
-    try:
-        if isinstance(values, Tensor):
-            numbers = values.detach().to(loss_dtype(values))
-        else:
-            numbers = torch.as_tensor(values, dtype=torch.float64, device="cpu")
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name}: expected a number or one per class, but got {values!r}") from error
-    if numbers.dim() > 1 or numbers.is_complex():
-        raise ValueError(f"{name}: expected a number or one per class, but got shape {tuple(numbers.shape)}")
-    if not (is_traced() or numbers.is_meta) and numbers.numel():
-        low, high = numbers.aminmax()
-        if not (low.item() >= 0 and high.item() < math.inf):
-            raise ValueError(f"{name}: expected finite numbers >= 0, but got {numbers.tolist()}")
-    return numbers
-
-
-def _as_number(name: str, value: float, upper: float = math.inf) -> float:
-    try:
-        number = math.nan if isinstance(value, str) else float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        number = math.nan
-    if not (math.isfinite(number) and 0 <= number <= upper):
-        limits = ">= 0" if upper == math.inf else f"in [0, {upper}]"
-        raise ValueError(f"{name}: expected a finite number {limits}, but got {value!r}")
-    return number
-
-
-def _check_length(name: str, numbers: Tensor, num_classes: int | None) -> None:
-    if num_classes is not None and numbers.dim() and len(numbers) != num_classes:
-        raise ValueError(f"{name}: expected one number for each of {num_classes} classes, but got {len(numbers)}")
-
-
 def _check_reduction(reduction: str) -> None:
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction: expected 'none', 'mean' or 'sum', but got {reduction!r}")
@@ -379,9 +279,9 @@ def _check_reduction(reduction: str) -> None:
 
 def _check_tensors(input: Tensor, target: Tensor) -> None:
     if not (isinstance(input, Tensor) and input.is_floating_point()):
-        raise ValueError(f"input: expected a floating point tensor of logits, but got {_describe(input)}")
+        raise ValueError(f"input: expected a floating point tensor of logits, but got {describe(input)}")
     if not isinstance(target, Tensor) or target.is_complex():
-        raise ValueError(f"target: expected a tensor of class indices or probabilities, but got {_describe(target)}")
+        raise ValueError(f"target: expected a tensor of class indices or probabilities, but got {describe(target)}")
 
 
 def _check_class_index_shape(target: Tensor, input_shape: torch.Size) -> None:
@@ -389,7 +289,7 @@ def _check_class_index_shape(target: Tensor, input_shape: torch.Size) -> None:
     if target.dtype == torch.bool or target.shape != expected:
         raise ValueError(
             f"target: expected class indices of shape {tuple(expected)} or class probabilities of shape "
-            f"{tuple(input_shape)} for input of shape {tuple(input_shape)}, but got {_describe(target)}"
+            f"{tuple(input_shape)} for input of shape {tuple(input_shape)}, but got {describe(target)}"
         )
 
 
@@ -399,11 +299,11 @@ def _count_valid(target: Tensor, highest: float, ignore_index: int, expected: st
         return (target != ignore_index).sum().clamp_min(1), ignore_index
     if target.numel() == 0:
         return 1, None
-    valid, (low, high) = target, _extremes(target)
+    valid, (low, high) = target, extremes(target)
     has_ignored = low <= ignore_index <= high
     if has_ignored:
         valid = target[target != ignore_index]
-        low, high = _extremes(valid) if valid.numel() else (0, 0)
+        low, high = extremes(valid) if valid.numel() else (0, 0)
     if not (low >= 0 and high <= highest):
         raise ValueError(
             f"target: expected {expected} or ignore_index={ignore_index}, but got values from {low:g} to {high:g}"
@@ -411,29 +311,12 @@ def _count_valid(target: Tensor, highest: float, ignore_index: int, expected: st
     return max(valid.numel(), 1), ignore_index if has_ignored else None
 
 
-def _check_distributions(target: Tensor, input_shape: torch.Size) -> None:
+def _check_probabilities(target: Tensor, input_shape: torch.Size) -> None:
     if target.shape != input_shape:
         raise ValueError(
-            f"target: expected the shape of input, {tuple(input_shape)}, for probabilities, but got {_describe(target)}"
+            f"target: expected the shape of input, {tuple(input_shape)}, for probabilities, but got {describe(target)}"
         )
-    if is_traced() or target.numel() == 0:
-        return
-    low, high = _extremes(target)
-    if not (low >= 0 and high <= 1 + 1e-5):
-        raise ValueError(f"target: expected probabilities in [0, 1], but got values from {low:g} to {high:g}")
-    low, high = _extremes(target.sum(1))
-    if low < 0.99 or high > 1.01:
-        raise ValueError(
-            f"target: expected class probabilities that sum to 1, but got sums from {low:g} to {high:g}; for "
-            "independent labels use sigmoid_focal_loss"
-        )
-
-
-def _extremes(tensor: Tensor) -> tuple[float, float]:
-    if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):
-        tensor = tensor.long()  # torch orders no other unsigned integers
-    low, high = tensor.aminmax()
-    return low.item(), high.item()
+    check_distributions("target", target, dim=1, advice="; for independent labels use sigmoid_focal_loss")
 
 
 def _shown(setting: float | Tensor | Callable) -> str:
@@ -442,7 +325,3 @@ def _shown(setting: float | Tensor | Callable) -> str:
     if setting.is_meta:
         return f"<{len(setting)} on meta>" if setting.dim() else "<meta>"
     return str(setting.cpu().double().round(decimals=4).tolist())
-
-
-def _describe(value: object) -> str:
-    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)

@@ -4,6 +4,7 @@ What a model was trained with is read from its config, where [`FocalTrainer`] ha
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,19 @@ from sklearn.metrics import precision_recall_curve
 from torch import Tensor
 
 from .calibration import apply_temperature, fit_temperature
+from ._model_kinds import is_multi_label
 from .posterior import class_posterior, shift_prior, sigmoid_class_posterior
+from .settings import FocalSettings
 
 
-__all__ = ["OPERATING_POINTS", "calibrate_config", "fit_thresholds", "operating_point_scores", "posterior_from_config"]
+__all__ = [
+    "OPERATING_POINTS",
+    "calibrate_config",
+    "fit_thresholds",
+    "operating_point_scores",
+    "posterior_from_config",
+    "posterior_from_settings",
+]
 
 OPERATING_POINTS = ("most_likely", "balanced", "f1")
 
@@ -51,19 +61,52 @@ def posterior_from_config(logits: Tensor, config: Any) -> Tensor:
 
     ```
     """
-    settings = _settings(config)
-    gamma, alpha, temperature = settings["gamma"], settings["alpha"], settings.get("temperature")
-    if isinstance(gamma, str):
+    return posterior_from_settings(logits, FocalSettings.from_config(config), multi_label=bool(is_multi_label(config)))
+
+
+def posterior_from_settings(logits: Tensor, settings: FocalSettings, *, multi_label: bool = False) -> Tensor:
+    r"""The class posterior that the logits of a model trained with these settings stand for.
+
+    [`posterior_from_config`] where there is no config.
+
+    Args:
+        logits (`Tensor`): Logits of the model, (..., C), of any floating dtype.
+        settings ([`FocalSettings`]): What trained the model, and its temperature.
+        multi_label (`bool`): Whether an example has several labels.
+
+    Returns:
+        `Tensor`: Probabilities of the shape of `logits`. float64 for float64 logits, otherwise float32.
+
+    Raises:
+        `ValueError`: If the settings do not fit the logits, gamma is a function of p_t, or a logit is NaN.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_focal import FocalSettings
+    >>> from hf_focal.operating_points import posterior_from_settings
+    >>> posterior_from_settings(torch.tensor([[0.0, 1.1]]), FocalSettings(gamma=2.0))
+    tensor([[0.0497, 0.9503]])
+
+    ```
+    """
+    if isinstance(settings.gamma, str):
         raise ValueError(
-            f"config: trained with gamma {gamma!r}, a function of p_t, which has no closed-form posterior"
+            f"config: trained with gamma {settings.gamma!r}, a function of p_t, which has no closed-form posterior"
         )
-    multi_label = _is_multi_label(config)
+    if settings.gamma_neg is not None or settings.margin:
+        raise ValueError("config: trained with gamma_neg or a margin, for which there is no posterior yet")
+    if logits.dim():
+        settings.check_fits(logits.shape[-1], multi_label)
+    gamma, alpha = settings.gamma, settings.alpha
     if multi_label:
         posterior = sigmoid_class_posterior(logits, gamma=gamma, alpha=alpha)
     else:
-        smoothing = settings.get("label_smoothing") or 0.0
-        posterior = class_posterior(logits, gamma=gamma, alpha=alpha, label_smoothing=smoothing)
-    return posterior if temperature is None else apply_temperature(posterior, temperature, multi_label=multi_label)
+        posterior = class_posterior(logits, gamma=gamma, alpha=alpha, label_smoothing=settings.label_smoothing)
+    if settings.temperature is None:
+        return posterior
+    return apply_temperature(posterior, settings.temperature, multi_label=multi_label)
 
 
 def operating_point_scores(
@@ -119,16 +162,27 @@ def operating_point_scores(
         raise ValueError(f"prior: it is an operating point itself, but got {operating_point!r} as well")
     if prior is None and operating_point == "most_likely":
         return posterior
-    settings, num_classes = _settings(config), posterior.shape[-1]
+    settings, num_classes = FocalSettings.from_config(config), posterior.shape[-1]
+    multi_label = bool(is_multi_label(config))
+    settings.check_fits(num_classes, multi_label)
     if operating_point == "f1":
-        thresholds = _stored(
-            settings, "thresholds", "FocalTrainer.calibrate finds them for two classes and multi-label"
-        )
-        source = thresholds if _is_multi_label(config) else [1 - thresholds[0], thresholds[0]]
+        source = settings.thresholds
+        if source is None:
+            raise ValueError(
+                "config: focal_loss holds no thresholds; FocalTrainer.calibrate finds them for two classes and multi-label"
+            )
+        if not multi_label:
+            source = [1 - source[0], source[0]]
     else:
-        source = _stored(settings, "class_prior", "FocalTrainer stores it where it can count the training data")
-    if _is_multi_label(config):
+        source = settings.class_prior
+        if source is None:
+            raise ValueError(
+                "config: focal_loss holds no class_prior; FocalTrainer stores it where it can count the training data"
+            )
+    if multi_label:
         return _shift_shares(posterior, source, 0.5 if prior is None else prior)
+    if isinstance(prior, (int, float)):
+        raise ValueError(f"prior: expected one probability for each of {num_classes} classes, but got {prior!r}")
     return shift_prior(posterior, source, [1 / num_classes] * num_classes if prior is None else prior)
 
 
@@ -164,10 +218,9 @@ def calibrate_config(logits: Tensor, labels: Tensor, config: Any) -> dict[str, A
 
     ```
     """
-    settings = {name: value for name, value in _settings(config).items() if name not in ("temperature", "thresholds")}
-    config.focal_loss = settings
-    posterior = posterior_from_config(logits, config)
-    multi_label = _is_multi_label(config)
+    settings = replace(FocalSettings.from_config(config), temperature=None, thresholds=None)
+    multi_label = bool(is_multi_label(config))
+    posterior = posterior_from_settings(logits, settings, multi_label=multi_label)
     if not multi_label:
         posterior, labels = posterior.flatten(0, -2), labels.flatten()
         posterior, labels = posterior[labels != -100], labels[labels != -100]
@@ -177,7 +230,7 @@ def calibrate_config(logits: Tensor, labels: Tensor, config: Any) -> dict[str, A
         found["thresholds"] = fit_thresholds(posterior, labels, min_f1=_MIN_F1)
     elif posterior.shape[-1] == 2:
         found["thresholds"] = fit_thresholds(posterior[:, 1], labels)
-    config.focal_loss = {**settings, **found}
+    replace(settings, **found).store_in(config)
     return found
 
 
@@ -254,24 +307,3 @@ def _shift_shares(posterior: Tensor, source: list[float], target: float | Sequen
         )
     positive, negative = p * target / source, (1 - p) * (1 - target) / (1 - source)
     return (positive / (positive + negative)).to(posterior.dtype)
-
-
-def _settings(config: Any) -> dict[str, Any]:
-    settings = getattr(config, "focal_loss", None)
-    if not isinstance(settings, dict) or not {"gamma", "alpha"} <= settings.keys():
-        raise ValueError(
-            "config: expected the settings that FocalTrainer stores under focal_loss (gamma, alpha), but got "
-            f"{settings!r}; of a model trained otherwise, set config.focal_loss = "
-            '{"gamma": 0, "alpha": None} for cross entropy'
-        )
-    return settings
-
-
-def _stored(settings: dict[str, Any], name: str, origin: str) -> list[float]:
-    if settings.get(name) is None:
-        raise ValueError(f"config: focal_loss holds no {name}; {origin}")
-    return settings[name]
-
-
-def _is_multi_label(config: Any) -> bool:
-    return getattr(config, "problem_type", None) == "multi_label_classification"

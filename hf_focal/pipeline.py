@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from transformers import TextClassificationPipeline
 
+from ._model_kinds import is_multi_label
 from .operating_points import operating_point_scores, posterior_from_config
+from .settings import FocalSettings
 
 
 __all__ = ["FocalTextClassificationPipeline"]
@@ -50,8 +52,9 @@ class FocalTextClassificationPipeline(TextClassificationPipeline):
         super().__init__(**kwargs)
         # Refuses a model or settings that it could not use before any text is classified.
         config = self.model.config
+        FocalSettings.from_config(config).check_fits(config.num_labels, bool(is_multi_label(config)))
         posterior = posterior_from_config(torch.zeros(1, config.num_labels), config)
-        chosen = {name: self._postprocess_params.get(name) for name in ("operating_point", "prior")}
+        chosen = {name: kwargs.get(name) for name in ("operating_point", "prior")}
         self._scores(posterior, **{name: value for name, value in chosen.items() if value is not None})
 
     def _sanitize_parameters(

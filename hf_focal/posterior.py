@@ -15,18 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .kernels import _all_margins, is_traced, loss_dtype, wide_dtype
-from .losses import (
-    Alpha,
-    _as_gamma,
-    _as_number,
-    _as_numbers,
-    _check_length,
-    _class_weight,
-    _describe,
-    _extremes,
-    _positive_weight,
-)
+from ._checks import as_gamma, as_number, as_numbers, check_distributions, check_floating, check_length
+from ._class_weights import Alpha, sigmoid_weights, softmax_weights
+from ._kernels import all_margins, loss_dtype, wide_dtype
+from ._upstream import is_traced
 
 
 __all__ = ["PriorEstimate", "class_posterior", "estimate_prior", "shift_prior", "sigmoid_class_posterior"]
@@ -86,12 +78,12 @@ def class_posterior(
     ```
     """
     label_smoothing = _smoothing_below_one(label_smoothing)
-    _check_floating("logits", logits)
+    check_floating("logits", logits)
     if logits.dim() == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits: expected shape (..., C), but got {tuple(logits.shape)}")
     num_classes = logits.shape[-1]
     gamma = _constant_gamma(gamma, num_classes, logits)
-    weights = _class_weight(alpha, num_classes, logits)
+    weights = softmax_weights(alpha, num_classes)
     if weights is not None and not is_traced() and (weights == 0).any():
         raise ValueError(
             f"alpha: expected weights > 0, since the logits tell nothing of a class without weight, but got {alpha!r}"
@@ -99,9 +91,9 @@ def class_posterior(
     if not is_traced():
         _check_largest(logits.detach().amax(-1), "a finite largest logit in every row")
 
-    log_share = _log_share(_all_margins(logits.reshape(-1, num_classes)), gamma)
+    log_share = _log_share(all_margins(logits.reshape(-1, num_classes)), gamma)
     if weights is not None:
-        log_share = log_share - weights.log()
+        log_share = log_share - weights.to(log_share).log()
     posterior = log_share.softmax(-1)
     if label_smoothing:
         # The largest is at least 1 / C and so remains above 0.
@@ -148,10 +140,10 @@ def sigmoid_class_posterior(logits: Tensor, *, gamma: ConstantGamma, alpha: Alph
 
     ```
     """
-    _check_floating("logits", logits)
+    check_floating("logits", logits)
     num_labels = logits.shape[-1] if logits.dim() else 1
     gamma = _constant_gamma(gamma, num_labels, logits)
-    weights = _positive_weight(alpha, num_labels, logits)
+    weights = sigmoid_weights(alpha, num_labels)
     if weights is not None and not is_traced() and ((weights == 0) | (weights == 1)).any():
         raise ValueError(
             "alpha: expected weights of positives above 0 and below 1, since the logits tell nothing of an answer without "
@@ -164,7 +156,7 @@ def sigmoid_class_posterior(logits: Tensor, *, gamma: ConstantGamma, alpha: Alph
     wide = logits.to(wide_dtype(logits))
     posterior_logit = _log_share(-wide, gamma) - _log_share(wide, gamma)
     if weights is not None:
-        posterior_logit = posterior_logit - torch.logit(weights)
+        posterior_logit = posterior_logit - torch.logit(weights.to(posterior_logit))
     return posterior_logit.sigmoid().to(loss_dtype(logits))
 
 
@@ -269,7 +261,7 @@ def estimate_prior(
     """
     if not (isinstance(max_iterations, int) and max_iterations >= 1):
         raise ValueError(f"max_iterations: expected a whole number >= 1, but got {max_iterations!r}")
-    tolerance = _as_number("tolerance", tolerance)
+    tolerance = as_number("tolerance", tolerance)
     _check_posterior(posterior)
     if posterior.numel() == 0:
         raise ValueError(f"posterior: expected at least one example, but got shape {tuple(posterior.shape)}")
@@ -311,12 +303,12 @@ def _constant_gamma(gamma: ConstantGamma, num_classes: int, logits: Tensor) -> f
             "gamma: expected a number or one per class, since a gamma that depends on p_t has no such inverse, but got "
             f"{getattr(gamma, '__name__', repr(gamma))}"
         )
-    gamma = _as_gamma("gamma", gamma, num_classes)
+    gamma = as_gamma("gamma", gamma, num_classes)
     return gamma.to(logits.device, wide_dtype(logits)) if isinstance(gamma, Tensor) else gamma
 
 
 def _smoothing_below_one(label_smoothing: float) -> float:
-    number = _as_number("label_smoothing", label_smoothing, upper=1)
+    number = as_number("label_smoothing", label_smoothing, upper=1)
     # Next to 1, what remains of the posterior is rounding.
     if 1 - number < 1e-6:
         raise ValueError(
@@ -329,14 +321,12 @@ def _smoothing_below_one(label_smoothing: float) -> float:
 def _as_prior(name: str, prior: Prior, posterior: Tensor) -> Tensor:
     """The prior, of the device and the width of computations with `posterior`."""
     num_classes = posterior.shape[-1]
-    numbers = _as_numbers(name, prior)
+    numbers = as_numbers(name, prior)
     if numbers.dim() == 0:
         raise ValueError(f"{name}: expected one probability for each of {num_classes} classes, but got {prior!r}")
-    _check_length(name, numbers, num_classes)
-    numbers = numbers.to(posterior.device, wide_dtype(posterior))
-    if not is_traced() and abs(numbers.sum().item() - 1) > 1e-3:
-        raise ValueError(f"{name}: expected probabilities that sum to 1, but got a sum of {numbers.sum().item():g}")
-    return numbers
+    check_length(name, numbers, num_classes)
+    check_distributions(name, numbers, tolerance=1e-3)
+    return numbers.to(posterior.device, wide_dtype(posterior))
 
 
 def _inverse_prior(source: Tensor, posterior: Tensor) -> Tensor:
@@ -353,11 +343,6 @@ def _inverse_prior(source: Tensor, posterior: Tensor) -> Tensor:
     return source.reciprocal().masked_fill(absent, 0)
 
 
-def _check_floating(name: str, tensor: Tensor) -> None:
-    if not (isinstance(tensor, Tensor) and tensor.is_floating_point()):
-        raise ValueError(f"{name}: expected a floating point tensor, but got {_describe(tensor)}")
-
-
 def _check_largest(largest: Tensor, expected: str) -> None:
     wrong = ~largest.isfinite()
     if wrong.any():
@@ -365,17 +350,7 @@ def _check_largest(largest: Tensor, expected: str) -> None:
 
 
 def _check_posterior(posterior: Tensor) -> None:
-    _check_floating("posterior", posterior)
+    check_floating("posterior", posterior)
     if posterior.dim() == 0 or posterior.shape[-1] == 0:
         raise ValueError(f"posterior: expected shape (..., C), but got {tuple(posterior.shape)}")
-    if is_traced() or posterior.numel() == 0:
-        return
-    low, high = _extremes(posterior.detach())
-    if not (low >= 0 and high <= 1 + 1e-5):
-        raise ValueError(f"posterior: expected probabilities in [0, 1], but got values from {low:g} to {high:g}")
-    low, high = _extremes(posterior.detach().sum(-1, dtype=loss_dtype(posterior)))
-    if low < 0.99 or high > 1.01:
-        raise ValueError(
-            "posterior: expected class probabilities that sum to 1 over the last dimension, but got sums from "
-            f"{low:g} to {high:g}"
-        )
+    check_distributions("posterior", posterior)

@@ -1,9 +1,8 @@
 """FocalTrainer: transformers' Trainer with focal loss, exact however the global batch is cut."""
 
 import inspect
-import json
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,26 +16,27 @@ from datasets import IterableDataset as HubIterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_AUDIO_FRAME_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
-    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
-)
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, get_last_checkpoint
 
+from ._checks import as_gamma, as_numbers, check_distributions
+from ._class_weights import sigmoid_weights, softmax_weights
+from ._kernels import FocalKernel, SigmoidFocal, SoftmaxFocal, beside, evaluate
+from ._loss_statistics import LossStatistics
+from ._model_kinds import (
+    CAUSAL_LANGUAGE_MODELS,
+    LANGUAGE_MODELS,
+    TOKEN_CLASSIFIERS,
+    is_multi_label,
+    is_one_of,
+    num_classes_of,
+    unsupported_task_of,
+)
+from ._trainer_card import write_trainer_card
+from ._upstream import assert_async
 from .alpha import AlphaMethod, LabelDistribution, check_alpha_method, check_beta
-from .losses import FocalLoss, Gamma, focal_loss, sigmoid_focal_loss
-from .metrics import class_groups
+from .losses import Gamma
 from .operating_points import calibrate_config
-from .trainer_card import write_trainer_card
+from .settings import FocalSettings
 from .training_args import FocalTrainingArguments, parse_alpha
 
 
@@ -46,24 +46,6 @@ _SUPPORTED = (
     "FocalTrainer supports single-label, multi-label and token classification and language modelling: the batch holds "
     "`labels`, the model returns `logits` with one entry per class in the last dimension (the first entry of a tuple)."
 )
-_LANGUAGE_MODELS = {
-    *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(),
-    *MODEL_FOR_MASKED_LM_MAPPING_NAMES.values(),
-    *MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values(),
-}
-_CLASSIFIERS = {
-    *MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES.values(),
-    *MODEL_FOR_AUDIO_FRAME_CLASSIFICATION_MAPPING_NAMES.values(),
-    *MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values(),
-    *MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values(),
-    *MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values(),
-    *MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES.values(),
-}
-_ADAPTER_SETTINGS = "focal_loss.json"
-_UNSUPPORTED_TASKS = {
-    "question answering": MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
-    "object detection": MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
-}
 
 
 class FocalTrainer(Trainer):
@@ -137,14 +119,15 @@ class FocalTrainer(Trainer):
             raise ValueError("compute_loss_func: FocalTrainer computes the loss itself; for another loss use Trainer")
         self._keywords = {"gamma": gamma, "alpha": alpha}
         self._counted: tuple[tuple, LabelDistribution | ValueError] | None = None
+        self._kernel: tuple[tuple, tuple, FocalKernel] | None = None
         self._evaluated: list[Tensor] | None = None  # during an evaluation: loss and number of targets of each row
         self._evaluated_batch: Tensor | None = None
         self._has_computed_loss = False
-        self._step_totals: Tensor | None = None
-        self._step_statistics: dict[str, float] = {}
+        self._statistics = LossStatistics()
+        self._step_logs: dict[str, float] = {}
         # In every version of Trainer since 4.46 the presence of this function makes it count the labels of the whole
         # accumulation window, over all processes, and leave the loss as it is.
-        kwargs["compute_loss_func"] = self._scaled_focal_loss
+        kwargs["compute_loss_func"] = self._scaled_loss
         super().__init__(*args, **kwargs)
         self._check_model()
         self._check_settings()
@@ -227,19 +210,17 @@ class FocalTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As [`~transformers.Trainer.log`], with the statistics of a logging step beside its loss."""
         if "loss" in logs:
-            logs.update(self._step_statistics)
-            self._step_statistics = {}
+            logs.update(self._step_logs)
+            self._step_logs = {}
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As [`~transformers.Trainer.save_model`]; beside a PEFT adapter it writes the settings, as focal_loss.json."""
         is_adapter = hasattr(self.accelerator.unwrap_model(self.model), "get_base_model")
-        settings = getattr(self._config(), "focal_loss", None)
-        if is_adapter and self.args.should_save and settings is not None:
+        settings = FocalSettings.find_in(self._config()) if is_adapter and self.args.should_save else None
+        if settings is not None:
             # Not as config.json: with one, from_pretrained looks for the weights of the base model in the same folder.
-            folder = Path(self.args.output_dir if output_dir is None else output_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / _ADAPTER_SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+            settings.store_in_folder(self.args.output_dir if output_dir is None else output_dir)
         super().save_model(output_dir, _internal_call=_internal_call)
 
     def calibrate(self, dataset: Dataset | None = None) -> dict[str, Any]:
@@ -260,8 +241,8 @@ class FocalTrainer(Trainer):
         if dataset is None or isinstance(dataset, dict):
             raise ValueError(f"dataset: expected one dataset of labelled examples, but got {type(dataset).__name__}")
         config = self._config()
-        if getattr(config, "focal_loss", None) is None:
-            config.focal_loss = self._settings_for_the_record()
+        if FocalSettings.find_in(config) is None:
+            self.recorded_settings().store_in(config)
         output = self.predict(dataset)
         if output.label_ids is None:
             raise ValueError("dataset: expected labelled examples, but they have no labels")
@@ -301,9 +282,9 @@ class FocalTrainer(Trainer):
         if not self.is_world_process_zero():
             return
         said = (language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args)
-        settings = getattr(self._config(), "focal_loss", None)
-        is_classifier = hasattr(self._config(), "id2label") and not self._is_one_of(_LANGUAGE_MODELS)
+        is_classifier = hasattr(self._config(), "id2label") and not is_one_of(self._core_model(), LANGUAGE_MODELS)
         try:
+            settings = FocalSettings.find_in(self._config())
             if is_classifier and settings is not None:
                 write_trainer_card(self, self._core_model(), settings, *said)
                 return
@@ -341,51 +322,153 @@ class FocalTrainer(Trainer):
             ]
         return super()._get_num_items_in_batch(batch_samples, device)
 
-    def _scaled_focal_loss(
-        self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
+    def target_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        r"""The loss of each target, unreduced: the one method to override for a loss of your own.
+
+        The trainer does the rest: it aligns logits and labels, leaves out targets that do not count, sums over the rest
+        and divides by their number in the global batch, evaluates and adds up the statistics. So a loss of your own is as
+        exact under accumulation and on several processes as focal loss is.
+
+        Args:
+            logits (`Tensor`): Of the model, shape (..., C), of any floating dtype.
+            labels (`Tensor`): Class ids of shape (...), -100 where there is none; or, of the shape of the logits, rows of
+                the labels of an example (multi-label) or class probabilities.
+
+        Returns:
+            `Tensor`: One loss per target, float32 and differentiable: of shape (...) for class ids and class probabilities,
+            of the shape of the logits for multi-label. What it holds for labels of -100 does not count.
+
+        Example:
+
+        ```python
+        >>> import torch.nn.functional as F
+        >>> from hf_focal import FocalTrainer
+        >>> class PolyLossTrainer(FocalTrainer):  # Leng et al. 2022, https://arxiv.org/abs/2204.12511
+        ...     def target_losses(self, logits, labels):
+        ...         cross_entropy = F.cross_entropy(logits.float().movedim(-1, 1), labels, reduction="none")
+        ...         return cross_entropy + 2.0 * (1 - (-cross_entropy).exp())
+
+        ```
+        """
+        has_several_labels = self._has_several_labels(logits, labels)
+        kernel, rows = self._kernel_for(logits, labels, has_several_labels), logits.reshape(-1, logits.shape[-1])
+        if has_several_labels:
+            return evaluate(kernel, rows, labels.reshape(rows.shape), 1, "none").reshape(labels.shape)
+        targets = labels.reshape(rows.shape if labels.is_floating_point() else (-1, 1))
+        return evaluate(kernel, rows, targets, 1, "none").reshape(logits.shape[:-1])
+
+    def label_distribution(self) -> LabelDistribution:
+        """How often each class occurs in `train_dataset`.
+
+        Counted once: by the main process for all of them, or by all where each has a shard of a stream; all processes
+        have to make this call.
+
+        Raises:
+            `ValueError`: If the labels cannot be counted, as in [`LabelDistribution.from_dataset`].
+        """
+        num_labels = num_classes_of(self._core_model())
+        source = (self.train_dataset, num_labels)
+        if self._counted is None or self._counted[0] != source:
+            multi_label = is_multi_label(self._config())
+            if is_one_of(self._core_model(), LANGUAGE_MODELS | TOKEN_CLASSIFIERS):
+                multi_label = False
+            count = partial(
+                LabelDistribution.from_dataset, self.train_dataset, num_labels=num_labels, multi_label=multi_label
+            )
+            is_shard = getattr(self.train_dataset, "_distributed", None) is not None
+            try:
+                outcome = count() if is_shard else _on_main_process(count)
+            except ValueError as error:  # which it would be the next time too
+                outcome = error
+            self._counted = (source, outcome)
+        if isinstance(self._counted[1], ValueError):
+            raise self._counted[1]
+        return self._counted[1]
+
+    def recorded_settings(self) -> FocalSettings:
+        """What is stored in the model's config when training begins; for a subclass to say what its loss is."""
+        gamma, alpha, counts = self.gamma, self.alpha, self._counts_for_the_record()
+        return FocalSettings(
+            gamma=getattr(gamma, "__name__", repr(gamma)) if callable(gamma) else _plain(gamma),
+            alpha=None if alpha is None else _plain(alpha),
+            label_smoothing=self.args.label_smoothing_factor,
+            label_counts=None if counts is None else counts.counts.tolist(),
+            class_prior=None if counts is None or not counts.total else counts.shares.tolist(),
+        )
+
+    def _scaled_loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """The sum of the losses of all targets over their number in the global batch."""
         self._has_computed_loss = True
         logits, labels = self._aligned(_logits_of(outputs), labels)
-        is_multi_label = self._is_multi_label(logits, labels)
-        if labels.shape == (*logits.shape[:-1], 1) and not is_multi_label:
+        has_several_labels = self._has_several_labels(logits, labels)
+        if labels.shape == (*logits.shape[:-1], 1) and not has_several_labels:
             labels = labels.squeeze(-1)
-        is_distribution = labels.is_floating_point() and not is_multi_label
-        if not is_multi_label and labels.shape != (logits.shape if is_distribution else logits.shape[:-1]):
+        is_distribution = labels.is_floating_point() and not has_several_labels
+        if not has_several_labels and labels.shape != (logits.shape if is_distribution else logits.shape[:-1]):
             raise ValueError(
                 f"labels: {labels.dtype} of shape {tuple(labels.shape)} do not fit logits of shape "
                 f"{tuple(logits.shape)}. {_SUPPORTED}"
             )
-        if is_multi_label:
-            losses = partial(sigmoid_focal_loss, logits, labels)
-        else:
-            losses = partial(
-                focal_loss,
-                logits.movedim(-1, 1),
-                labels.movedim(-1, 1) if is_distribution else labels,
-                label_smoothing=self.args.label_smoothing_factor,
+        losses = self.target_losses(logits, labels)
+        expected = labels.shape if has_several_labels else logits.shape[:-1]
+        if losses.shape != expected:
+            raise ValueError(
+                f"target_losses: expected one loss per target, of shape {tuple(expected)}, but got {tuple(losses.shape)}"
             )
-        settings = {"gamma": self.gamma, "alpha": self.alpha}
-        is_target = torch.ones_like(labels[..., 0] if is_distribution else labels, dtype=torch.bool)
-        if not (is_multi_label or is_distribution):
+        if is_distribution:
+            is_target = torch.ones_like(losses, dtype=torch.bool)
+        else:
             is_target = labels != -100
+            losses = losses.where(is_target, 0)
         if self._evaluated is not None:
-            rows = losses(**settings, reduction="none"), is_target
-            self._evaluated_batch = torch.stack([row.flatten(1).float().sum(1) for row in map(_with_columns, rows)], 1)
+            rows = [_with_columns(row).flatten(1).float().sum(1) for row in (losses, is_target)]
+            self._evaluated_batch = torch.stack(rows, 1)
         elif self._is_logging_step() and not is_distribution:
-            with torch.no_grad():
-                self._add_statistics(losses, settings, labels, is_target, is_multi_label)
+            counts = self._counts_for_the_record()
+            label_counts = None if counts is None else counts.counts
+            self._statistics.add(logits.detach(), labels, losses.detach(), is_target, label_counts)
         if num_items_in_batch is None:
-            return losses(**settings, reduction="mean")
+            return losses.sum() / is_target.sum().clamp_min(1)
         entries_per_target = logits.shape[-1] if is_distribution else 1
         num_targets = torch.as_tensor(num_items_in_batch, device=logits.device) / entries_per_target
-        return losses(**settings, reduction="sum") / num_targets.clamp_min(1)
+        return losses.sum() / num_targets.clamp_min(1)
 
-    def _is_multi_label(self, logits: Tensor, labels: Tensor) -> bool:
+    def _kernel_for(self, logits: Tensor, labels: Tensor, has_several_labels: bool) -> FocalKernel:
+        """The loss in force: made, and the labels looked at, when it is first used or a setting has changed.
+
+        Afterwards nothing is read back from a tensor, which a GPU would have to be waited for.
+        """
+        num_classes, is_distribution = logits.shape[-1], labels.is_floating_point()
+        smoothing = 0.0 if has_several_labels else self.args.label_smoothing_factor
+        settings = (*map(self._setting, ("gamma", "alpha", "beta")), self.train_dataset, self._core_model())
+        form = (num_classes, has_several_labels, is_distribution, logits.device, smoothing)
+        is_first = self._kernel is None or self._kernel[0] != form
+        is_first = is_first or any(now is not before for now, before in zip(settings, self._kernel[1]))
+        if is_first:
+            gamma, alpha = as_gamma("gamma", self.gamma, num_classes), self.alpha
+            if has_several_labels:
+                # Rows that were counted as those of 0 and 1 need not be looked at for probabilities.
+                counts = self._counts_for_the_record()
+                is_hard = counts is not None and counts.negatives is not None
+                weights = beside(sigmoid_weights(alpha, num_classes), logits)
+                is_soft = False if is_hard else None
+                kernel: FocalKernel = SigmoidFocal(
+                    beside(gamma, logits), alpha=weights, ignore_index=-100, has_soft_targets=is_soft
+                )
+            else:
+                weights = beside(softmax_weights(alpha, num_classes), logits)
+                kernel = SoftmaxFocal(beside(gamma, logits), weights, -100, smoothing)
+            self._kernel = (form, settings, kernel)
+        kernel = self._kernel[2]
+        _check_labels(labels, num_classes, kernel, is_first)
+        return kernel
+
+    def _has_several_labels(self, logits: Tensor, labels: Tensor) -> bool:
         """Decides as the heads in transformers do, and remembers it in the config, which pipelines read."""
         config = self._config()
-        problem_type = getattr(config, "problem_type", None)
-        if problem_type is not None:
-            return problem_type == "multi_label_classification"
+        known = is_multi_label(config)
+        if known is not None:
+            return known
         has_row_per_target = labels.shape == logits.shape
         if has_row_per_target and not labels.is_floating_point():
             raise ValueError(
@@ -409,52 +492,24 @@ class FocalTrainer(Trainer):
             step % self.state.logging_steps == 0 or (step == 1 and self.args.logging_first_step)
         )
 
-    def _add_statistics(
-        self, losses: Callable, settings: dict, labels: Tensor, is_target: Tensor, is_multi_label: bool
-    ) -> None:
-        """Adds a micro-batch to the number of targets, the sum of their p_t and the loss of each class group."""
-        loss = losses(**settings, reduction="none")
-        unsmoothed = {} if is_multi_label else {"label_smoothing": 0.0}
-        p_t = losses(gamma=0.0, alpha=None, reduction="none", **unsmoothed).neg().exp()
-        totals = [is_target.sum(), p_t[is_target].sum()]
-        counts = self._counts_for_the_record()
-        if counts is not None:
-            classes = torch.arange(labels.shape[-1], device=labels.device).expand_as(labels)
-            classes = (classes if is_multi_label else labels)[is_target]
-            for group in class_groups(counts.counts).values():
-                totals.append(loss[is_target][torch.isin(classes, classes.new_tensor(group))].sum())
-        totals = torch.stack([total.float() for total in totals])
-        self._step_totals = totals if self._step_totals is None else self._step_totals + totals
-
-    def _finish_statistics(self) -> None:
-        """Turns what all processes have added up into entries of the log."""
-        if self._step_totals is None:
-            return
-        num_targets, p_t, *losses = self.accelerator.reduce(self._step_totals, "sum").tolist()
-        self._step_totals = None
-        self._step_statistics = {"mean_p_t": p_t / num_targets} if num_targets else {}
-        if sum(losses) > 0:
-            shares = zip(("head", "mid", "tail"), losses)
-            self._step_statistics |= {f"loss_share_{group}": loss / sum(losses) for group, loss in shares}
-
-    def _settings_for_the_record(self) -> dict[str, Any]:
-        gamma, alpha, counts = self.gamma, self.alpha, self._counts_for_the_record()
-        return {
-            "gamma": getattr(gamma, "__name__", repr(gamma)) if callable(gamma) else _as_json(gamma),
-            "alpha": None if alpha is None else _as_json(alpha),
-            "label_smoothing": self.args.label_smoothing_factor,
-            "label_counts": None if counts is None else counts.counts.tolist(),
-            "class_prior": None if counts is None else counts.shares.tolist(),
-        }
-
     def _compare_with_checkpoint(self, checkpoint: str | bool) -> None:
         folder = get_last_checkpoint(self.args.output_dir) if checkpoint is True else checkpoint
-        before = _settings_saved_in(Path(folder)) if folder else None
-        now = self._settings_for_the_record()
+        if not folder:
+            return
+        try:
+            before = FocalSettings.find_in_folder(folder)
+        except ValueError as error:
+            warnings.warn(
+                f"{folder}: the settings it was trained with cannot be read ({error}); it goes on with those of this run",
+                stacklevel=3,
+            )
+            return
+        now = self.recorded_settings()
         for name in ("gamma", "alpha"):
-            if before is not None and before[name] != now[name]:
+            if before is not None and getattr(before, name) != getattr(now, name):
                 warnings.warn(
-                    f"{folder} was trained with {name} {before[name]}; it goes on with {name} {now[name]}",
+                    f"{folder} was trained with {name} {getattr(before, name)}; it goes on with {name} "
+                    f"{getattr(now, name)}",
                     stacklevel=3,
                 )
 
@@ -467,9 +522,9 @@ class FocalTrainer(Trainer):
     def _alpha_from_data(self, method: AlphaMethod) -> Sequence[float] | Tensor | None:
         check_alpha_method(method)
         if self.train_dataset is None:
-            settings = getattr(self._config(), "focal_loss", None)
+            settings = FocalSettings.find_in(self._config())
             if settings is not None:
-                return settings["alpha"]
+                return settings.alpha
             warnings.warn(f"alpha: {method!r} needs a train_dataset; evaluating without alpha", stacklevel=3)
             return None
         if isinstance(self.train_dataset, IterableDataset) and not isinstance(self.train_dataset, HubIterableDataset):
@@ -480,31 +535,9 @@ class FocalTrainer(Trainer):
         beta = self._setting("beta")
         check_beta(beta)
         try:
-            return self._label_distribution().alpha(method, beta=beta)
+            return self.label_distribution().alpha(method, beta=beta)
         except ValueError as error:
             raise ValueError(f"{error} (or pass FocalTrainer the weights: alpha=compute_alpha(...))") from error
-
-    def _label_distribution(self) -> LabelDistribution:
-        """Counted once: by the main process for all of them, or by all where each has a shard of a stream."""
-        num_labels = self._num_classes()
-        source = (self.train_dataset, num_labels)
-        if self._counted is None or self._counted[0] != source:
-            problem_type = getattr(self._config(), "problem_type", None)
-            multi_label = None if problem_type is None else problem_type == "multi_label_classification"
-            if self._is_one_of(_LANGUAGE_MODELS | {*MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values()}):
-                multi_label = False
-            count = partial(
-                LabelDistribution.from_dataset, self.train_dataset, num_labels=num_labels, multi_label=multi_label
-            )
-            is_shard = getattr(self.train_dataset, "_distributed", None) is not None
-            try:
-                outcome = count() if is_shard else _on_main_process(count)
-            except ValueError as error:  # which it would be the next time too
-                outcome = error
-            self._counted = (source, outcome)
-        if isinstance(self._counted[1], ValueError):
-            raise self._counted[1]
-        return self._counted[1]
 
     def _core_model(self) -> nn.Module:
         """The model inside the wrappers of DDP, FSDP, `torch.compile` and PEFT."""
@@ -514,33 +547,24 @@ class FocalTrainer(Trainer):
     def _config(self) -> Any:
         return getattr(self._core_model(), "config", None)
 
-    def _is_one_of(self, class_names: Collection[str]) -> bool:
-        return any(parent.__name__ in class_names for parent in type(self._core_model()).__mro__)
-
     def _is_causal(self) -> bool:
-        return self._is_one_of(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+        return is_one_of(self._core_model(), CAUSAL_LANGUAGE_MODELS)
 
     def _aligned(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and what they predict, which of causal language models is the next token."""
-        return (logits[..., :-1, :], labels[..., 1:]) if self._is_causal() else (logits, labels)
-
-    def _num_classes(self) -> int | None:
-        """What the config says, where the model is of a class that makes its head by it."""
-        if self._is_one_of(_LANGUAGE_MODELS):
-            return getattr(self._config(), "vocab_size", None)
-        return getattr(self._config(), "num_labels", None) if self._is_one_of(_CLASSIFIERS) else None
+        return (logits, F.pad(labels[..., 1:], (0, 1), value=-100)) if self._is_causal() else (logits, labels)
 
     def _check_model(self) -> None:
         name, config = type(self._core_model()).__name__, self._config()
         problem_type = getattr(config, "problem_type", None)
-        if problem_type == "regression" or (problem_type is None and self._num_classes() == 1):
+        if problem_type == "regression" or (problem_type is None and num_classes_of(self._core_model()) == 1):
             raise ValueError(
                 f"model: {name} is a regression head (num_labels={config.num_labels}, problem_type={problem_type!r}), "
                 f"where there are no classes to weigh. {_SUPPORTED}"
             )
-        for task, mapping in _UNSUPPORTED_TASKS.items():
-            if self._is_one_of(mapping.values()):
-                raise ValueError(f"model: {name} is made for {task}, whose targets are not classes. {_SUPPORTED}")
+        task = unsupported_task_of(self._core_model())
+        if task is not None:
+            raise ValueError(f"model: {name} is made for {task}, whose targets are not classes. {_SUPPORTED}")
         parameter = inspect.signature(self._core_model().forward).parameters.get("labels")
         if parameter is not None and parameter.default is parameter.empty:
             raise ValueError(
@@ -554,26 +578,29 @@ class FocalTrainer(Trainer):
             )
 
     def _check_settings(self) -> None:
-        """Lets the loss refuse, on an empty batch, the settings that it would refuse at the first step."""
-        config, counts, alpha = self._config(), self._counts_for_the_record(), self.alpha
-        problem_type, num_labels = getattr(config, "problem_type", None), self._num_classes()
-        if num_labels is None:
-            FocalLoss(self.gamma, alpha)
-            return
-        if problem_type is None and counts is None:
-            alpha = None  # only the first batch can tell whether it fits
-        empty = torch.zeros(0, num_labels)
-        if problem_type == "multi_label_classification" or (counts is not None and counts.negatives is not None):
-            sigmoid_focal_loss(empty, empty, gamma=self.gamma, alpha=alpha)
+        """Refuses the settings that the loss would refuse at the first step."""
+        counts, alpha, num_classes = self._counts_for_the_record(), self.alpha, num_classes_of(self._core_model())
+        as_gamma("gamma", self.gamma, num_classes)
+        has_several_labels = is_multi_label(self._config())
+        if num_classes is None or (has_several_labels is None and counts is None):
+            if alpha is not None:
+                as_numbers("alpha", alpha)  # only the first batch can tell whether it fits
+        elif has_several_labels or (counts is not None and counts.negatives is not None):
+            sigmoid_weights(alpha, num_classes)
         else:
-            focal_loss(empty, empty.argmax(1), gamma=self.gamma, alpha=alpha)
+            softmax_weights(alpha, num_classes)
+
+    def _finish_statistics(self) -> None:
+        """Turns what all processes have added up into entries of the log."""
+        self._step_logs = self._statistics.logs(partial(self.accelerator.reduce, reduction="sum"))
+        self._statistics = LossStatistics()
 
     def _counts_for_the_record(self) -> LabelDistribution | None:
         """The label distribution, if it has been counted or that costs nothing."""
         if not (isinstance(self.train_dataset, Dataset) or self._counted is not None):
             return None
         try:
-            return self._label_distribution()
+            return self.label_distribution()
         except ValueError:  # labels that a collator makes, say, need not be counted
             return None
 
@@ -601,7 +628,7 @@ class _Recorder(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.trainer._check_settings()  # a search has changed them since the trainer was made
         if self.trainer._config() is not None:
-            self.trainer._config().focal_loss = self.trainer._settings_for_the_record()
+            self.trainer.recorded_settings().store_in(self.trainer._config())
 
     def on_step_end(self, args, state, control, **kwargs):
         self.trainer._finish_statistics()
@@ -614,14 +641,25 @@ class _Recorder(TrainerCallback):
             )
 
 
-def _settings_saved_in(folder: Path) -> dict[str, Any] | None:
-    if (folder / _ADAPTER_SETTINGS).is_file():
-        return json.loads((folder / _ADAPTER_SETTINGS).read_text())
-    config = folder / "config.json"
-    return json.loads(config.read_text()).get("focal_loss") if config.is_file() else None
+def _check_labels(labels: Tensor, num_classes: int, kernel: FocalKernel, is_first: bool) -> None:
+    """Refuses labels that are none: at first in words, later without waiting for a GPU."""
+    is_ignored = labels == -100
+    if isinstance(kernel, SoftmaxFocal) and not labels.is_floating_point():
+        expected = f"class ids from 0 to {num_classes - 1}, or -100"
+        fits = (labels >= 0) & (labels < num_classes) | is_ignored
+    elif isinstance(kernel, SigmoidFocal) and kernel.has_soft_targets is False:
+        expected, fits = "0, 1 or -100", (labels == 0) | (labels == 1) | is_ignored
+    else:
+        expected, fits = "probabilities in [0, 1]", (labels >= 0) & (labels <= 1 + 1e-5) | is_ignored
+    if is_first and not fits.all():
+        found = labels[~is_ignored]
+        raise ValueError(f"labels: expected {expected}, but got values from {found.min():g} to {found.max():g}")
+    if is_first and isinstance(kernel, SoftmaxFocal) and labels.is_floating_point():
+        check_distributions("labels", labels)
+    assert_async(fits.all(), f"labels: expected {expected}, but got others")
 
 
-def _as_json(numbers: float | Sequence[float] | Tensor) -> float | list[float]:
+def _plain(numbers: float | Sequence[float] | Tensor) -> float | list[float]:
     return torch.as_tensor(numbers, dtype=torch.float64).tolist()
 
 

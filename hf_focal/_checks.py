@@ -1,0 +1,92 @@
+"""Checks of arguments: what is wrong is a `ValueError` that names the argument, what was expected and what came."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ._upstream import is_traced
+
+
+Numbers = float | Sequence[float] | Tensor
+
+
+def as_number(name: str, value: float, upper: float = math.inf) -> float:
+    """The finite number from 0 to `upper` that `value` is."""
+    try:
+        number = math.nan if isinstance(value, (str, bool)) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        number = math.nan
+    if not (math.isfinite(number) and 0 <= number <= upper):
+        limits = ">= 0" if upper == math.inf else f"in [0, {upper}]"
+        raise ValueError(f"{name}: expected a finite number {limits}, but got {value!r}")
+    return number
+
+
+def as_numbers(name: str, values: Numbers) -> Tensor:
+    """Finite numbers of at least 0: a tensor of dimension 0 or 1, in float32 at least."""
+    try:
+        if isinstance(values, Tensor):
+            numbers = values.detach().to(torch.promote_types(values.dtype, torch.float32))
+        else:
+            numbers = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}: expected a number or one per class, but got {values!r}") from error
+    if numbers.dim() > 1 or numbers.is_complex():
+        raise ValueError(f"{name}: expected a number or one per class, but got shape {tuple(numbers.shape)}")
+    if not (is_traced() or numbers.is_meta) and numbers.numel():
+        low, high = extremes(numbers)
+        if not (low >= 0 and high < math.inf):
+            raise ValueError(f"{name}: expected finite numbers >= 0, but got {numbers.tolist()}")
+    return numbers
+
+
+def as_gamma(
+    name: str, gamma: Numbers | Callable[[Tensor], Tensor], num_classes: int | None = None
+) -> float | Tensor | Callable[[Tensor], Tensor]:
+    """A number, one per class, or a function of p_t."""
+    if callable(gamma):
+        return gamma
+    if isinstance(gamma, (int, float, str)):
+        return as_number(name, gamma)
+    gamma = as_numbers(name, gamma)
+    check_length(name, gamma, num_classes)
+    return gamma if gamma.dim() else gamma.item()
+
+
+def check_length(name: str, numbers: Tensor, num_classes: int | None) -> None:
+    if num_classes is not None and numbers.dim() and len(numbers) != num_classes:
+        raise ValueError(f"{name}: expected one number for each of {num_classes} classes, but got {len(numbers)}")
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    if not (isinstance(tensor, Tensor) and tensor.is_floating_point()):
+        raise ValueError(f"{name}: expected a floating point tensor, but got {describe(tensor)}")
+
+
+def check_distributions(
+    name: str, probabilities: Tensor, dim: int = -1, tolerance: float = 0.01, advice: str = ""
+) -> None:
+    """Whether every row along `dim` holds probabilities, and whether they sum to 1."""
+    if is_traced() or probabilities.numel() == 0:
+        return
+    probabilities = probabilities.detach()
+    low, high = extremes(probabilities)
+    if not (low >= 0 and high <= 1 + 1e-5):
+        raise ValueError(f"{name}: expected probabilities in [0, 1], but got values from {low:g} to {high:g}")
+    low, high = extremes(probabilities.sum(dim, dtype=torch.promote_types(probabilities.dtype, torch.float32)))
+    if not (low >= 1 - tolerance and high <= 1 + tolerance):
+        sums = f"a sum of {low:g}" if low == high else f"sums from {low:g} to {high:g}"
+        raise ValueError(f"{name}: expected probabilities that sum to 1, but got {sums}{advice}")
+
+
+def extremes(tensor: Tensor) -> tuple[float, float]:
+    if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        tensor = tensor.long()  # torch orders no other unsigned integers
+    low, high = tensor.aminmax()
+    return low.item(), high.item()
+
+
+def describe(value: object) -> str:
+    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)

@@ -1,0 +1,65 @@
+"""What the targets of a step show: how likely the model holds them, and which classes carry the loss."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ._kernels import SigmoidFocal, SoftmaxFocal, evaluate
+from .metrics import class_groups
+
+
+class LossStatistics:
+    """Adds up the micro-batches of a step, on their device and without waiting for it."""
+
+    def __init__(self) -> None:
+        self._totals: Tensor | None = None
+
+    @torch.no_grad()
+    def add(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        losses: Tensor,
+        is_target: Tensor,
+        label_counts: Sequence[int] | None,
+    ) -> None:
+        """Adds the targets of a micro-batch.
+
+        Args:
+            logits (`Tensor`): Of shape (..., C).
+            labels (`Tensor`): Class ids of shape (...), or rows of 0 and 1, (..., C).
+            losses (`Tensor`): The loss of each target, of the shape of `labels`.
+            is_target (`Tensor`): Which of them count, a bool of the shape of `labels`.
+            label_counts (sequence, *optional*): Training examples of each class, by which they are in groups.
+        """
+        num_classes = logits.shape[-1]
+        rows, targets = logits.reshape(-1, num_classes), labels.masked_fill(~is_target, 0)
+        if labels.shape == logits.shape:
+            cross_entropy = evaluate(SigmoidFocal(gamma=0.0), rows, targets.reshape(rows.shape), 1, "none")
+            classes = torch.arange(num_classes, device=labels.device).expand_as(labels)
+        else:
+            cross_entropy = evaluate(SoftmaxFocal(gamma=0.0), rows, targets.reshape(-1, 1), 1, "none")
+            classes = targets
+        p_t = cross_entropy.neg().exp().reshape(labels.shape)
+        totals = [is_target.sum()[None], p_t.where(is_target, 0).sum()[None]]
+        if label_counts is not None:
+            group_of_class = torch.zeros(num_classes, dtype=torch.long)
+            for group, members in enumerate(class_groups(label_counts).values()):
+                group_of_class[members] = group
+            groups = group_of_class.to(labels.device)[classes].flatten()
+            weighed = losses.where(is_target, 0).float().flatten()
+            totals.append(torch.zeros(3, device=labels.device).index_add_(0, groups, weighed))
+        added = torch.cat([total.float() for total in totals])
+        self._totals = added if self._totals is None else self._totals + added
+
+    def logs(self, summed_over_processes: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """The entries of the log; empty where nothing was added."""
+        if self._totals is None:
+            return {}
+        num_targets, p_t, *losses = summed_over_processes(self._totals).tolist()
+        logs = {"mean_p_t": p_t / num_targets} if num_targets else {}
+        if sum(losses) > 0:
+            shares = zip(("head", "mid", "tail"), losses)
+            logs |= {f"loss_share_{group}": loss / sum(losses) for group, loss in shares}
+        return logs

@@ -1,0 +1,61 @@
+"""Which model is of which kind, by the classes of transformers that it is made of."""
+
+from collections.abc import Collection
+from typing import Any
+
+from torch import nn
+from transformers.models.auto import modeling_auto
+
+
+CAUSAL_LANGUAGE_MODELS = {*modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
+LANGUAGE_MODELS = {
+    *CAUSAL_LANGUAGE_MODELS,
+    *modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values(),
+    *modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values(),
+}
+TOKEN_CLASSIFIERS = {*modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values()}
+# The pipeline of each kind of classifier.
+CLASSIFIERS = {
+    "text-classification": {*modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()},
+    "token-classification": TOKEN_CLASSIFIERS,
+    "image-classification": {*modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values()},
+    "video-classification": {*modeling_auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES.values()},
+    "audio-classification": {
+        *modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES.values(),
+        *modeling_auto.MODEL_FOR_AUDIO_FRAME_CLASSIFICATION_MAPPING_NAMES.values(),
+    },
+}
+# Their targets are not classes.
+UNSUPPORTED = {
+    "question answering": {*modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values()},
+    "object detection": {*modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.values()},
+}
+
+
+def is_one_of(model: nn.Module, class_names: Collection[str]) -> bool:
+    """Whether the class of a model, or a parent of it, has one of the names."""
+    return any(parent.__name__ in class_names for parent in type(model).__mro__)
+
+
+def task_of(model: nn.Module) -> str:
+    """The pipeline of a classifier; of one that transformers does not know, that of texts."""
+    return next((task for task, heads in CLASSIFIERS.items() if is_one_of(model, heads)), "text-classification")
+
+
+def unsupported_task_of(model: nn.Module) -> str | None:
+    """What a model is made for, where that is no classification."""
+    return next((task for task, heads in UNSUPPORTED.items() if is_one_of(model, heads)), None)
+
+
+def num_classes_of(model: nn.Module) -> int | None:
+    """What the config says, where the model is of a class that makes its head by it."""
+    config = getattr(model, "config", None)
+    if is_one_of(model, LANGUAGE_MODELS):
+        return getattr(config, "vocab_size", None)
+    return getattr(config, "num_labels", None) if is_one_of(model, set().union(*CLASSIFIERS.values())) else None
+
+
+def is_multi_label(config: Any) -> bool | None:
+    """Whether an example has several labels; None where the config does not say."""
+    problem_type = getattr(config, "problem_type", None)
+    return None if problem_type is None else problem_type == "multi_label_classification"

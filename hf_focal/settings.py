@@ -1,0 +1,250 @@
+"""The record under ``config.focal_loss``: what trained a model, and what was fitted to its probabilities afterwards."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ._checks import check_distributions
+from .calibration import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
+
+
+__all__ = ["FocalSettings"]
+
+FORMAT_VERSION = 1
+# A larger gamma leaves no example a loss, and no posterior a digit.
+HIGHEST_GAMMA = 1e4
+_ADAPTER_FILE = "focal_loss.json"
+
+
+@dataclass(kw_only=True)
+class FocalSettings:
+    r"""The settings of the loss that trained a model, and what was fitted on held-out data.
+
+    [`FocalTrainer`] stores them in the model's `config.json` under ``focal_loss``, and beside a PEFT adapter, which has no
+    config, in `focal_loss.json`. There they are one JSON object with the attributes below as keys (None is null), and
+    ``format_version``, 1. Records without a version are those of hf_focal 0.1, which has some of the keys only; keys that
+    a record lacks have their default, but gamma, which every record holds. Keys that hf_focal does not know are an error,
+    but for records of 0.1, whose own are ignored.
+
+    Attributes:
+        gamma (`float`, list of C or `str`): Focusing parameter; one for all classes or one per class. Of a gamma that is a
+            function of p_t, its name.
+        gamma_neg (`float` or list of C, *optional*): For several labels, that of negatives, where it is not `gamma`.
+        margin (`float`): For several labels, the probability that is taken off the negatives, in [0, 1].
+        alpha (`float` or list of C, *optional*): Class weights, or for several labels the weights of positives, in [0, 1];
+            a number is for two classes or for all labels. As in [`focal_loss`] and [`sigmoid_focal_loss`].
+        label_smoothing (`float`): In [0, 1].
+        label_counts (list of C `int`, *optional*): Examples (for token labels, tokens) of each class in the training data.
+        class_prior (list of C `float`, *optional*): Shares of the classes where the model was trained, which sum to 1; for
+            several labels, the share of examples with each.
+        temperature (`float`, *optional*): That of the class posterior, in [0.01, 100].
+        thresholds (list of L `float`, *optional*): Above which probability each label is predicted, in (0, 1); for two
+            classes one, that of class 1.
+
+    Raises:
+        `ValueError`: If a value is of another kind or out of its range; the message names it.
+
+    Example:
+
+    ```python
+    >>> from hf_focal import FocalSettings
+    >>> FocalSettings.from_dict({"gamma": 2, "alpha": [0.6, 3.0], "label_counts": [20, 4]}).alpha
+    [0.6, 3.0]
+    >>> FocalSettings(gamma=2.0, temperature=0.0)
+    Traceback (most recent call last):
+    ValueError: temperature: expected a number from 0.01 to 100, but got 0.0
+
+    ```
+    """
+
+    gamma: float | list[float] | str
+    gamma_neg: float | list[float] | None = None
+    margin: float = 0.0
+    alpha: float | list[float] | None = None
+    label_smoothing: float = 0.0
+    label_counts: list[int] | None = None
+    class_prior: list[float] | None = None
+    temperature: float | None = None
+    thresholds: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.gamma, str):
+            self.gamma = _number_or_list("gamma", self.gamma, 0, HIGHEST_GAMMA)
+        elif not self.gamma or _is_numeric(self.gamma):
+            raise ValueError(f"gamma: expected a number, a list or the name of a function, but got {self.gamma!r}")
+        if self.gamma_neg is not None:
+            self.gamma_neg = _number_or_list("gamma_neg", self.gamma_neg, 0, HIGHEST_GAMMA)
+        self.margin = _number("margin", self.margin, 0, 1)
+        if self.alpha is not None:
+            self.alpha = _number_or_list("alpha", self.alpha, 0, math.inf)
+            if isinstance(self.alpha, float):
+                _number("alpha", self.alpha, 0, 1)
+        self.label_smoothing = _number("label_smoothing", self.label_smoothing, 0, 1)
+        if self.label_counts is not None:
+            counts = _list("label_counts", self.label_counts)
+            if not all(isinstance(n, Integral) and not isinstance(n, bool) and n >= 0 for n in counts):
+                raise ValueError(f"label_counts: expected whole numbers >= 0, but got {counts!r}")
+            self.label_counts = [int(n) for n in counts]
+        if self.class_prior is not None:
+            self.class_prior = _numbers("class_prior", self.class_prior, 0, 1)
+        if self.temperature is not None:
+            self.temperature = _number("temperature", self.temperature, LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE)
+        if self.thresholds is not None:
+            self.thresholds = _numbers("thresholds", self.thresholds, 0, 1)
+            if not all(0 < threshold < 1 for threshold in self.thresholds):
+                raise ValueError(f"thresholds: expected numbers between 0 and 1, but got {self.thresholds}")
+        lengths = self._lengths()
+        first = next(iter(lengths), None)
+        for name, length in lengths.items():
+            is_of_two_classes = name == "thresholds" and length == 1 and lengths[first] == 2
+            if length != lengths[first] and not is_of_two_classes:
+                raise ValueError(
+                    f"{name}: expected one number for each of {lengths[first]} classes, as {first} has, but got {length}"
+                )
+
+    def check_fits(self, num_labels: int, multi_label: bool) -> None:
+        """Whether what is one per class is so for a model.
+
+        Raises:
+            `ValueError`: If a list has another length, thresholds are of another number of classes than two, or a class
+            prior does not sum to 1 where each example has one class; the message names it.
+        """
+        for name, length in self._lengths().items():
+            expected = 1 if name == "thresholds" and num_labels == 2 and not multi_label else num_labels
+            if name == "thresholds" and num_labels > 2 and not multi_label:
+                raise ValueError(f"thresholds: they are for two classes or several labels, but there are {num_labels} classes")
+            if length != expected:
+                raise ValueError(f"{name}: expected one number for each of {expected} classes, but got {length}")
+        if self.class_prior is not None and not multi_label:
+            check_distributions("class_prior", torch.tensor(self.class_prior, dtype=torch.float64), tolerance=1e-3)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "FocalSettings":
+        """The settings of a record, as it stands in a config.
+
+        Raises:
+            `ValueError`: If it is no record, of a later format, without a gamma, or a value does not fit; the message names
+            what.
+        """
+        if not isinstance(record, Mapping):
+            raise ValueError(f"focal_loss: expected an object with gamma, alpha, ..., but got {record!r}")
+        version = record.get("format_version")
+        if version not in (None, FORMAT_VERSION):
+            raise ValueError(
+                f"format_version: expected {FORMAT_VERSION}, but got {version!r}; a later version of hf_focal reads it"
+            )
+        if "gamma" not in record:
+            raise ValueError(f"gamma: missing from focal_loss, which holds {', '.join(record) or 'nothing'}")
+        known = {field.name for field in fields(cls)}
+        unknown = [name for name in record if name not in known | {"format_version"}]
+        if unknown and version is not None:
+            raise ValueError(f"focal_loss: expected only {', '.join(sorted(known))}, but got {', '.join(unknown)}")
+        values = {name: record[name] for name in record if name in known}
+        for name in ("margin", "label_smoothing"):  # 0.1 may hold null
+            if values.get(name, 0) is None:
+                del values[name]
+        return cls(**values)
+
+    @classmethod
+    def find_in(cls, config: Any) -> "FocalSettings | None":
+        """The settings that a model's config holds, if it holds any.
+
+        Raises:
+            `ValueError`: As [`FocalSettings.from_dict`] does.
+        """
+        record = getattr(config, "focal_loss", None)
+        return None if record is None else cls.from_dict(record)
+
+    @classmethod
+    def from_config(cls, config: Any) -> "FocalSettings":
+        """The settings that a model's config holds.
+
+        Args:
+            config (`PreTrainedConfig`): The model's config.
+
+        Raises:
+            `ValueError`: If it holds none; and as [`FocalSettings.from_dict`] does.
+        """
+        settings = cls.find_in(config)
+        if settings is None:
+            raise ValueError(
+                "config: expected the settings that FocalTrainer stores under focal_loss, but there are none; for a model "
+                "trained otherwise, with cross entropy say, FocalSettings(gamma=0).store_in(config) adds them"
+            )
+        return settings
+
+    @classmethod
+    def find_in_folder(cls, folder: str | Path) -> "FocalSettings | None":
+        """The settings of a saved model or adapter, if there are any.
+
+        Raises:
+            `ValueError`: If a file is no JSON; and as [`FocalSettings.from_dict`] does.
+        """
+        adapter, config = Path(folder, _ADAPTER_FILE), Path(folder, "config.json")
+        if adapter.is_file():
+            return cls.from_dict(_json(adapter))
+        content = _json(config) if config.is_file() else {}
+        record = content.get("focal_loss") if isinstance(content, dict) else None
+        return None if record is None else cls.from_dict(record)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record: plain numbers, lists and texts."""
+        return {"format_version": FORMAT_VERSION, **{field.name: getattr(self, field.name) for field in fields(self)}}
+
+    def store_in(self, config: Any) -> None:
+        """Makes this the record of a model's config, with which it is saved."""
+        config.focal_loss = self.to_dict()
+
+    def store_in_folder(self, folder: str | Path) -> Path:
+        """Writes `focal_loss.json` beside an adapter; the path of the file."""
+        path = Path(folder, _ADAPTER_FILE)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        return path
+
+    def _lengths(self) -> dict[str, int]:
+        """How many classes each list has a number for."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: len(value) for name, value in values.items() if isinstance(value, list)}
+
+
+def _number(name: str, value: Any, low: float, high: float) -> float:
+    if not (isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high and abs(value) < math.inf):
+        limits = f">= {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        raise ValueError(f"{name}: expected a number {limits}, but got {value!r}")
+    return float(value)
+
+
+def _list(name: str, values: Any) -> list[Any]:
+    if not isinstance(values, (list, tuple)) or not values:
+        raise ValueError(f"{name}: expected a list of one number per class, but got {values!r}")
+    return list(values)
+
+
+def _numbers(name: str, values: Any, low: float, high: float) -> list[float]:
+    return [_number(name, value, low, high) for value in _list(name, values)]
+
+
+def _number_or_list(name: str, value: Any, low: float, high: float) -> float | list[float]:
+    return _numbers(name, value, low, high) if isinstance(value, (list, tuple)) else _number(name, value, low, high)
+
+
+def _is_numeric(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file}: expected JSON, but it cannot be read: {error}") from error
