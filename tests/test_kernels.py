@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_focal import flsd_53, focal_loss, kernels, sigmoid_focal_loss
+from hf_focal import _kernels, flsd_53, focal_loss, sigmoid_focal_loss
 
 
 @pytest.fixture(params=["small", "large"])
 def small_blocks(monkeypatch, request):
     """Blocks of 12 numbers, so that small tensors have many; computed as small or as large inputs are."""
-    monkeypatch.setattr(kernels, "_CPU_BLOCK", 12 // torch.get_num_threads())
+    monkeypatch.setattr(_kernels, "_CPU_BLOCK", 12 // torch.get_num_threads())
     if request.param == "large":
-        monkeypatch.setattr(kernels, "_SMALL", 0)
+        monkeypatch.setattr(_kernels, "_SMALL", 0)
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def formula_only(monkeypatch):
 
     def run(function, *args):
         with monkeypatch.context() as context:
-            evaluate = kernels.evaluate.__globals__
+            evaluate = _kernels.evaluate.__globals__
             context.setitem(evaluate, "is_traced", lambda: True)
             return function(*args)
 

@@ -475,7 +475,7 @@ class TestSigmoid:
         (r"target: expected the shape of input, \(2, 3\)", {"target": [0.5, 0.5]}),
         (r"target: expected probabilities in \[0, 1\]", {"target": [[0.5, 0.5, 0.0], [-0.5, 1.0, 0.5]]}),
         (
-            "target: expected class probabilities that sum to 1, but got sums from 1 to 2; .* use sigmoid_focal_loss",
+            "target: expected probabilities that sum to 1, but got sums from 1 to 2; .* use sigmoid_focal_loss",
             {"target": [[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]},
         ),
         (r"input: expected logits of shape \(N, C\)", {"input": torch.zeros(3)}),

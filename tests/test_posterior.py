@@ -535,7 +535,7 @@ def test_sigmoid_class_posterior_refuses_weights_above_one():
     "message, kwargs",
     [
         ("source_prior: expected probabilities that sum to 1, but got a sum of 0.9", {"source_prior": [0.5, 0.4]}),
-        ("source_prior: expected probabilities that sum to 1, but got a sum of 50", {"source_prior": [30, 20]}),
+        ("source_prior: expected probabilities in .0, 1., but got values from 20 to 30", {"source_prior": [30, 20]}),
         ("source_prior: expected finite numbers >= 0", {"source_prior": [1.5, -0.5]}),
         ("source_prior: expected finite numbers >= 0", {"source_prior": [math.nan, 0.5]}),
         ("source_prior: expected one number for each of 2 classes, but got 3", {"source_prior": [0.5, 0.25, 0.25]}),
@@ -545,7 +545,7 @@ def test_sigmoid_class_posterior_refuses_weights_above_one():
         (r"posterior: expected probabilities in \[0, 1\], .* from -0.5 to 1.5", {"posterior": [[1.5, -0.5]]}),
         (r"posterior: expected probabilities in \[0, 1\], .* from nan to nan", {"posterior": [[math.nan, 0.5]]}),
         (
-            "posterior: expected class probabilities that sum to 1 .* from 1 to 1.5",
+            "posterior: expected probabilities that sum to 1, but got sums from 1 to 1.5",
             {"posterior": [[1.0, 0.0], [0.5, 1.0]]},
         ),
         ("posterior: expected a floating point tensor", {"posterior": [[1, 0]]}),
