@@ -7,26 +7,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .label_counts import count_labels
+from ._label_counts import count_labels
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["ALPHA_METHODS", "LabelDistribution", "check_beta", "compute_alpha"]
+__all__ = ["ALPHA_METHODS", "AlphaMethod", "LabelDistribution", "check_alpha_method", "check_beta", "compute_alpha"]
 
 _FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
 
 ALPHA_METHODS = ("inverse", "sqrt_inverse", "effective_number")
 
-AlphaMethod = str | Callable[[np.ndarray], np.ndarray]
+WeighingMethod = Literal["inverse", "sqrt_inverse", "effective_number"] | Callable[[np.ndarray], ArrayLike]
+AlphaMethod = str | Callable[[np.ndarray], ArrayLike]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -143,6 +145,36 @@ class LabelDistribution:
     def imbalance_ratio(self) -> float:
         """The largest count over the smallest; infinite if a class has no examples."""
         return float(self.counts.max() / self.counts.min()) if self.counts.min() else math.inf
+
+    @overload
+    def alpha(
+        self,
+        method: WeighingMethod = "inverse",
+        *,
+        beta: float = 0.999,
+        max_ratio: float | None = None,
+        empty_weight: float | None = None,
+    ) -> Tensor: ...
+
+    @overload
+    def alpha(
+        self,
+        method: Literal["none"],
+        *,
+        beta: float = 0.999,
+        max_ratio: float | None = None,
+        empty_weight: float | None = None,
+    ) -> None: ...
+
+    @overload
+    def alpha(
+        self,
+        method: AlphaMethod,
+        *,
+        beta: float = 0.999,
+        max_ratio: float | None = None,
+        empty_weight: float | None = None,
+    ) -> Tensor | None: ...
 
     def alpha(
         self,
@@ -294,6 +326,51 @@ class LabelDistribution:
                 "classes out of the labels, choose their weight with empty_weight, or pass your own weights as alpha"
             )
         return self._occurs()
+
+
+@overload
+def compute_alpha(
+    data: Any,
+    method: WeighingMethod = "inverse",
+    *,
+    column: str | None = None,
+    num_labels: int | None = None,
+    multi_label: bool | None = None,
+    max_rows: int | None = None,
+    beta: float = 0.999,
+    max_ratio: float | None = None,
+    empty_weight: float | None = None,
+) -> Tensor: ...
+
+
+@overload
+def compute_alpha(
+    data: Any,
+    method: Literal["none"],
+    *,
+    column: str | None = None,
+    num_labels: int | None = None,
+    multi_label: bool | None = None,
+    max_rows: int | None = None,
+    beta: float = 0.999,
+    max_ratio: float | None = None,
+    empty_weight: float | None = None,
+) -> None: ...
+
+
+@overload
+def compute_alpha(
+    data: Any,
+    method: AlphaMethod,
+    *,
+    column: str | None = None,
+    num_labels: int | None = None,
+    multi_label: bool | None = None,
+    max_rows: int | None = None,
+    beta: float = 0.999,
+    max_ratio: float | None = None,
+    empty_weight: float | None = None,
+) -> Tensor | None: ...
 
 
 def compute_alpha(

@@ -30,6 +30,18 @@ def counts(labels: list, **arguments) -> list | str:
     return [distribution.counts.tolist(), negatives if negatives is None else negatives.tolist(), distribution.names]
 
 
+def sample(max_rows: int) -> list:
+    """Of a stream that gives the first process one row and the second process three."""
+    state = PartialState()
+    parts = [[0], [0, 1, 1]]
+    data = IterableDataset.from_generator(
+        lambda parts: ({"label": label} for part in parts for label in part), gen_kwargs={"parts": parts}
+    )
+    data = split_dataset_by_node(data, rank=state.process_index, world_size=state.num_processes)
+    distribution = LabelDistribution.from_dataset(data, max_rows=max_rows)
+    return [distribution.counts.tolist(), distribution.num_rows, distribution.is_sample]
+
+
 def trainer_alpha(folder: Path, data: Dataset | IterableDataset, **config) -> dict:
     args = TrainingArguments(str(folder), use_cpu=True, max_steps=1)
     with patch.object(LabelDistribution, "from_dataset", wraps=LabelDistribution.from_dataset) as count:
@@ -47,6 +59,8 @@ def main() -> None:
         "ids": counts([0, 0, 0, 0, 1, 2]),
         "strings": counts(["a", "a", "b", "c", "c", "c"]),
         "multi_hot": counts([[1, 0], [1, 1], [0, 0], [1, 0]]),
+        "sample": sample(max_rows=2),
+        "no_sample": sample(max_rows=4),
         "missing": counts([0, 1, 0, None]),
         "trainer": trainer_alpha(folder, tiny_dataset()),
         "trainer_with_shards": trainer_alpha(folder, stream([0, 0, 0, 0, 1, 2])),

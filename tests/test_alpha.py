@@ -87,6 +87,12 @@ class TestWeights:
         # Of a label, the weights are those of its positives and its negatives, 4 : 1 here.
         np.testing.assert_allclose(compute_alpha(MULTI_HOT, max_ratio=3), [1 / 4, 3 / 4], rtol=1e-6)
 
+    def test_max_ratio_is_that_of_each_label(self):
+        # Inverse counts of positives and negatives: 1/8 and 1/2, the latter capped at 2/8; and 1 and 1/9, the former
+        # capped at 2/9, which is less than the first label may have.
+        distribution = LabelDistribution([8, 1], negatives=[2, 9])
+        np.testing.assert_allclose(distribution.alpha(max_ratio=2), [1 / 3, 2 / 3], rtol=1e-6)
+
     @pytest.mark.parametrize("empty_weight", [0, 1, 7.5])
     def test_weight_of_classes_without_examples_is_a_choice(self, empty_weight):
         alpha = compute_alpha([0, 0, 0, 2], num_labels=4, empty_weight=empty_weight)

@@ -24,8 +24,8 @@ from datasets import (
 from exactness import tiny_dataset
 from torch.utils.data import Subset, TensorDataset
 
-from hf_focal import compute_alpha, label_sources
-from hf_focal.label_counts import count_labels
+from hf_focal import _label_sources, compute_alpha
+from hf_focal._label_counts import count_labels
 
 
 LABELS = [0] * 60 + [1] * 25 + [2] * 14 + [3]
@@ -56,8 +56,8 @@ def stream(labels=LABELS):
 @pytest.fixture(params=["one block", "many blocks"])
 def blocks(monkeypatch, request):
     if request.param == "many blocks":
-        monkeypatch.setattr(label_sources, "_BLOCK", 7)
-        monkeypatch.setattr(label_sources, "_ROWS", 2)
+        monkeypatch.setattr(_label_sources, "_BLOCK", 7)
+        monkeypatch.setattr(_label_sources, "_ROWS", 2)
 
 
 @pytest.mark.usefixtures("blocks")
@@ -170,6 +170,19 @@ class TestSources:
         counts = count_labels([[3, 0, 3], [0]], multi_label=True)
         assert counts.counts.tolist() == [2, 0, 0, 1] and counts.negatives.tolist() == [0, 2, 2, 1]
 
+    def test_ids_that_do_not_fit_a_byte(self):
+        ids = [0, 255, 256, 256, 300, 65_536]
+        expected = np.bincount(ids).tolist()
+        for labels in (ids, [*ids, -100]):  # in fewer bytes they would be other ids
+            assert count_labels(labels).counts.tolist() == expected
+            assert count_labels(dataset(labels).shuffle(seed=0)).counts.tolist() == expected
+        # Row 0 has the label 256 and row 1 the label 0, row 1 has 65,536 and row 2 has 0.
+        rows = [[256, 1], [0, 65_536], [0, 256], [1]]
+        for data in (rows, dataset(rows), dataset(rows).select(range(4)), stream(rows)):
+            counts = count_labels(data, multi_label=True)
+            assert [counts.counts[k] for k in (0, 1, 256, 65_536)] == [2, 2, 2, 1] and counts.counts.sum() == 7
+            assert counts.negatives.tolist() == (4 - counts.counts).tolist()
+
     def test_lists_of_label_names(self):
         counts = count_labels(dataset([["b", "a"], ["b"]]), multi_label=True)
         assert (counts.names, counts.counts.tolist(), counts.negatives.tolist()) == (["a", "b"], [1, 2], [1, 0])
@@ -213,6 +226,13 @@ class TestSources:
         data = IterableDataset.from_generator(examples, features=Features({"label": Value("int64")}))
         counts = count_labels(data, max_rows=10)
         assert counts.counts.tolist() == [10] and counts.num_rows == 10 and counts.is_sample
+
+    @pytest.mark.parametrize("features", [None, Features({"label": Value("int64")})])
+    def test_a_sample_of_a_stream_ends_inside_of_a_block(self, features):
+        data = IterableDataset.from_generator(lambda: ({"label": k} for k in range(20)), features=features)
+        for max_rows in (1, 5, 9):
+            counts = count_labels(data, max_rows=max_rows)
+            assert counts.counts.tolist() == [1] * max_rows and counts.num_rows == max_rows and counts.is_sample
 
     def test_of_a_parquet_stream_only_the_label_column_is_read(self, tmp_path, monkeypatch):
         frame = pd.DataFrame({"label": LABELS, "text": [str(k) * 1000 for k in range(100)]})
@@ -269,6 +289,14 @@ class TestSources:
         ("holds no labels", [], {}),
         ("2 labels are missing", dataset([0, None, 1, None]), {}),
         ("1 labels are missing", [[0], None, [1]], {}),
+        ("3 labels are missing in data", [[0, None], [1, None, None]], {}),
+        ("2 labels are missing in data", [[0, None], [None, 1]], {"multi_label": True}),
+        ("1 labels are missing in data", [[2, None], [0], [1, 2, 0]], {"multi_label": False}),
+        ("1 labels are missing in column", dataset([[0, 1], [0, None], [1, 1]]).select([2, 1]), {}),
+        ("3 labels are missing in column", dataset([[1.0, None], None, [None, 0.0]], List(Value("float32"))), {}),
+        ("1 labels are missing in column", dataset([["a", None], ["b"]]), {"multi_label": True}),
+        ("1 labels are missing in column", stream([[0, 1], [0, None]]), {}),
+        ("column 'label' holds no labels", dataset([[None], [None, None]], List(Value("int64"))), {}),
         ("holds float64 values", [0.5, 1.5], {}),
         ("holds float64 values in rows of 2", [[0.5, 1.0], [1.0, 0.0]], {}),
         ("multi-label rows of 3 entries .* in rows of 2", [[0.0, 1.0], [1.0, 0.0]], {"num_labels": 3}),
@@ -306,6 +334,9 @@ def test_two_processes(tmp_path):
     assert first["ids"] == second["ids"] == [[4, 1, 1], None, None]
     assert first["strings"] == second["strings"] == [[2, 1, 3], None, ["a", "b", "c"]]
     assert first["multi_hot"] == second["multi_hot"] == [[3, 1], [1, 3], None]
+    # It is a sample if one process has not read all of its part.
+    assert first["sample"] == second["sample"] == [[2, 1], 3, True]
+    assert first["no_sample"] == second["no_sample"] == [[2, 2], 4, False]
     # What one process finds wrong, all say, rather than wait for it.
     assert first["missing"] == second["missing"] and "1 labels are missing" in first["missing"]
     # The trainer counts once: the main process for all, or each its shard.

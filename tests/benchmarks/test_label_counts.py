@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 
-from hf_focal.label_counts import count_labels
+from hf_focal._label_counts import count_labels
 
 
 ROWS, CLASSES = 10**8, 50

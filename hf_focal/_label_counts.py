@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from .label_sources import LabelSource, open_labels
+from ._label_sources import LabelSource, open_labels
 
 
 __all__ = ["LabelCounts", "count_labels"]
@@ -41,7 +41,7 @@ def count_labels(
     Example:
 
     ```python
-    >>> from hf_focal.label_counts import count_labels
+    >>> from hf_focal._label_counts import count_labels
     >>> count_labels([[0, 2, -100], [2, 2]]).counts  # token labels
     array([1, 0, 3])
 
@@ -65,6 +65,7 @@ def _count(labels: LabelSource, num_labels: int | None, multi_label: bool | None
 
 
 def _sum_over_processes(count: Callable[[], LabelCounts]) -> LabelCounts:
+    outcome: LabelCounts | Exception
     try:
         outcome = count()
     except Exception as error:  # the other processes wait for this one
@@ -74,17 +75,17 @@ def _sum_over_processes(count: Callable[[], LabelCounts]) -> LabelCounts:
     for outcome in outcomes:
         if isinstance(outcome, Exception):
             raise outcome
-    names = outcomes[0].names
-    if any(outcome.names != names for outcome in outcomes):  # strings, of which no process sees all
-        names = sorted({name for outcome in outcomes for name in outcome.names or []})
-    num_classes = max(len(outcome.counts) for outcome in outcomes) if names is None else len(names)
-    counts = np.zeros(num_classes, np.int64)
-    for outcome in outcomes:
-        classes = range(len(outcome.counts)) if names is None else [names.index(name) for name in outcome.names]
-        counts[classes] += outcome.counts
-    num_rows = sum(outcome.num_rows for outcome in outcomes)
-    negatives = None if outcomes[0].negatives is None else num_rows - counts
-    return LabelCounts(counts, negatives, names, num_rows, any(outcome.is_sample for outcome in outcomes))
+    parts: list[LabelCounts] = outcomes
+    names = parts[0].names
+    if any(part.names != names for part in parts):  # strings, of which no process sees all
+        names = sorted({name for part in parts for name in part.names or []})
+    counts = np.zeros(max(len(part.counts) for part in parts) if names is None else len(names), np.int64)
+    for part in parts:
+        classes = range(len(part.counts)) if names is None else [names.index(name) for name in part.names or []]
+        counts[classes] += part.counts
+    num_rows = sum(part.num_rows for part in parts)
+    negatives = None if parts[0].negatives is None else num_rows - counts
+    return LabelCounts(counts, negatives, names, num_rows, any(part.is_sample for part in parts))
 
 
 class _LabelCounter:
@@ -122,6 +123,9 @@ class _LabelCounter:
                 raise ValueError(
                     f"data: expected labels in one or two dimensions, but {self.source} holds {block.type}"
                 )
+            if widths is not None and block.null_count:  # without those, rows would be shorter than their widths
+                self.num_values += len(block) - block.null_count
+                return  # they are refused once all missing labels are counted
             values = self._numbers(block.drop_null() if block.null_count else block)
         self.num_values += len(values)
         if widths is not None:

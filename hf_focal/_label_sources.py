@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -16,6 +15,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset
 from datasets.arrow_dataset import Column
 from datasets.utils import tqdm
 from torch import Tensor
+
+from ._upstream import is_split_by_node, select_only, stored_column
 
 
 __all__ = ["LabelSource", "open_labels"]
@@ -109,15 +110,15 @@ def _open_array(labels: pa.Array | np.ndarray, name: str = "data") -> LabelSourc
 def _open_dataset(data: Dataset, column: str) -> LabelSource:
     def blocks(max_rows: int | None) -> Blocks:
         rows = data if max_rows is None else data.select(_spread(len(data), max_rows))
-        labels = rows.data.column(column)
-        if rows._indices is None:
+        labels, indices = stored_column(rows, column)
+        if indices is None:
             for chunk in labels.chunks:
                 yield from _slices(chunk)
         elif pa.types.is_integer(labels.type) and not labels.null_count:
-            yield from _gathered(labels, rows._indices.column(0))
+            yield from _gathered(labels, indices)
         else:
             joined = labels.combine_chunks()  # taking from chunks would join them each time
-            for chunk in rows._indices.column(0).chunks:
+            for chunk in indices.chunks:
                 for start in range(0, len(chunk), _ROWS):
                     yield joined.take(chunk[start : start + _ROWS])
 
@@ -145,7 +146,7 @@ def _open_stream(data: IterableDataset, column: str | None) -> LabelSource:
 
     def blocks(max_rows: int | None) -> Blocks:
         # Without features, each batch would be of the type that its values suggest, and the next one might not fit.
-        stream = _reads_only(data, column).with_format(None if data.features is None else "arrow")
+        stream = select_only(data, column).with_format(None if data.features is None else "arrow")
         with tqdm(desc=f"Counting {column}", unit=" rows", total=max_rows) as progress:
             for batch in stream.iter(batch_size=min(_ROWS, max_rows or _ROWS)):
                 labels = _as_arrow(batch[column]) if isinstance(batch, dict) else batch.column(column).combine_chunks()
@@ -154,30 +155,8 @@ def _open_stream(data: IterableDataset, column: str | None) -> LabelSource:
                 if max_rows is not None and progress.n >= max_rows:
                     return
 
-    distributed = getattr(data, "_distributed", None)
-    is_shard = distributed is not None and distributed.world_size > 1 and torch.distributed.is_initialized()
+    is_shard = is_split_by_node(data) and torch.distributed.is_initialized()
     return LabelSource(blocks, f"column {column!r}", _class_names(data.features, column), is_shard=is_shard)
-
-
-def _reads_only(data: IterableDataset, column: str) -> IterableDataset:
-    """`data` with one column, which is also all that is read, where the source is Parquet.
-
-    `select_columns` selects from what has been read; it is the builder that can tell Parquet what to read.
-    """
-    stream = data.select_columns(column)
-    source = getattr(data._ex_iterable, "generate_tables_fn", None)
-    builder = getattr(source, "__self__", None)
-    if hasattr(getattr(builder, "config", None), "columns") and builder.config.columns is None:
-        original, builder = builder, object.__new__(type(builder))
-        vars(builder).update(vars(original))  # copy() would share them
-        builder.config = copy(builder.config)
-        builder.config.columns = [column]
-        builder.info = builder.info.copy()
-        if builder.info.features is not None:
-            builder.info.features = Features({column: builder.info.features[column]})
-        stream._ex_iterable.ex_iterable = copy(stream._ex_iterable.ex_iterable)
-        stream._ex_iterable.ex_iterable.generate_tables_fn = getattr(builder, source.__name__)
-    return stream
 
 
 def _open_torch_dataset(data: Any, column: str | None) -> LabelSource:
