@@ -1,13 +1,15 @@
 """The metrics of imbalanced classification: for `Trainer(compute_metrics=...)` and as an `evaluate` module."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from math import isnan, nan
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 import evaluate
 import numpy as np
 from datasets import Features, List, Value
 from scipy.special import expit, log_expit, log_softmax
-from scipy.stats import rankdata
+from scipy.stats import rankdata, t
 from sklearn.metrics import (
     average_precision_score,
     f1_score,
@@ -19,7 +21,7 @@ from sklearn.metrics import (
 if TYPE_CHECKING:
     from transformers import EvalPrediction
 
-__all__ = ["ImbalancedClassification", "class_groups", "compute_metrics"]
+__all__ = ["ImbalancedClassification", "class_groups", "compute_metrics", "mean_and_interval"]
 
 
 def class_groups(label_counts: Sequence[float] | np.ndarray) -> dict[str, list[int]]:
@@ -172,6 +174,35 @@ def compute_metrics(
     if per_class:
         metrics |= {f"{name}_{key}": value for name, values in by_name.items() for key, value in values.items()}
     return metrics
+
+
+def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
+    """The mean of a number over runs, and how far its 95 % interval reaches to each side.
+
+    The interval is that of Student's t ([Student (1908)](https://doi.org/10.1093/biomet/6.1.1)), t s / sqrt(n) with the
+    standard deviation s of the n values, t the 0.975 quantile at n - 1 degrees of freedom. It holds for runs that differ by
+    chance alone, by their seeds for example.
+
+    Args:
+        values (iterable of `float`): The number of each run. NaN, for one that is not known, does not count.
+
+    Returns:
+        `tuple[float, float]`: Mean, NaN if there are no values, and half the width of the interval, NaN for fewer than two.
+
+    Example:
+
+    ```python
+    >>> from hf_focal.metrics import mean_and_interval
+    >>> mean, half = mean_and_interval([0.81, 0.83, 0.82])
+    >>> f"{mean:.3f} ± {half:.3f}"
+    '0.820 ± 0.025'
+
+    ```
+    """
+    known = [float(value) for value in values if not isnan(value)]
+    if len(known) < 2:
+        return (known[0] if known else nan), nan
+    return fmean(known), float(t.ppf(0.975, len(known) - 1)) * stdev(known) / len(known) ** 0.5
 
 
 def _metrics(

@@ -16,7 +16,7 @@ from datetime import timedelta
 from importlib.metadata import version
 from numbers import Integral, Real
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from types import SimpleNamespace, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -24,20 +24,27 @@ import numpy as np
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from scipy.stats import t
 from torch import Tensor
 
 from . import __version__
-from .alpha import LabelDistribution, _escaped
+from ._markdown import escape_markdown, markdown_table, one_line
+from .alpha import LabelDistribution
+from .metrics import mean_and_interval
 from .operating_points import posterior_from_config
 
 
-__all__ = ["ModelCardContents", "describe_hardware", "package_versions", "read_model_card", "write_model_card"]
+__all__ = [
+    "ModelCardContents",
+    "describe_hardware",
+    "escape_markdown",
+    "markdown_table",
+    "package_versions",
+    "read_model_card",
+    "write_model_card",
+]
 
 _RECORD = "json hf_focal"
 _FENCED = re.compile(r"^(`{3,})([^`\n]*)\n(.*?)(?:\n\1`*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
-# Control characters, marks that reverse the direction of what follows, and halves of surrogate pairs.
-_INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 # Title, and the metric of the Hub with its arguments, where they are not the name itself.
 _METRICS = {
     "f1_macro": ("Macro-F1", "f1", {"average": "macro"}),
@@ -298,10 +305,10 @@ def _eval_results(contents: ModelCardContents) -> list[EvalResult]:
 
 
 def _body(contents: ModelCardContents, pictures: dict[str, str]) -> str:
-    gamma = _text(_value(contents.settings["gamma"]))
+    gamma = escape_markdown(_value(contents.settings["gamma"]))
     loss = f"focal loss (gamma {gamma})" if _is_focal(contents) else "cross entropy"
     alpha = "" if contents.settings["alpha"] is None else " and class weights (alpha)"
-    source = "Trained" if contents.base_model is None else f"Fine-tuned from {_text(contents.base_model)}"
+    source = "Trained" if contents.base_model is None else f"Fine-tuned from {escape_markdown(contents.base_model)}"
     sections = {
         "Results": _results(contents),
         "Results per class": _per_class(contents),
@@ -312,9 +319,9 @@ def _body(contents: ModelCardContents, pictures: dict[str, str]) -> str:
         "Data, machine and versions": _origin(contents),
         "Reproduce": _reproduce(contents),
     }
-    intro = f"{source} on {_text(contents.dataset_name)} with {loss}{alpha} by hf\\_focal."
+    intro = f"{source} on {escape_markdown(contents.dataset_name)} with {loss}{alpha} by hf\\_focal."
     written = [f"## {title}\n\n{section}" for title, section in sections.items() if section]
-    return "\n\n".join([f"# {_text(contents.model_name)}", intro, *written]) + "\n"
+    return "\n\n".join([f"# {escape_markdown(contents.model_name)}", intro, *written]) + "\n"
 
 
 def _results(contents: ModelCardContents) -> str:
@@ -323,7 +330,7 @@ def _results(contents: ModelCardContents) -> str:
         return _table(["metric", "value"], [[_metric(k)[0], f"{v[0]:.4f}"] for k, v in contents.metrics.items()])
     rows = []
     for name, values in contents.metrics.items():
-        mean, half = fmean(values), t.ppf(0.975, num_seeds - 1) * stdev(values) / num_seeds**0.5
+        mean, half = mean_and_interval(values)
         rows.append([_metric(name)[0], f"{mean:.4f}", f"{mean - half:.4f} to {mean + half:.4f}"])
     return _table(["metric", f"mean of {num_seeds} seeds", "95 % interval (Student's t)"], rows)
 
@@ -334,7 +341,7 @@ def _per_class(contents: ModelCardContents) -> str:
         [label, *(_mean(metrics[name]) if name in metrics else "" for name in columns)]
         for label, metrics in contents.per_class.items()
     ]
-    return _table(["class", *(_metric(name)[0] for name in columns)], rows)
+    return _table(["class", *(escape_markdown(_metric(name)[0]) for name in columns)], rows)
 
 
 def _settings(contents: ModelCardContents) -> str:
@@ -343,7 +350,7 @@ def _settings(contents: ModelCardContents) -> str:
 
 
 def _training_labels(contents: ModelCardContents) -> str:
-    distribution = _distribution(contents, _plain)
+    distribution = _distribution(contents, str)
     return "" if distribution is None else f"{distribution.summary()}\n\n{distribution.to_markdown(_alpha(contents))}"
 
 
@@ -376,7 +383,7 @@ def _limits(contents: ModelCardContents) -> list[str]:
         f"Classes with fewer than 10 training examples: {_listed(rare)}.": rare,
     }
     return [limit for limit, holds in applies.items() if holds] + [
-        f"Note: {_text(limit)}" for limit in contents.limits
+        f"Note: {escape_markdown(limit)}" for limit in contents.limits
     ]
 
 
@@ -521,29 +528,18 @@ def _distribution(contents: ModelCardContents, shown: Callable[[str], str]) -> L
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, or nothing where there are no rows. Every cell is escaped."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *([_text(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else ""
-
-
-def _text(text: str) -> str:
-    """What shows `text` in a line of Markdown and is nothing but text there."""
-    return _escaped(_plain(text))
-
-
-def _plain(text: str) -> str:
-    """`text` without the characters that mean something to Markdown; HTML is still to be escaped."""
-    return re.sub(r"([\\`*_\[\]~$])", r"\\\1", _INVISIBLE.sub(" ", text))
+    """A Markdown table of texts."""
+    return markdown_table(header, [[escape_markdown(cell) for cell in row] for row in rows])
 
 
 def _short(text: str) -> str:
-    text = " ".join(_INVISIBLE.sub(" ", text).split())
+    text = one_line(text)
     return text if len(text) <= 24 else text[:23] + "…"
 
 
 def _listed(texts: Sequence[str]) -> str:
     texts = list(texts)
-    return ", ".join(map(_text, texts[:10])) + (f" and {len(texts) - 10} more" if len(texts) > 10 else "")
+    return ", ".join(map(escape_markdown, texts[:10])) + (f" and {len(texts) - 10} more" if len(texts) > 10 else "")
 
 
 def _metric(name: str) -> tuple[str, str, dict[str, str] | None]:

@@ -1,0 +1,71 @@
+"""Markdown: text that is nothing but text there, and tables."""
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+
+
+# Control characters, what has no width, marks that reverse the direction of what follows, and halves of surrogate
+# pairs. The joiners of emoji and of Persian (U+200C, U+200D) stay.
+_INVISIBLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+# At the beginning of a line: a heading, a list, a rule, what makes a heading or a table of the line above.
+_BLOCK = re.compile(r"^(\d{0,9})(?=#{1,6}(?: |$)|[-+](?: |$)|[-=:]+$|(?<=\d)[.)](?: |$))")
+
+
+def one_line(text: str) -> str:
+    """`text` in one line, without invisible characters and those that reverse the direction of others."""
+    return " ".join(_INVISIBLE.sub(" ", text).split())
+
+
+def escape_markdown(text: str) -> str:
+    r"""What shows `text` in one line and is nothing but text, wherever Markdown or HTML may have text.
+
+    That is in paragraphs, headings, lists, links and the cells of a table, but not in code.
+
+    Args:
+        text (`str`): Any.
+
+    Example:
+
+    ```python
+    >>> from hf_focal.model_card import escape_markdown
+    >>> print(escape_markdown("a|b *c* <d>"))
+    a&#124;b \*c\* &lt;d&gt;
+
+    ```
+    """
+    text = re.sub(r"([\\`*_\[\]~$])", r"\\\1", one_line(text))
+    return html.escape(_BLOCK.sub(r"\1\\", text)).replace("|", "&#124;")
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    r"""A table of Markdown, the first column on the left and the others on the right; nothing where there are no rows.
+
+    Args:
+        header (sequence of `str`): The names of the columns, in Markdown.
+        rows (iterable of sequences of `str`): The cells, in Markdown: text of others goes through [`escape_markdown`].
+
+    Raises:
+        `ValueError`: If a row has more or fewer cells than the header.
+
+    Example:
+
+    ```python
+    >>> from hf_focal.model_card import escape_markdown, markdown_table
+    >>> print(markdown_table(["class", "count"], [[escape_markdown("a|b"), "**3**"], ["c", "1"]]))
+    | class | count |
+    | --- | ---: |
+    | a&#124;b | **3** |
+    | c | 1 |
+
+    ```
+    """
+    rows = list(rows)
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"rows: expected {len(header)} cells, as the header has, but got {list(row)}")
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else ""
