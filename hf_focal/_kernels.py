@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._upstream import is_traced
+from ._checks import is_traced
 
 
 GammaOfTargets = float | Tensor | Callable[[Tensor], Tensor]
@@ -255,9 +255,7 @@ def _in_blocks(
     return loss.to(loss_dtype(input))
 
 
-def _softmax_parts(
-    logits: Tensor, target: Tensor, out: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _softmax_parts(logits: Tensor, target: Tensor, out: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``exp(z_j)``, 0 for the true class, and their sum ``T``, both up to a factor per row; ``-log p_t``; ``1 - p_t``."""
     wide = wide_dtype(logits)
     # To find the largest of so few takes longer than all the rest.

@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ._checks import as_gamma, as_number, as_numbers, check_distributions, describe, extremes
+from ._checks import as_gamma, as_number, as_numbers, check_distributions, describe, extremes, is_traced
 from ._class_weights import Alpha, sigmoid_weights, softmax_weights
 from ._kernels import SigmoidFocal, SoftmaxFocal, beside, evaluate
-from ._upstream import is_traced
 
 
 __all__ = ["FocalLoss", "flsd_53", "focal_loss", "sigmoid_focal_loss"]
@@ -161,9 +160,7 @@ def sigmoid_focal_loss(
     alpha = sigmoid_weights(alpha, num_labels)
     target = target.to(input.device)
     num_valid, found_index = _count_valid(target, 1 + 1e-5, ignore_index, "probabilities in [0, 1]")
-    kernel = SigmoidFocal(
-        beside(gamma, input), beside(gamma_neg, input), margin, beside(alpha, input), found_index
-    )
+    kernel = SigmoidFocal(beside(gamma, input), beside(gamma_neg, input), margin, beside(alpha, input), found_index)
     # Decisions can be cut into blocks anywhere, unless each label has numbers of its own.
     has_own = any(isinstance(value, Tensor) and value.dim() for value in (gamma, gamma_neg, alpha))
     shape = (-1, num_labels) if has_own else (-1,)

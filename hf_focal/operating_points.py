@@ -12,8 +12,8 @@ import torch
 from sklearn.metrics import precision_recall_curve
 from torch import Tensor
 
-from .calibration import apply_temperature, fit_temperature
 from ._model_kinds import is_multi_label
+from .calibration import apply_temperature, fit_temperature
 from .posterior import class_posterior, shift_prior, sigmoid_class_posterior
 from .settings import FocalSettings
 

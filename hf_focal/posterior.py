@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import as_gamma, as_number, as_numbers, check_distributions, check_floating, check_length
+from ._checks import as_gamma, as_number, as_numbers, check_distributions, check_floating, check_length, is_traced
 from ._class_weights import Alpha, sigmoid_weights, softmax_weights
 from ._kernels import all_margins, loss_dtype, wide_dtype
-from ._upstream import is_traced
 
 
 __all__ = ["PriorEstimate", "class_posterior", "estimate_prior", "shift_prior", "sigmoid_class_posterior"]

@@ -118,7 +118,9 @@ class FocalSettings:
         for name, length in self._lengths().items():
             expected = 1 if name == "thresholds" and num_labels == 2 and not multi_label else num_labels
             if name == "thresholds" and num_labels > 2 and not multi_label:
-                raise ValueError(f"thresholds: they are for two classes or several labels, but there are {num_labels} classes")
+                raise ValueError(
+                    f"thresholds: they are for two classes or several labels, but there are {num_labels} classes"
+                )
             if length != expected:
                 raise ValueError(f"{name}: expected one number for each of {expected} classes, but got {length}")
         if self.class_prior is not None and not multi_label:
@@ -215,7 +217,9 @@ class FocalSettings:
 
 
 def _number(name: str, value: Any, low: float, high: float) -> float:
-    if not (isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high and abs(value) < math.inf):
+    if not (
+        isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high and abs(value) < math.inf
+    ):
         limits = f">= {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
         raise ValueError(f"{name}: expected a number {limits}, but got {value!r}")
     return float(value)

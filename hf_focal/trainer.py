@@ -2,9 +2,8 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ from ._model_kinds import (
     unsupported_task_of,
 )
 from ._trainer_card import write_trainer_card
-from ._upstream import assert_async
+from ._upstream import assert_async, is_split_by_node
 from .alpha import AlphaMethod, LabelDistribution, check_alpha_method, check_beta
 from .losses import Gamma
 from .operating_points import calibrate_config
@@ -314,13 +313,16 @@ class FocalTrainer(Trainer):
 
         return super().hyperparameter_search(None if hp_space is None else checked_space, *args, **kwargs)
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | int | None:
-        if self._is_causal() and all("labels" in batch for batch in batch_samples):
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """As [`~transformers.Trainer.get_batch_samples`]; of causal language models, counts what is predicted."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._is_causal() and all("labels" in batch for batch in batches):
             # What precedes the first token predicts nothing, which Trainer takes into account only since version 5.
-            batch_samples = [
-                {**batch, "labels": F.pad(batch["labels"][..., 1:], (1, 0), value=-100)} for batch in batch_samples
-            ]
-        return super()._get_num_items_in_batch(batch_samples, device)
+            predicted = [{**batch, "labels": F.pad(batch["labels"][..., 1:], (1, 0), value=-100)} for batch in batches]
+            _, num_items = super().get_batch_samples(iter(predicted), len(predicted), device)
+        return batches, num_items
 
     def target_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         r"""The loss of each target, unreduced: the one method to override for a loss of your own.
@@ -375,9 +377,8 @@ class FocalTrainer(Trainer):
             count = partial(
                 LabelDistribution.from_dataset, self.train_dataset, num_labels=num_labels, multi_label=multi_label
             )
-            is_shard = getattr(self.train_dataset, "_distributed", None) is not None
             try:
-                outcome = count() if is_shard else _on_main_process(count)
+                outcome = count() if is_split_by_node(self.train_dataset) else _on_main_process(count)
             except ValueError as error:  # which it would be the next time too
                 outcome = error
             self._counted = (source, outcome)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from accelerate import DistributedType, PartialState
 from accelerate.state import AcceleratorState
 from datasets import Dataset
@@ -29,15 +30,23 @@ from hf_focal import FocalTrainer
 class PerBatchMean(FocalTrainer):
     """The negative control: the mean of each micro-batch, as a usual override of compute_loss returns it."""
 
-    def _scaled_focal_loss(self, outputs, labels, num_items_in_batch=None):
-        return super()._scaled_focal_loss(outputs, labels)
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return super().compute_loss(model, inputs, return_outputs)
+
+
+class PolyLossTrainer(FocalTrainer):
+    """A loss of its own through the public seam: Leng et al. 2022, https://arxiv.org/abs/2204.12511."""
+
+    def target_losses(self, logits, labels):
+        cross_entropy = F.cross_entropy(logits.float().movedim(-1, 1), labels, reduction="none")
+        return cross_entropy + 2.0 * (1 - (-cross_entropy).exp())
 
 
 NUM_EXAMPLES, NUM_LABELS, LENGTH = 44, 3, 6
 NUM_EVAL_EXAMPLES = 11  # which two processes cannot share evenly
 GLOBAL_BATCH = 8  # so that the last window of an epoch is short: 5 steps of 8 examples and one of 4
 STEPS_OF_WHOLE_BATCHES = 5
-_TRAINERS = {trainer.__name__: trainer for trainer in (FocalTrainer, PerBatchMean, Trainer)}
+_TRAINERS = {trainer.__name__: trainer for trainer in (FocalTrainer, PerBatchMean, PolyLossTrainer, Trainer)}
 TASKS = ["single_label", "multi_label", "tokens"]
 
 

@@ -12,8 +12,18 @@ import torch.nn.functional as F
 import transformers
 from accelerate.commands.config.config_args import load_config_from_file
 from datasets import Dataset
-from exactness import GLOBAL_BATCH, NUM_EVAL_EXAMPLES, STEPS_OF_WHOLE_BATCHES, TASKS, tiny_dataset, tiny_model, train
+from exactness import (
+    GLOBAL_BATCH,
+    NUM_EVAL_EXAMPLES,
+    STEPS_OF_WHOLE_BATCHES,
+    TASKS,
+    PolyLossTrainer,
+    tiny_dataset,
+    tiny_model,
+    train,
+)
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -22,6 +32,7 @@ from transformers import (
     BertLMHeadModel,
     EarlyStoppingCallback,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
@@ -29,12 +40,15 @@ from transformers import (
     Wav2Vec2ForSequenceClassification,
     YolosConfig,
     YolosForObjectDetection,
+    default_data_collator,
 )
 
 from hf_focal import (
+    FocalSettings,
     FocalTrainer,
     FocalTrainingArguments,
     LabelDistribution,
+    _kernels,
     apply_temperature,
     compute_alpha,
     fit_temperature,
@@ -45,7 +59,8 @@ from hf_focal import (
     posterior_from_config,
     sigmoid_focal_loss,
 )
-from hf_focal.label_counts import count_labels
+from hf_focal._label_counts import count_labels
+from hf_focal._loss_statistics import LossStatistics
 
 
 ALPHA_OF_TASK = {"single_label": [0.5, 1.0, 4.0], "multi_label": [0.3, 0.5, 0.9], "tokens": [0.5, 1.0, 4.0]}
@@ -96,7 +111,7 @@ def two_processes(tmp_path_factory):
         accumulated = {"per_device_train_batch_size": GLOBAL_BATCH // 4, "gradient_accumulation_steps": 2}
         for name, cut in (("at_once", at_once), ("accumulated", accumulated)):
             cases[f"{task}_{name}"] = {"task": task, "alpha": ALPHA_OF_TASK[task], **cut}
-    for trainer_class in ("PerBatchMean", "Trainer"):
+    for trainer_class in ("PerBatchMean", "Trainer", "PolyLossTrainer"):
         cases[trainer_class] = {"task": "tokens", "trainer_class": trainer_class, **at_once}
     for name, arguments in WAYS_TO_DISTRIBUTE.items():
         cases[name] = {"task": "tokens", "alpha": ALPHA_OF_TASK["tokens"], **at_once, **arguments}
@@ -262,6 +277,14 @@ class Unlabelled(torch.utils.data.Dataset):
         return torch.zeros(3)
 
 
+def without_reads(function):
+    def run(*args):
+        with torch.utils._python_dispatch._disable_current_modes():
+            return function(*args)
+
+    return run
+
+
 def batch_of(task, size=4):
     dataset = tiny_dataset(task, size)
     return {name: torch.tensor(dataset[name][:]) for name in ("input_ids", "labels")}
@@ -365,18 +388,18 @@ class TestSettings:
         trainer = make_trainer(tmp_path, task=task, gamma=3, alpha="inverse", label_smoothing_factor=smoothing)
         trainer.train()
         trainer.save_model()
-        expected = {
-            "gamma": 3.0,
-            "alpha": compute_alpha(tiny_dataset(task), num_labels=3).tolist(),
-            "label_smoothing": smoothing,
-            "label_counts": count_labels(tiny_dataset(task), num_labels=3).counts.tolist(),
-            "class_prior": LabelDistribution.from_dataset(tiny_dataset(task), num_labels=3).shares.tolist(),
-        }
+        expected = FocalSettings(
+            gamma=3.0,
+            alpha=compute_alpha(tiny_dataset(task), num_labels=3).tolist(),
+            label_smoothing=smoothing,
+            label_counts=count_labels(tiny_dataset(task), num_labels=3).counts.tolist(),
+            class_prior=LabelDistribution.from_dataset(tiny_dataset(task), num_labels=3).shares.tolist(),
+        )
         loaded = type(trainer.model).from_pretrained(tmp_path)
-        assert loaded.config.focal_loss == expected
+        assert FocalSettings.from_config(loaded.config) == expected
         # Without training data, evaluation uses the weights that the model was trained with.
         trainer = make_trainer(tmp_path, model=loaded, task=task, train_dataset=None, alpha="inverse")
-        assert trainer.alpha == expected["alpha"]
+        assert trainer.alpha == expected.alpha
 
     @pytest.mark.parametrize("task", TASKS)
     @pytest.mark.parametrize(
@@ -555,6 +578,103 @@ class TestLoss:
         assert output.predictions.shape == (44, 3) and output.label_ids is None
 
 
+class TestSeam:
+    def test_another_loss_is_in_force(self, tmp_path):
+        trainer = make_trainer(tmp_path, trainer_class=PolyLossTrainer)
+        batch = batch_of("single_label")
+        cross_entropy = F.cross_entropy(trainer.model(batch["input_ids"]).logits, batch["labels"], reduction="none")
+        expected = (cross_entropy + 2 * (1 - (-cross_entropy).exp())).mean()
+        torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), expected)
+
+    def test_it_is_evaluated_and_its_shares_are_logged(self, tmp_path):
+        args = {"logging_strategy": "steps", "logging_steps": 1, "max_steps": 1, "learning_rate": 0.0}
+        trainer = make_trainer(tmp_path, task="tokens", trainer_class=PolyLossTrainer, **args)
+        trainer.train()
+        evaluated = [
+            trainer.evaluate(tiny_dataset("tokens", NUM_EVAL_EXAMPLES))["eval_loss"]
+            for trainer.args.per_device_eval_batch_size in (2, 8)
+        ]
+        assert evaluated[0] == pytest.approx(evaluated[1], rel=1e-6)
+        (log,) = [log for log in trainer.state.log_history if "loss" in log]
+        assert sum(log[f"loss_share_{group}"] for group in ("head", "mid", "tail")) == pytest.approx(1)
+
+    @pytest.mark.parametrize("cut", ["accumulated", "two_processes"])
+    def test_it_is_exact(self, tmp_path, two_processes, cut):
+        shared = {"trainer_class": "PolyLossTrainer", "max_steps": STEPS_OF_WHOLE_BATCHES}
+        whole = train(tmp_path / "whole", "tokens", **shared).model.state_dict()
+        if cut == "two_processes":
+            weights, run = two_processes["PolyLossTrainer"]
+            assert run["world_size"] == 2
+        else:
+            accumulated = {"per_device_train_batch_size": GLOBAL_BATCH // 4, "gradient_accumulation_steps": 4}
+            weights = train(tmp_path, "tokens", **shared, **accumulated).model.state_dict()
+        assert drift(weights, whole) < 1e-6
+        assert drift(whole, train(tmp_path, "tokens", max_steps=STEPS_OF_WHOLE_BATCHES).model.state_dict()) > 1e-3
+
+    def test_losses_of_another_shape_are_refused(self, tmp_path):
+        class Reduced(FocalTrainer):
+            def target_losses(self, logits, labels):
+                return super().target_losses(logits, labels).mean()
+
+        with pytest.raises(ValueError, match=r"target_losses: expected one loss per target, of shape \(8,\)"):
+            make_trainer(tmp_path, trainer_class=Reduced).train()
+
+
+class CountsReads(TorchDispatchMode):
+    """Counts how often a number is read back from a tensor, for which a GPU has to be waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.reads = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.reads += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+class TestReads:
+    def reads_of_steps(self, folder, monkeypatch, **kwargs):
+        """The reads of the third to the last of eight steps, the kernels' own branches for CPU left out."""
+        for name in ("_softmax_parts", "_scale_rows", "_is_one"):
+            monkeypatch.setattr(_kernels, name, without_reads(getattr(_kernels, name)))
+        reads = []
+
+        class Reads(TrainerCallback):
+            def on_step_end(self, args, state, control, **kwargs):
+                reads.append(mode.reads)
+
+        # Not the bar: it is the loop of Trainer that is measured.
+        trainer = make_trainer(folder, max_steps=8, callbacks=[Reads()], logging_strategy="no", **kwargs)
+        with CountsReads() as mode:
+            trainer.train()
+        return reads[-1] - reads[1]
+
+    @pytest.mark.parametrize("settings", [{}, {"alpha": "inverse"}, {"alpha": [0.5, 1.0, 4.0], "gamma": [0, 1, 2]}])
+    @pytest.mark.parametrize("task", TASKS)
+    def test_no_more_reads_than_the_stock_class(self, tmp_path, monkeypatch, task, settings):
+        if task == "multi_label" and isinstance(settings.get("alpha"), list):
+            settings = {**settings, "alpha": [0.5, 0.5, 0.9]}
+        stock = self.reads_of_steps(tmp_path, monkeypatch, task=task, trainer_class=Trainer)
+        assert self.reads_of_steps(tmp_path, monkeypatch, task=task, **settings) == stock > 0
+
+    @pytest.mark.parametrize(("task", "wrong"), [("single_label", 3), ("tokens", 7), ("multi_label", 0.5)])
+    def test_wrong_label_after_the_first_batch_is_an_error(self, tmp_path, task, wrong):
+        class WrongLater:
+            calls = 0
+
+            def __call__(self, examples):
+                batch = default_data_collator(examples)
+                self.calls += 1
+                if self.calls == 4:
+                    batch["labels"].view(-1)[-1] = wrong
+                return batch
+
+        trainer = make_trainer(tmp_path, task=task, max_steps=6, data_collator=WrongLater())
+        with pytest.raises(RuntimeError, match="labels: expected .*, but got others"):
+            trainer.train()
+        assert trainer.state.global_step == 3
+
+
 class TestModels:
     @pytest.mark.parametrize("task", TASKS)
     def test_model_that_returns_tuples(self, tmp_path, task):
@@ -675,7 +795,7 @@ class TestModels:
         trainer = make_trainer(tmp_path, model=model, train_dataset=data, per_device_train_batch_size=4)
         logits = model(ids).logits[:, :-1].transpose(1, 2)
         batch = {"input_ids": ids, "labels": labels}
-        num_targets = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
+        _, num_targets = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
         assert num_targets == (labels[:, 1:] != -100).sum()
         loss = trainer.compute_loss(model, batch, num_items_in_batch=num_targets)
         torch.testing.assert_close(loss, focal_loss(logits, labels[:, 1:]))
@@ -776,13 +896,13 @@ class TestLog:
     @pytest.mark.parametrize("strategy", [{"logging_steps": 3}, {"logging_steps": 4, "logging_first_step": True}])
     def test_statistics_are_computed_at_logging_steps_only(self, tmp_path, monkeypatch, strategy):
         computed = []
-        add = FocalTrainer._add_statistics
-        monkeypatch.setattr(
-            FocalTrainer,
-            "_add_statistics",
-            lambda self, *args: (computed.append(self.state.global_step + 1), add(self, *args)),
-        )
+        add = LossStatistics.add
         trainer = make_trainer(tmp_path, max_steps=8, logging_strategy="steps", **strategy)
+        monkeypatch.setattr(
+            LossStatistics,
+            "add",
+            lambda self, *args: (computed.append(trainer.state.global_step + 1), add(self, *args)),
+        )
         trainer.train()
         logged = [log["step"] for log in trainer.state.log_history if "mean_p_t" in log]
         assert computed == logged == [log["step"] for log in trainer.state.log_history if "loss" in log]
@@ -865,6 +985,24 @@ class TestLifeOfARun:
             trainer.train(resume_from_checkpoint=True)
         assert not [warning for warning in record if "alpha" in str(warning.message)]
         assert trainer.model.config.focal_loss["gamma"] == 3
+
+    def test_resuming_with_another_alpha_only_warns(self, tmp_path):
+        saved = {"save_strategy": "steps", "save_steps": 1}
+        make_trainer(tmp_path, alpha=[1.0, 1.0, 2.0], **saved).train()
+        trainer = make_trainer(tmp_path, alpha=[1.0, 1.0, 3.0], max_steps=3, **saved)
+        with pytest.warns(UserWarning, match=r"with alpha \[1.0, 1.0, 2.0\]; it goes on with alpha \[1.0, 1.0, 3.0\]"):
+            trainer.train(resume_from_checkpoint=True)
+
+    @pytest.mark.parametrize("record", [{}, "inverse", {"gamma": [2.0, "x"]}, {"gamma": 2.0, "temperature": 0}])
+    def test_resuming_from_a_record_that_cannot_be_read_warns(self, tmp_path, record):
+        saved = {"save_strategy": "steps", "save_steps": 1}
+        make_trainer(tmp_path, gamma=3, **saved).train()
+        config = tmp_path / "checkpoint-2" / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "focal_loss": record}))
+        trainer = make_trainer(tmp_path, gamma=2, max_steps=3, **saved)
+        with pytest.warns(UserWarning, match="checkpoint-2: .* cannot be read .*; it goes on with those of this run"):
+            trainer.train(resume_from_checkpoint=True)
+        assert FocalSettings.from_config(trainer.model.config).gamma == 2
 
     def test_best_model_is_loaded_by_the_exact_loss(self, tmp_path):
         trainer = make_trainer(
@@ -1064,7 +1202,9 @@ class TestPrecision:
         trainer = make_trainer(tmp_path, eval_dataset=tiny_dataset(task), **shared, **arguments)
         plain.train()
         trainer.train()
-        assert drift(trainer._core_model().state_dict(), plain.model.state_dict()) < tolerance
+        assert (
+            drift(trainer.accelerator.unwrap_model(trainer.model).state_dict(), plain.model.state_dict()) < tolerance
+        )
         assert trainer.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"], rel=tolerance)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -1072,9 +1212,10 @@ class TestPrecision:
         trainer = make_trainer(tmp_path)
         logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
         with torch.autocast("cpu", dtype):
-            loss = trainer._scaled_focal_loss({"logits": logits}, torch.tensor([0, 1, 2, 0]))
-        assert loss.dtype == torch.float32
-        torch.testing.assert_close(loss, focal_loss(logits.float(), torch.tensor([0, 1, 2, 0])))
+            losses = trainer.target_losses(logits, torch.tensor([0, 1, 2, 0]))
+        assert losses.dtype == torch.float32
+        expected = focal_loss(logits.float(), torch.tensor([0, 1, 2, 0]), reduction="none")
+        torch.testing.assert_close(losses, expected)
 
 
 class TestHeads:
