@@ -41,7 +41,8 @@ def test_installed_metadata():
     assert installed.metadata["License-Expression"] == "Apache-2.0"
     if "editable" not in (installed.read_text("direct_url.json") or ""):
         package = ROOT / "hf_focal"
-        sources = {f"hf_focal/{path.name}" for path in [*package.glob("*.py"), package / "py.typed"]}
+        files = [*package.glob("*.py"), package / "py.typed", package / "CHANGELOG.md"]
+        sources = {f"hf_focal/{path.name}" for path in files}
         assert sources <= {str(path) for path in installed.files}
 
 
