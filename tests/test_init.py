@@ -44,9 +44,3 @@ def test_installed_metadata():
         files = [*package.glob("*.py"), package / "py.typed", package / "CHANGELOG.md"]
         sources = {f"hf_focal/{path.name}" for path in files}
         assert sources <= {str(path) for path in installed.files}
-
-
-@pytest.mark.parametrize("command", [["check"], ["format", "--check"]])
-def test_ruff(command):
-    result = subprocess.run([sys.executable, "-m", "ruff", *command, ROOT], capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout
