@@ -99,7 +99,7 @@ class _LabelCounter:
         self.outside: set[int] = set()
         self.id_of_string: dict[str, int] = {}
         self.widths: set[int] = set()
-        self.ones: np.ndarray | int = 0
+        self.ones = np.zeros(1, np.int64)  # as many as the rows are long, from the first one on
         # Lists of a ClassLabel hold ids of classes, whatever their values.
         self.may_be_multi_hot = multi_label is not False and names is None
         self.has_ignored = self.has_repeats = False

@@ -101,9 +101,11 @@ def _open_array(labels: pa.Array | np.ndarray, name: str = "data") -> LabelSourc
         raise ValueError(f"data: expected labels in one or two dimensions, but got shape {labels.shape}")
 
     def blocks(max_rows: int | None) -> Blocks:
-        return _slices(labels if max_rows is None else labels.take(_spread(len(labels), max_rows), **axis))
+        if max_rows is None:
+            return _slices(labels)
+        rows = _spread(len(labels), max_rows)
+        return _slices(labels[rows] if isinstance(labels, np.ndarray) else labels.take(rows))
 
-    axis = {"axis": 0} if isinstance(labels, np.ndarray) else {}
     return LabelSource(blocks, name, num_rows=len(labels))
 
 
@@ -134,7 +136,7 @@ def _gathered(labels: pa.ChunkedArray, indices: pa.ChunkedArray) -> Blocks:
     ends = [end for chunk in numbers for end in (chunk.min(), chunk.max())]
     copied = np.empty(len(labels), np.result_type(*map(np.min_scalar_type, ends)))
     np.concatenate(numbers, out=copied, casting="unsafe")
-    blocks = (block.to_numpy().view(np.int64) for chunk in indices.chunks for block in _slices(chunk))
+    blocks = (block for chunk in indices.chunks for block in _slices(chunk.to_numpy().view(np.int64)))
     with ThreadPoolExecutor() as pool:
         while group := list(islice(blocks, 8)):
             yield from pool.map(partial(copied.take, mode="clip"), group)

@@ -76,23 +76,23 @@ def select_only(stream: "IterableDataset", column: str) -> "IterableDataset":
     read. It is reached through `IterableDataset._ex_iterable`; where it is not found, all columns are read.
     """
     selected = stream.select_columns(column)
-    selection = getattr(selected, "_ex_iterable", None)
-    source = getattr(selection, "ex_iterable", None)
-    generate = getattr(source, "generate_tables_fn", None)
-    builder = getattr(generate, "__self__", None)
-    if selection is None or not hasattr(getattr(builder, "config", None), "columns"):
-        return selected
-    if builder.config.columns is not None:
+    selection: Any = getattr(selected, "_ex_iterable", None)
+    source: Any = getattr(selection, "ex_iterable", None)
+    generate: Any = getattr(source, "generate_tables_fn", None)
+    builder: Any = getattr(generate, "__self__", None)
+    config: Any = getattr(builder, "config", None)
+    if not hasattr(config, "columns") or config.columns is not None:
         return selected
     narrow = object.__new__(type(builder))
     vars(narrow).update(vars(builder))  # copy() would share them
-    narrow.config = copy(builder.config)
+    narrow.config = copy(config)
     narrow.config.columns = [column]
     narrow.info = builder.info.copy()
     if narrow.info.features is not None:
         narrow.info.features = type(narrow.info.features)({column: narrow.info.features[column]})
-    selection.ex_iterable = copy(source)
-    selection.ex_iterable.generate_tables_fn = getattr(narrow, generate.__name__)
+    source = copy(source)
+    source.generate_tables_fn = getattr(narrow, generate.__name__)
+    selection.ex_iterable = source
     return selected
 
 

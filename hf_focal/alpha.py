@@ -169,7 +169,7 @@ class LabelDistribution:
     @overload
     def alpha(
         self,
-        method: AlphaMethod,
+        method: str,
         *,
         beta: float = 0.999,
         max_ratio: float | None = None,
@@ -361,7 +361,7 @@ def compute_alpha(
 @overload
 def compute_alpha(
     data: Any,
-    method: AlphaMethod,
+    method: str,
     *,
     column: str | None = None,
     num_labels: int | None = None,

@@ -93,7 +93,7 @@ class TestStoredColumn:
             dataset([*LABELS, None]).select(range(1, 100)),
             dataset([str(label) for label in LABELS]).shuffle(seed=0),
             dataset(LABELS, ClassLabel(num_classes=5)).shuffle(seed=0),
-            dataset([[1, 0], [1, 1], [0, 0]], List(Value("float32"), length=2)).select([2, 1]),
+            dataset([[1, 0], [1, 1], [0, 0]], List(Value("int8"), length=2)).select([2, 1]),
             dataset([[0, 300, -100], [], [7]]).select([2, 0, 1]),
             dataset(LABELS).with_transform(lambda rows: {"label": [9] * len(rows["label"])}).shuffle(seed=0),
         ],

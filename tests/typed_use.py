@@ -21,4 +21,5 @@ def class_weights(labels: list[int], method: str) -> None:
 def loss_with_class_weights(input: Tensor, target: Tensor, labels: list[int], method: str) -> None:
     assert_type(focal_loss(input, target, alpha=compute_alpha(labels)), Tensor)
     assert_type(focal_loss(input, target, alpha=compute_alpha(labels, method)), Tensor)
+    assert_type(focal_loss(input, target, alpha=compute_alpha(labels, "none")), Tensor)
     torch.nn.functional.cross_entropy(input, target, weight=compute_alpha(labels, "inverse"))
