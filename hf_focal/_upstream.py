@@ -14,15 +14,17 @@ if TYPE_CHECKING:  # the losses come by here, and need torch alone
     import pyarrow as pa
     from datasets import Dataset, IterableDataset
 
-__all__ = ["are_transforms_active", "assert_async", "is_split_by_node", "select_only", "stored_column"]
+__all__ = ["assert_async", "is_split_by_node", "is_traced", "select_only", "stored_column"]
 
 
-def are_transforms_active() -> bool:
-    """Whether a transform of `torch.func` (grad, vmap, ...) is computing.
+def is_traced() -> bool:
+    """Whether the values of tensors cannot be looked at: in `torch.compile` and in the transforms of `torch.func`.
 
     `torch._C._are_functorch_transforms_active`; without it, whether an autograd function is refused that is not made for
     transforms. That takes microseconds.
     """
+    if torch.compiler.is_compiling():
+        return True
     try:
         return torch._C._are_functorch_transforms_active()
     except AttributeError:

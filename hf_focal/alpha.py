@@ -1,6 +1,5 @@
 """The label distribution of a dataset, and class weights from it. As a command: `python -m hf_focal.alpha --help`."""
 
-import html
 import math
 from argparse import ArgumentParser
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ._label_counts import count_labels
+from ._markdown import escape_markdown, markdown_table
 
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class LabelDistribution:
     tensor([0.8562, 3.7321])
     >>> print(distribution.to_markdown(distribution.alpha()))
     | class | count | share | alpha |
-    |---|---:|---:|---:|
+    | --- | ---: | ---: | ---: |
     | ham | 950 | 95.00 % | 0.526 |
     | spam | 50 | 5.00 % | 10 |
 
@@ -252,10 +252,7 @@ class LabelDistribution:
     def to_markdown(self, alpha: Tensor | None = None) -> str:
         """The same as Markdown; class names are escaped."""
         header, *rows = self._table(alpha)
-        lines = [header, ["---", *["---:"] * (len(header) - 1)], *([_escaped(cell) for cell in row] for row in rows)]
-        tight = "|" + "|".join(lines.pop(1)) + "|"
-        body = ["| " + " | ".join(line) + " |" for line in lines]
-        return "\n".join([body[0], tight, *body[1:]])
+        return markdown_table(header, [[escape_markdown(cell) for cell in row] for row in rows])
 
     def plot(self, alpha: Tensor | None = None, file: str | Path | None = None) -> "Figure":
         """Draws the counts as sorted bars, on a logarithmic scale where they differ much, and alpha beside them.
@@ -474,10 +471,6 @@ def _aligned(table: list[list[str]]) -> list[str]:
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip()
         for row in table
     ]
-
-
-def _escaped(cell: str) -> str:
-    return html.escape(" ".join(cell.split())).replace("|", "&#124;")
 
 
 def main(arguments: list[str] | None = None) -> None:

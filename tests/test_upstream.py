@@ -39,7 +39,7 @@ def hide(monkeypatch):
     return hide
 
 
-class TestTransforms:
+class TestIsTraced:
     @pytest.fixture(params=["with", "without"], autouse=True)
     def attribute(self, request, monkeypatch):
         if request.param == "without":
@@ -49,7 +49,7 @@ class TestTransforms:
         seen = []
 
         def square(x):
-            seen.append(_upstream.are_transforms_active())
+            seen.append(_upstream.is_traced())
             return (x * x).sum()
 
         x = torch.arange(3.0, requires_grad=True)
@@ -62,6 +62,10 @@ class TestTransforms:
         assert len(seen) == 5 and all(seen[2:])
         square(x)
         assert seen[-1] is False
+
+    def test_inside_of_compile(self):
+        compiled = torch.compile(lambda x: x + _upstream.is_traced(), backend="eager", fullgraph=True)
+        assert compiled(torch.zeros(1)).item() == 1
 
 
 class TestAssert:
