@@ -10,45 +10,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from datasets import Dataset, DatasetInfo, IterableDataset
 from huggingface_hub import metadata_load, metadata_save
 from torch import nn
+from transformers import Trainer
 from transformers.modelcard import TrainingSummary
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_AUDIO_FRAME_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
-)
 from transformers.trainer_utils import PredictionOutput, has_length
 
+from ._model_kinds import is_multi_label, task_of
 from .metrics import ImbalancedClassification
-from .model_card import ModelCardContents, describe_hardware, write_model_card
+from .model_card import TOLERANCE, ModelCardContents, describe_hardware, write_model_card
+from .settings import FocalSettings
 
 
-if TYPE_CHECKING:
-    from .trainer import FocalTrainer
+__all__ = ["fingerprint", "without_secrets", "write_trainer_card"]
 
-__all__ = ["TOLERANCE", "write_trainer_card"]
-
-# Other hardware or versions round differently, which sends training along another path: it ends about as far away as
-# that of another seed, whose macro-F1 has a standard deviation of 0.01 to 0.08 in the README.
-TOLERANCE = 0.05
-
-_TASKS = {
-    "token-classification": {*MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values()},
-    "image-classification": {*MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values()},
-    "video-classification": {*MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES.values()},
-    "audio-classification": {
-        *MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES.values(),
-        *MODEL_FOR_AUDIO_FRAME_CLASSIFICATION_MAPPING_NAMES.values(),
-    },
-}
 # What Trainer adds to the metrics of an evaluation.
 _NO_METRIC = re.compile(
     r"runtime|samples_per_second|steps_per_second|jit_compilation_time|model_preparation_time|mem_.*"
@@ -71,9 +51,9 @@ class _Results:
 
 
 def write_trainer_card(
-    trainer: "FocalTrainer",
+    trainer: Trainer,
     model: nn.Module,
-    settings: dict[str, Any],
+    settings: FocalSettings,
     language: str | None,
     license: str | None,
     tags: str | list[str] | None,
@@ -87,9 +67,9 @@ def write_trainer_card(
     """Writes README.md and the pictures into the trainer's `output_dir`.
 
     Args:
-        trainer ([`FocalTrainer`]): Whose model in memory it is about.
+        trainer ([`~transformers.Trainer`]): Whose model in memory it is about, usually a [`FocalTrainer`].
         model (`nn.Module`): That model without wrappers, a classifier with a config.
-        settings (`dict`): What trained it, as in its config under ``focal_loss``.
+        settings ([`FocalSettings`]): What trained it.
         language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args:
             As in [`~transformers.Trainer.create_model_card`].
 
@@ -99,7 +79,7 @@ def write_trainer_card(
     Raises:
         `ValueError`: If what is known does not make a card; the message says what.
     """
-    folder = Path(trainer.args.output_dir)
+    folder, config = Path(trainer.args.output_dir or "."), cast(Any, model.config)
     existing = _existing_metadata(folder / "README.md")
     summary = TrainingSummary.from_trainer(
         trainer,
@@ -108,28 +88,30 @@ def write_trainer_card(
         tags=[*_as_list(tags), *_as_list(existing.get("tags"))],
         model_name=model_name or folder.absolute().name,
         finetuned_from=finetuned_from,
-        tasks=_as_list(tasks) or [_task(model)],
+        tasks=_as_list(tasks) or [task_of(model)],
         dataset_tags=_as_list(dataset_tags),
         dataset=_as_list(dataset) or _as_list(dataset_tags),
         dataset_args=_as_list(dataset_args),
     )
-    label_names = [str(model.config.id2label[k]) for k in range(model.config.num_labels)]
-    results = _results(trainer, model, label_names, settings.get("label_counts"))
-    contents = _contents(trainer, model, settings, label_names, summary, results)
+    label_names = [str(config.id2label[k]) for k in range(config.num_labels)]
+    multi_label = bool(is_multi_label(config))
+    results = _results(trainer, multi_label, label_names, settings.label_counts)
+    contents = _contents(trainer, multi_label, settings, label_names, summary, results)
     path = write_model_card(folder, contents, results.logits, results.labels)
     wrapped = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(wrapped, "create_or_update_model_card"):  # PEFT's, which replaces the tags
-        tags = _as_list(metadata_load(path)["tags"])
+        written = metadata_load(path) or {}
         wrapped.create_or_update_model_card(str(folder))
-        metadata = metadata_load(path)
-        metadata_save(path, {**metadata, "tags": list(dict.fromkeys([*tags, *_as_list(metadata.get("tags"))]))})
+        metadata = metadata_load(path) or {}
+        all_tags = [*_as_list(written.get("tags")), *_as_list(metadata.get("tags"))]
+        metadata_save(path, {**metadata, "tags": list(dict.fromkeys(all_tags))})
     return path
 
 
 def _contents(
-    trainer: "FocalTrainer",
-    model: nn.Module,
-    settings: dict[str, Any],
+    trainer: Trainer,
+    multi_label: bool,
+    settings: FocalSettings,
     label_names: list[str],
     summary: TrainingSummary,
     results: _Results,
@@ -137,7 +119,7 @@ def _contents(
     args, state = trainer.args, trainer.state
     name, dataset = _evaluated(trainer)
     token_names = ("hub_token", "push_to_hub_token")
-    command, left_out = _without_secrets(
+    command, left_out = without_secrets(
         ["python", *sys.orig_argv[1:]], [token for token in (getattr(args, key, None) for key in token_names) if token]
     )
     limits = {
@@ -146,44 +128,44 @@ def _contents(
         f"The command is given without {', '.join(left_out)}.": left_out,
     }
     return ModelCardContents(
-        model_name=summary.model_name,
+        model_name=str(summary.model_name),
         **_data(summary, trainer, name, dataset, bool(results.metrics)),
         label_names=label_names,
         settings=settings,
         seeds=[args.seed],
-        metrics=results.metrics,
-        per_class=results.per_class,
+        metrics={name: [value] for name, value in results.metrics.items()},
+        per_class={
+            label: {name: [value] for name, value in metrics.items()} for label, metrics in results.per_class.items()
+        },
         command=command,
         tolerance=TOLERANCE,
-        multi_label=_is_multi_label(model),
+        multi_label=multi_label,
         base_model=summary.finetuned_from or None,
-        task=summary.tasks[0],
-        language=summary.language,
+        task=_as_list(summary.tasks)[0],
+        language=_as_list(summary.language),
         license=summary.license,
-        tags=[tag for tag in dict.fromkeys(summary.tags) if tag not in ("focal-loss", "hf_focal")],
-        hyperparameters={**summary.hyperparameters, "step_of_this_model": _step_of_model(trainer)},
+        tags=[tag for tag in dict.fromkeys(_as_list(summary.tags)) if tag not in ("focal-loss", "hf_focal")],
+        hyperparameters={**(summary.hyperparameters or {}), "step_of_this_model": _step_of_model(trainer)},
         limits=[limit for limit, holds in limits.items() if holds],
         wall_seconds=[entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry][-1:],
         hardware=describe_hardware(args.world_size),
     )
 
 
-def _results(
-    trainer: "FocalTrainer", model: nn.Module, label_names: list[str], label_counts: list[int] | None
-) -> _Results:
+def _results(trainer: Trainer, multi_label: bool, label_names: list[str], label_counts: list[int] | None) -> _Results:
     name, dataset = _evaluated(trainer)
     # Trainer lets one process write the card, which would wait for the others forever if it predicted; during training
     # a prediction is in the way; and a stream may be readable only once.
-    if trainer.args.world_size > 1 or trainer.is_in_train or not (has_length(dataset) and len(dataset)):
+    if trainer.args.world_size > 1 or trainer.is_in_train or not _num_examples(dataset):
         prefix = "eval_" if name is None else f"eval_{name}_"
         return _Results(*_by_class(_numbers(_logged_evaluation(trainer, prefix), prefix), label_names))
     with _same_random_numbers(trainer.args.device):
         output = trainer.predict(dataset)
-    results = _Results(*_by_class(_numbers(output.metrics, "test_"), label_names))
+    results = _Results(*_by_class(_numbers(output.metrics or {}, "test_"), label_names))
     if trainer.preprocess_logits_for_metrics is None:  # whose output need not be logits
-        results.logits, results.labels = _logits_and_labels(output, _is_multi_label(model))
+        results.logits, results.labels = _logits_and_labels(output, multi_label)
     if results.logits is not None:
-        found = ImbalancedClassification("multilabel" if _is_multi_label(model) else None).compute(
+        found = ImbalancedClassification("multilabel" if multi_label else None).compute(
             predictions=results.logits, references=results.labels, label_names=label_names, label_counts=label_counts
         )
         results.per_class = found.pop("per_class")
@@ -209,29 +191,36 @@ def _logits_and_labels(
     return (logits, labels) if labels.size else (None, None)
 
 
-def _evaluated(trainer: "FocalTrainer") -> tuple[str | None, Any]:
+def _evaluated(trainer: Trainer) -> tuple[str | None, Any]:
     """The dataset that the results are from, and its name where there are several: that which selects the best model."""
     datasets = trainer.eval_dataset
     if not isinstance(datasets, dict):
         return None, datasets
     metric = (trainer.args.metric_for_best_model or "").removeprefix("eval_")
-    name = max(datasets, key=lambda name: metric.startswith(f"{name}_") * len(name), default=None)
-    return name, datasets.get(name)
+    if not datasets:
+        return None, None
+    name = max(datasets, key=lambda name: metric.startswith(f"{name}_") * len(name))
+    return name, datasets[name]
 
 
-def _logged_evaluation(trainer: "FocalTrainer", prefix: str) -> dict[str, Any]:
+def _num_examples(dataset: Any) -> int:
+    """0 for what has no length, a stream."""
+    return len(dataset) if has_length(dataset) else 0
+
+
+def _logged_evaluation(trainer: Trainer, prefix: str) -> dict[str, Any]:
     """The first evaluation in the log that is of the model in memory; later ones may be on other data."""
     step = _step_of_model(trainer)
     entries = (entry for entry in trainer.state.log_history if entry.get("step") == step)
     return next((entry for entry in entries if f"{prefix}loss" in entry), {})
 
 
-def _step_of_model(trainer: "FocalTrainer") -> int:
+def _step_of_model(trainer: Trainer) -> int:
     """How many steps the model in memory was trained for. At its end, training loads the best one, if it is told to."""
     state = trainer.state
     has_ended = any("train_runtime" in entry for entry in state.log_history)
     is_best = has_ended and trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None
-    return state.best_global_step if is_best else state.global_step
+    return state.best_global_step or 0 if is_best else state.global_step
 
 
 def _numbers(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
@@ -243,7 +232,7 @@ def _numbers(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
         if not _NO_METRIC.fullmatch(name)
         and isinstance(value, Real)
         and not isinstance(value, bool)
-        and abs(value) <= 1e100  # nor is NaN
+        and -1e100 <= float(value) <= 1e100  # nor is NaN
     }
 
 
@@ -260,8 +249,8 @@ def _by_class(
 
 
 def _data(
-    summary: TrainingSummary, trainer: "FocalTrainer", name: str | None, dataset: Any, has_results: bool
-) -> dict[str, str | None]:
+    summary: TrainingSummary, trainer: Trainer, name: str | None, dataset: Any, has_results: bool
+) -> dict[str, Any]:
     """What is known of the data; arguments win."""
     source = trainer.train_dataset if dataset is None else dataset
     info = source.info if isinstance(source, Dataset | IterableDataset) else DatasetInfo()
@@ -269,16 +258,16 @@ def _data(
     version = None if info.version is None or str(info.version) == "0.0.0" else str(info.version)
     split = dataset.split if isinstance(dataset, Dataset) else None
     return {
-        "dataset_name": ", ".join(summary.dataset) or known_name or "an unknown dataset",
-        "dataset_id": next(iter(summary.dataset_tags), None),
-        "dataset_config": next(iter(summary.dataset_args), info.config_name),
+        "dataset_name": ", ".join(_as_list(summary.dataset)) or known_name or "an unknown dataset",
+        "dataset_id": next(iter(_as_list(summary.dataset_tags)), None),
+        "dataset_config": next(iter(_as_list(summary.dataset_args)), info.config_name),
         "dataset_revision": _commit(source) or version,
         "dataset_split": (name if split is None else str(split)) if has_results else None,
-        "dataset_fingerprint": _fingerprint(dataset) if has_results and isinstance(dataset, Dataset) else None,
+        "dataset_fingerprint": fingerprint(dataset) if has_results and isinstance(dataset, Dataset) else None,
     }
 
 
-def _fingerprint(dataset: Dataset) -> str:
+def fingerprint(dataset: Dataset) -> str:
     """SHA-256 of the rows. That of datasets also depends on the code that made them, and on where it was imported."""
     digest = hashlib.sha256()
     for table in dataset.with_format("arrow").iter(batch_size=100):
@@ -291,7 +280,8 @@ def _commit(dataset: Any) -> str | None:
     """The commit of the Hub that a dataset was loaded from: since version 2.16 of datasets its folder in the cache."""
     files = dataset.cache_files if isinstance(dataset, Dataset) else []
     folders = {Path(file["filename"]).parent.name for file in files}
-    return next(iter(folders)) if len(folders) == 1 and _COMMIT.fullmatch(*folders) else None
+    folder = folders.pop() if len(folders) == 1 else ""
+    return folder if _COMMIT.fullmatch(folder) else None
 
 
 def _existing_metadata(readme: Path) -> dict[str, Any]:
@@ -303,9 +293,11 @@ def _existing_metadata(readme: Path) -> dict[str, Any]:
         return {}
 
 
-def _without_secrets(command: Sequence[str], secrets: Sequence[str]) -> tuple[list[str], list[str]]:
+def without_secrets(command: Sequence[str], secrets: Sequence[str]) -> tuple[list[str], list[str]]:
     """The command without flags such as --hub_token, their values and `secrets`, and the names of these flags."""
-    kept, left_out, is_value = [], [], False
+    kept: list[str] = []
+    left_out: list[str] = []
+    is_value = False
     for argument in command:
         if is_value and not argument.startswith("-"):
             is_value = False
@@ -329,15 +321,6 @@ def _same_random_numbers(device: torch.device) -> Iterator[None]:
     finally:
         random.setstate(of_python)
         np.random.set_state(of_numpy)
-
-
-def _task(model: nn.Module) -> str:
-    names = {parent.__name__ for parent in type(model).__mro__}
-    return next((task for task, heads in _TASKS.items() if names & heads), "text-classification")
-
-
-def _is_multi_label(model: nn.Module) -> bool:
-    return getattr(model.config, "problem_type", None) == "multi_label_classification"
 
 
 def _as_list(value: Any) -> list[str]:

@@ -114,6 +114,15 @@ def contents_of(**changes):
     return ModelCardContents(**given | changes)
 
 
+def is_name(text):
+    """Whether it may be that of a gamma: numbers may not."""
+    try:
+        float(text)
+    except ValueError:
+        return bool(text)
+    return False
+
+
 def everywhere(text):
     """Contents that have the text wherever one may stand."""
     names = [text, f"{text}{text}", f"|{text}"]
@@ -122,7 +131,7 @@ def everywhere(text):
         renamed,
         **dict.fromkeys(("model_name", "dataset_name", "base_model", "dataset_id", "dataset_config"), text),
         **dict.fromkeys(("dataset_revision", "dataset_split", "dataset_fingerprint", "license", "hardware"), text),
-        settings={**renamed.settings, text: text},
+        settings=replace(renamed.settings, gamma=text) if is_name(text) else renamed.settings,
         metrics={**renamed.metrics, text: [0.1, 0.2, 0.3]},
         command=["python", text, f"--flag={text}"],
         hyperparameters={f"h{text}": text},
@@ -275,7 +284,7 @@ class TestBody:
         contents = contents_of(label_names=names, settings={"gamma": 1, "alpha": [*range(1, 21)]}, per_class={})
         text = write_model_card(tmp_path, contents).read_text()
         assert "| alpha | 1 to 20, one for each of 20 classes |" in text
-        assert read_model_card(tmp_path / "README.md").settings["alpha"] == [*range(1, 21)]
+        assert read_model_card(tmp_path / "README.md").settings.alpha == [*range(1, 21)]
 
     @pytest.mark.parametrize(
         "said, settings",
@@ -458,9 +467,11 @@ class TestReading:
             (r"tolerance: expected a number >= 0, but got -1", '"tolerance": 0.02', '"tolerance": -1'),
             (r"multi_label: expected bool, but got 0", '"multi_label": false', '"multi_label": 0'),
             (r"license: expected str \| None, but got \{\}", '"license": "mit"', '"license": {}'),
-            (r"gamma: expected float \| list\[float\] \| str, but got True", '"gamma": 2.0', '"gamma": true'),
-            (r"settings: expected dict\[str, .*, but got", '"gamma": 2.0', '"gamma": {"a": 1}'),
-            (r"settings: expected gamma and alpha among them", '"gamma": 2.0', '"gama": 2.0'),
+            (r"gamma: expected a number >?.*, but got True", '"gamma": 2.0', '"gamma": true'),
+            (r"gamma: expected a number .*, but got \{'a': 1\}", '"gamma": 2.0', '"gamma": {"a": 1}'),
+            (r"gamma: missing from focal_loss", '"gamma": 2.0', '"gama": 2.0'),
+            (r"focal_loss: expected only .*, but got beta", '"gamma": 2.0', '"gamma": 2.0, "beta": 0.9'),
+            (r"format_version: expected 1, but got 2", '"format_version": 1', '"format_version": 2'),
             (r"record: expected every key once", '"gamma": 2.0', '"gamma": 2.0, "gamma": 3.0'),
             (r"accuracy: expected one number for each of 3 seeds", "[0.9, 0.8, 0.85]", "[0.9, 0.8]"),
             (r"record: expected JSON, but got", '"tolerance": 0.02', '"tolerance": __import__("os")'),
@@ -511,9 +522,19 @@ class TestContents:
             ("f1: expected one number for each of 3 seeds", {"per_class": {"ham": {"f1": [0.5]}}}),
             ("wall_seconds: expected one number for each of 3", {"wall_seconds": [1.0]}),
             ("alpha: expected one number for each of 3 classes", {"settings": {"gamma": 2, "alpha": [1.0, 2.0]}}),
-            ("settings: expected gamma and alpha", {"settings": {}}),
+            ("gamma: missing from focal_loss, which holds nothing", {"settings": {}}),
+            ("focal_loss: expected an object with gamma", {"settings": [2.0]}),
+            ("alpha: a scalar is for two classes", {"settings": {"gamma": 2, "alpha": 0.5}}),
             (
-                "label_counts: expected list.*, but got",
+                "alpha: expected weights of positives in",
+                {"settings": {"gamma": 2, "alpha": [0.5, 1, 2]}, "multi_label": True},
+            ),
+            (
+                "class_prior: expected probabilities that sum to 1",
+                {"settings": {"gamma": 2, "class_prior": [0.5, 0.5, 0.5]}},
+            ),
+            (
+                "label_counts: expected whole numbers >= 0, but got",
                 {"settings": {"gamma": 2, "alpha": None, "label_counts": [0.5]}},
             ),
             ("command: expected list", {"command": "python train.py"}),

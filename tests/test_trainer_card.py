@@ -37,10 +37,11 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hf_focal import FocalTrainer, compute_metrics, flsd_53
+from hf_focal import FocalSettings, FocalTrainer, compute_metrics, flsd_53
+from hf_focal._model_kinds import task_of
+from hf_focal._trainer_card import fingerprint, without_secrets
 from hf_focal.metrics import ImbalancedClassification
-from hf_focal.model_card import describe_hardware, read_model_card
-from hf_focal.trainer_card import TOLERANCE, _fingerprint, _task, _without_secrets
+from hf_focal.model_card import TOLERANCE, describe_hardware, read_model_card
 
 
 def make_trainer(folder, task="single_label", model=None, **kwargs):
@@ -261,13 +262,13 @@ class TestTasks:
         trainer = quick_trainer(tmp_path, gamma=gamma, alpha="inverse")
         trainer.train()
         settings = card_of(trainer).settings
-        assert settings["gamma"] == shown and settings["label_counts"] == [26, 16, 2] and len(settings["alpha"]) == 3
+        assert settings.gamma == shown and settings.label_counts == [26, 16, 2] and len(settings.alpha) == 3
 
     def test_calibrated(self, tmp_path):
         trainer = quick_trainer(tmp_path)
         trainer.train()
         trainer.calibrate()
-        assert card_of(trainer).settings["temperature"] == trainer.model.config.focal_loss["temperature"]
+        assert card_of(trainer).settings.temperature == trainer.model.config.focal_loss["temperature"]
 
     def test_language_models_are_left_to_trainer(self, tmp_path):
         model = BertForMaskedLM(tiny_model().config)
@@ -317,8 +318,8 @@ class TestTasks:
             pass
 
         small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-        assert _task(Own(tiny_model("tokens").config)) == "token-classification"
-        assert _task(ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **small))) == (
+        assert task_of(Own(tiny_model("tokens").config)) == "token-classification"
+        assert task_of(ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **small))) == (
             "image-classification"
         )
 
@@ -331,7 +332,7 @@ class TestTasks:
         contents = card_of(trainer, tags="mine")
         data = ModelCard.load(tmp_path / "README.md").data
         assert data.library_name == "peft" and {"focal-loss", "lora", "mine"} <= {*data.tags}
-        assert contents.task == "token-classification" and contents.settings == model.config.focal_loss
+        assert contents.task == "token-classification" and contents.settings == FocalSettings.from_config(model.config)
 
 
 class TestEvalDataset:
@@ -341,7 +342,7 @@ class TestEvalDataset:
         trainer.train()
         contents = card_of(trainer)
         assert sum(by_class["support"][0] for by_class in contents.per_class.values()) == 9
-        assert contents.dataset_split == "a_b" and contents.dataset_fingerprint == _fingerprint(data["a_b"])
+        assert contents.dataset_split == "a_b" and contents.dataset_fingerprint == fingerprint(data["a_b"])
         assert any("those of the dataset 'a_b', one of several" in limit for limit in contents.limits)
         assert contents.metrics["loss"] == [pytest.approx(trainer.state.best_metric, abs=1e-6)]
 
@@ -359,7 +360,7 @@ class TestEvalDataset:
         made = data.select_columns("labels").map(lambda _, i: data[i], with_indices=True)
         made = made.select_columns(data.column_names).with_format("torch")
         assert len({one._fingerprint for one in (data, shuffled, made)}) == 3
-        assert {_fingerprint(one) for one in (shuffled, made)} == {_fingerprint(data)}
+        assert {fingerprint(one) for one in (shuffled, made)} == {fingerprint(data)}
         others = [
             data.select(range(179)),
             data.select([1, 0, *range(2, 180)]),
@@ -367,7 +368,7 @@ class TestEvalDataset:
             data.map(lambda row, i: {"labels": row["labels"] + (i == 179)}, with_indices=True),
             data.map(lambda row, i: {"file": b"b" if i == 0 else row["file"]}, with_indices=True),
         ]
-        assert len({_fingerprint(one) for one in (data, *others)}) == 6
+        assert len({fingerprint(one) for one in (data, *others)}) == 6
 
     @pytest.mark.parametrize("kind", ["none", "no datasets", "empty", "unlabelled", "all ignored"])
     def test_nothing_to_evaluate(self, tmp_path, kind):
@@ -382,7 +383,7 @@ class TestEvalDataset:
         trainer.train()
         contents = card_of(trainer)
         assert not contents.per_class and contents.metrics.keys() <= {"loss"}
-        assert contents.dataset_name == "an unknown dataset" and contents.settings["gamma"] == 2
+        assert contents.dataset_name == "an unknown dataset" and contents.settings.gamma == 2
         if kind != "all ignored":
             assert not contents.metrics and contents.dataset_split is contents.dataset_fingerprint is None
 
@@ -410,7 +411,7 @@ class TestEvalDataset:
             "plain",
             "validation",
         )
-        assert contents.dataset_revision == "0123456789" * 4 and contents.dataset_fingerprint == _fingerprint(cached)
+        assert contents.dataset_revision == "0123456789" * 4 and contents.dataset_fingerprint == fingerprint(cached)
         assert contents.dataset_id is None
         said = card_of(trainer, dataset="My mail", dataset_tags="me/mail", dataset_args="small")
         assert (said.dataset_name, said.dataset_id, said.dataset_config) == ("My mail", "me/mail", "small")
@@ -486,7 +487,7 @@ class TestCommand:
         ],
     )  # fmt: skip
     def test_without_secrets(self, given, kept):
-        assert _without_secrets(given.split(), ["SECRET"])[0] == kept.split()
+        assert without_secrets(given.split(), ["SECRET"])[0] == kept.split()
 
     @pytest.mark.parametrize("name", ["hub_token", "push_to_hub_token"])
     def test_no_secret_in_the_card(self, tmp_path, monkeypatch, name):
