@@ -12,7 +12,7 @@ _INVISIBLE = re.compile(
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 # At the beginning of a line: a heading, a list, a rule, what makes a heading or a table of the line above.
-_BLOCK = re.compile(r"^(\d{0,9})(?=#{1,6}(?: |$)|[-+](?: |$)|[-=:]+$|(?<=\d)[.)](?: |$))")
+_BLOCK = re.compile(r"^(\d{0,9})(?=#{1,6}(?: |$)|[-+](?: |$)|[-=:][-=: ]*$|(?<=\d)[.)](?: |$))")
 
 
 def one_line(text: str) -> str:

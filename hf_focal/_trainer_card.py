@@ -226,14 +226,11 @@ def _step_of_model(trainer: Trainer) -> int:
 def _numbers(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
     """The metrics that are finite numbers, without their prefix."""
     named = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
-    return {
-        name: value
-        for name, value in named.items()
-        if not _NO_METRIC.fullmatch(name)
-        and isinstance(value, Real)
-        and not isinstance(value, bool)
-        and -1e100 <= float(value) <= 1e100  # nor is NaN
-    }
+    return {name: value for name, value in named.items() if not _NO_METRIC.fullmatch(name) and _is_finite(value)}
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and -1e100 <= float(value) <= 1e100
 
 
 def _by_class(

@@ -27,11 +27,11 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from torch import Tensor
 
 from . import __version__
+from ._card_pictures import confusion_matrix, readings, reliability_diagram, short
 from ._class_weights import sigmoid_weights, softmax_weights
-from ._markdown import escape_markdown, markdown_table, one_line
+from ._markdown import escape_markdown, markdown_table
 from .alpha import LabelDistribution
 from .metrics import mean_and_interval
-from .operating_points import posterior_from_settings
 from .settings import FocalSettings
 
 
@@ -274,18 +274,18 @@ def read_model_card(path: str | Path) -> ModelCardContents:
 
 
 def _metadata(contents: ModelCardContents) -> ModelCardData:
-    results = _eval_results(contents)
+    results, dataset_id = _eval_results(contents), _hub_id(contents.dataset_id)
     return ModelCardData(
         language=contents.language or None,
         license=contents.license,
         library_name="transformers",
         pipeline_tag=contents.task,
         base_model=_hub_id(contents.base_model),
-        datasets=[contents.dataset_id] if _hub_id(contents.dataset_id) else None,
+        datasets=None if dataset_id is None else [dataset_id],
         tags=["focal-loss", "hf_focal", *contents.tags],
         metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
-        # A model-index needs results.
-        **({"model_name": contents.model_name, "eval_results": results} if results else {}),
+        model_name=contents.model_name if results else None,  # a model-index needs results
+        eval_results=results or None,
     )
 
 
@@ -438,71 +438,22 @@ def _command(contents: ModelCardContents) -> str:
 
 def _draw(folder: Path, contents: ModelCardContents, examples: tuple[Tensor, Tensor] | None) -> dict[str, str]:
     """Saves the pictures, and gives the title of each file."""
-    pictures = {}
-    distribution = _distribution(contents, [_short(name) for name in contents.label_names])
+    pictures, settings, alpha = {}, contents.settings, _alpha(contents)
+    distribution = _distribution(contents, [short(name) for name in contents.label_names])
     if distribution is not None:
-        distribution.plot(_alpha(contents), folder / "label_distribution.png")
+        distribution.plot(alpha, folder / "label_distribution.png")
         pictures["label_distribution.png"] = "Labels of the training data"
-    if examples is not None and not contents.multi_label:
-        _draw_confusion(contents, *examples, folder / "confusion_matrix.png")
+    if examples is None:
+        return pictures
+    logits, labels = examples
+    if not contents.multi_label:
+        figure = confusion_matrix(logits, labels, contents.label_names, settings.label_counts)
+        figure.savefig(folder / "confusion_matrix.png")
         pictures["confusion_matrix.png"] = "Confusion matrix"
-    if examples is not None:
-        _draw_reliability(contents, *examples, folder / "reliability_diagram.png")
-        pictures["reliability_diagram.png"] = "Reliability diagram"
+    probabilities = readings(logits, settings, alpha, contents.multi_label)
+    reliability_diagram(probabilities, labels, contents.multi_label).savefig(folder / "reliability_diagram.png")
+    pictures["reliability_diagram.png"] = "Reliability diagram"
     return pictures
-
-
-def _draw_confusion(contents: ModelCardContents, logits: Tensor, labels: Tensor, file: Path) -> None:
-    from matplotlib.figure import Figure  # takes longer to import than the rest of a card takes
-
-    num_classes = len(contents.label_names)
-    counts = contents.settings.label_counts
-    order = np.arange(num_classes) if counts is None else np.argsort(-np.asarray(counts), kind="stable")
-    pairs = labels * num_classes + logits.argmax(-1)
-    matrix = pairs.bincount(minlength=num_classes**2).reshape(num_classes, num_classes).numpy()[order][:, order]
-    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    size = min(12, 3.5 + 0.25 * num_classes)
-    figure = Figure(figsize=(size + 1, size), layout="constrained", dpi=150)
-    axes = figure.add_subplot()
-    figure.colorbar(axes.imshow(share, vmin=0, vmax=1, cmap="Blues"), label="share of the true class", shrink=0.8)
-    axes.set(xlabel="predicted class", ylabel="true class")
-    if num_classes <= 60:
-        names = [_short(contents.label_names[k]) for k in order]
-        axes.set_xticks(range(num_classes), names, rotation=90)
-        axes.set_yticks(range(num_classes), names)
-        for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-            label.set_parse_math(False)
-    if num_classes <= 12:
-        for row, column in np.ndindex(matrix.shape):
-            color = "white" if share[row, column] > 0.5 else "black"
-            axes.text(column, row, matrix[row, column], ha="center", va="center", color=color)
-    figure.savefig(file)
-
-
-def _draw_reliability(contents: ModelCardContents, logits: Tensor, labels: Tensor, file: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 5), layout="constrained", dpi=150)
-    axes = figure.add_subplot()
-    axes.plot([0, 1], [0, 1], color="lightgray")
-    for name, p in _readings(contents, logits).items():
-        confidence = (p.flatten() if contents.multi_label else p.amax(-1)).numpy()
-        outcome = (labels.flatten() if contents.multi_label else p.argmax(-1) == labels).double().numpy()
-        bins = [k for k in np.array_split(np.argsort(confidence, kind="stable"), 15) if len(k)]
-        axes.plot([confidence[k].mean() for k in bins], [outcome[k].mean() for k in bins], "o-", label=name)
-    share = "share of positives" if contents.multi_label else "accuracy"
-    axes.set(xlabel="confidence", ylabel=f"{share} (15 bins of equal mass)", xlim=(0, 1.02), ylim=(0, 1.02))
-    axes.legend()
-    figure.savefig(file)
-
-
-def _readings(contents: ModelCardContents, logits: Tensor) -> dict[str, Tensor]:
-    """The probabilities that can be read out of the logits."""
-    multi_label = contents.multi_label
-    readings = {"raw sigmoid": logits.sigmoid()} if multi_label else {"raw softmax": logits.softmax(-1)}
-    if _has_posterior(contents):
-        readings["posterior"] = posterior_from_settings(logits, contents.settings, multi_label=multi_label)
-    return readings
 
 
 def _examples(contents: ModelCardContents, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -527,14 +478,6 @@ def _is_focal(contents: ModelCardContents) -> bool:
     return any(isinstance(value, str) or (value is not None and np.any(value)) for value in values)
 
 
-def _has_posterior(contents: ModelCardContents) -> bool:
-    """Not for a gamma that follows p_t, nor for a class, or an answer for a label, without weight."""
-    settings, alpha = contents.settings, _alpha(contents)
-    if isinstance(settings.gamma, str) or settings.gamma_neg is not None or settings.margin:
-        return False
-    return alpha is None or bool((alpha > 0).all() and not (contents.multi_label and (alpha == 1).any()))
-
-
 def _alpha(contents: ModelCardContents) -> Tensor | None:
     """One weight per class, (C)."""
     alpha, num_classes = contents.settings.alpha, len(contents.label_names)
@@ -557,11 +500,6 @@ def _distribution(contents: ModelCardContents, names: list[str]) -> LabelDistrib
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table of texts."""
     return markdown_table(header, [[escape_markdown(cell) for cell in row] for row in rows])
-
-
-def _short(text: str) -> str:
-    text = one_line(text)
-    return text if len(text) <= 24 else text[:23] + "…"
 
 
 def _listed(texts: Iterable[str]) -> str:

@@ -9,17 +9,20 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+import sklearn.metrics
 import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard
+from matplotlib.figure import Figure
 from scipy import stats
 from transformers import BertConfig
 
-from hf_focal import LabelDistribution, posterior_from_config
+from hf_focal import FocalSettings, LabelDistribution, posterior_from_config
+from hf_focal._card_pictures import confusion_matrix, readings
+from hf_focal._markdown import escape_markdown, markdown_table
 from hf_focal.metrics import ImbalancedClassification
 from hf_focal.model_card import (
     ModelCardContents,
-    _readings,
     describe_hardware,
     package_versions,
     read_model_card,
@@ -146,6 +149,50 @@ def sections_of(text):
     code = re.compile(r"^(`{3,})[^`\n]*\n.*?\n\1$", re.MULTILINE | re.DOTALL)
     parts = re.split(r"^## (.*)$", code.sub("CODE", body), flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2])), [match[0] for match in code.finditer(body)]
+
+
+class TestMarkdown:
+    @pytest.mark.parametrize(
+        "text, escaped",
+        [
+            ("a|b", "a&#124;b"),
+            ("two\n  lines\t", "two lines"),
+            ('<b> & "c"', "&lt;b&gt; &amp; &quot;c&quot;"),
+            ("*a* _b_ `c` [d](e) ~f~ $g$ \\", r"\*a\* \_b\_ \`c\` \[d\](e) \~f\~ \$g\$ \\"),
+            ("\u202egnp.exe \u200b\ufeff\x07\udce9", "gnp.exe"),
+            ("👩\u200d👧", "👩\u200d👧"),
+            ("# heading", r"\# heading"),
+            ("#1", "#1"),
+            ("- list", r"\- list"),
+            ("-0.05", "-0.05"),
+            ("12. list", r"12\. list"),
+            ("1.5", "1.5"),
+            ("---", r"\---"),
+            ("===", r"\==="),
+        ],
+    )
+    def test_escape(self, text, escaped):
+        assert escape_markdown(text) == escaped
+
+    @pytest.mark.parametrize("text", [*HOSTILE, "+ a", "1) a", ":-:", "    code", "> quote", "###", "***", "- - -"])
+    @pytest.mark.parametrize("before", ["", "a\n", "- ", "# ", "> "])
+    def test_is_nothing_but_text(self, text, before):
+        markdown_it = pytest.importorskip("markdown_it")
+        parser = markdown_it.MarkdownIt("gfm-like", {"linkify": False}).disable("linkify")
+        escaped = escape_markdown(text)
+        found, expected = parser.parse(before + escaped), parser.parse(before + "plain" * bool(escaped))
+        assert [token.type for token in found] == [token.type for token in expected]
+        kinds = {child.type for token in found for child in token.children or []}
+        assert kinds <= {"text", "text_special", "softbreak"}
+
+    def test_table(self):
+        table = markdown_table(["class", "n", "share"], ([name, "1", "**2**"] for name in ("a", "b")))
+        assert table == "| class | n | share |\n| --- | ---: | ---: |\n| a | 1 | **2** |\n| b | 1 | **2** |"
+        assert markdown_table(["class"], []) == ""
+
+    def test_rows_of_other_lengths_are_refused(self):
+        with pytest.raises(ValueError, match=r"rows: expected 2 cells, as the header has, but got \['a'\]"):
+            markdown_table(["class", "n"], [["a", "1"], ["a"]])
 
 
 @pytest.mark.usefixtures("without_drawing")
@@ -286,6 +333,23 @@ class TestBody:
         assert "| alpha | 1 to 20, one for each of 20 classes |" in text
         assert read_model_card(tmp_path / "README.md").settings.alpha == [*range(1, 21)]
 
+    def test_settings_in_use_are_shown(self, tmp_path):
+        settings = {"gamma": 0, "gamma_neg": 4, "margin": 0.05, "label_smoothing": 0.1, "temperature": 1.5}
+        text = write_model_card(tmp_path, contents_of(settings=settings, multi_label=True)).read_text()
+        rows = ["gamma | 0", "gamma\\_neg | 4", "margin | 0.05", "alpha | none", "label\\_smoothing | 0.1"]
+        assert "\n".join(f"| {row} |" for row in [*rows, "temperature | 1.5"]) in text
+        assert "with focal loss (gamma 0, gamma\\_neg 4, margin 0.05) by" in text
+        assert "there is no formula yet that undoes that" in text and "No temperature" not in text
+        text = write_model_card(tmp_path, contents_of(hyperparameters={"gamma": "mine"})).read_text()
+        assert "| gamma | 2 |\n| alpha | 0.5, 1.5, 4 |\n| gamma | mine |" in text
+
+    def test_settings_of_an_old_record(self, tmp_path):
+        old = {"gamma": 2.0, "alpha": [0.5, 1.5, 4.0], "label_counts": [900, 90, 9], "class_prior": [0.9, 0.09, 0.01]}
+        path = write_model_card(tmp_path, contents_of())
+        text = re.sub(r'"settings": .*', f'"settings": {json.dumps({**old, "of_another_time": 1})},', path.read_text())
+        path.write_text(text)
+        assert read_model_card(path) == contents_of(settings=old) == contents_of()
+
     @pytest.mark.parametrize(
         "said, settings",
         [
@@ -402,6 +466,7 @@ class TestReading:
             ("no such line: | Balanced accuracy | 0.6000 | 0.3516 to", "0.3516 to", "0.5516 to"),
             ("no such line: | spam | 0.600", "| spam | 0.600", "| spam | 0.700"),
             ("no such line: | gamma | 2", "| gamma | 2 |", "| gamma | 3 |"),
+            ("no such line: | alpha | 0.5, 1.5, 3", '"alpha": [0.5, 1.5, 4.0]', '"alpha": [0.5, 1.5, 3.0]'),
             ("no such line: python train.py", "python train.py", "python other.py"),
             ("no such line: | Accuracy", '"accuracy": [0.9, 0.8', '"accuracy": [0.9, 0.9'),
             ("no such line: | eggs", '"eggs": {"precision": [0.5', '"eggs": {"precision": [0.9'),
@@ -608,19 +673,46 @@ class TestPictures:
         problem_type = f"{'multi' if multi_label else 'single'}_label_classification"
         config = BertConfig(num_labels=3, problem_type=problem_type, focal_loss=settings)
         logits = torch.as_tensor(random_data()[0])
-        readings = _readings(contents_of(settings=settings, multi_label=multi_label), logits)
+        weights = torch.tensor(settings["alpha"])
+        found = readings(logits, FocalSettings.from_dict(settings), weights, multi_label)
         raw = logits.sigmoid() if multi_label else logits.softmax(-1)
-        torch.testing.assert_close(readings[f"raw {'sigmoid' if multi_label else 'softmax'}"], raw)
-        torch.testing.assert_close(readings["posterior"], posterior_from_config(logits, config))
-        assert not torch.allclose(readings["posterior"], raw, atol=1e-2)
+        torch.testing.assert_close(found[f"raw {'sigmoid' if multi_label else 'softmax'}"], raw)
+        torch.testing.assert_close(found["posterior"], posterior_from_config(logits, config))
+        assert not torch.allclose(found["posterior"], raw, atol=1e-2)
 
+    @pytest.mark.parametrize("multi_label", [False, True])
     @pytest.mark.parametrize(
-        "settings", [{"gamma": "flsd_53", "alpha": None}, {"gamma": 2.0, "alpha": [0.0, 1.0, 1.0]}]
+        "settings",
+        [
+            {"gamma": "flsd_53", "alpha": None},
+            {"gamma": 2.0, "alpha": [0.0, 1.0, 1.0]},
+            {"gamma": 2.0, "alpha": [0.5, 0.5, 1.0]},
+            {"gamma": 1.0, "gamma_neg": 4.0},
+            {"gamma": 1.0, "margin": 0.05},
+        ],
     )
-    def test_without_a_posterior(self, tmp_path, settings):
-        contents = contents_of(settings=settings)
-        write_model_card(tmp_path, contents, *random_data())
-        assert list(_readings(contents, torch.zeros(1, 3))) == ["raw softmax"]
+    def test_without_a_posterior(self, monkeypatch, tmp_path, settings, multi_label):
+        drawn = {}
+        monkeypatch.setattr("hf_focal.model_card.reliability_diagram", lambda p, *args: drawn.update(p) or Figure())
+        contents = contents_of(settings=settings, multi_label=multi_label)
+        write_model_card(tmp_path, contents, *random_data(multi_label=multi_label))
+        has_one = settings["gamma"] == 2 and settings["alpha"][0] and not multi_label
+        expected = ["raw sigmoid" if multi_label else "raw softmax", *(["posterior"] if has_one else [])]
+        assert [*drawn] == expected
+
+    @pytest.mark.parametrize("counts, order", [(None, [0, 1, 2, 3]), ([5, 90, 90, 7], [1, 2, 3, 0])])
+    def test_order_of_the_confusion_matrix(self, counts, order):
+        """Most frequent first, equal ones as they are; without counts, as they are."""
+        labels, predictions = [0, 0, 0, 1, 2, 2, 3], [0, 1, 1, 1, 3, 2, 0]
+        logits = torch.eye(4)[predictions]
+        figure = confusion_matrix(logits, torch.tensor(labels), ["a", "b", "c", "d"], counts)
+        axes = figure.axes[0]
+        expected = sklearn.metrics.confusion_matrix(labels, predictions)[order][:, order]
+        (image,) = axes.get_images()
+        np.testing.assert_allclose(image.get_array(), expected / expected.sum(1, keepdims=True))
+        assert [text.get_text() for text in axes.texts] == [str(n) for n in expected.flatten()]
+        for labels_of_axis in (axes.get_xticklabels(), axes.get_yticklabels()):
+            assert [label.get_text() for label in labels_of_axis] == ["abcd"[k] for k in order]
 
     def test_tokens(self, tmp_path):
         logits, labels = random_data()
