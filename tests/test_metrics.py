@@ -6,10 +6,11 @@ from functools import partial
 import evaluate
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import average_precision_score, f1_score
 from transformers import EvalPrediction
 
-from hf_focal.metrics import ImbalancedClassification, class_groups, compute_metrics
+from hf_focal.metrics import ImbalancedClassification, class_groups, compute_metrics, mean_and_interval
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +113,35 @@ def test_calibration_error():
     assert result["expected_calibration_error"] == pytest.approx(0.3)
 
 
+def calibration_error(confidence, is_right):
+    """Of binary examples whose most likely class, 0, has these probabilities."""
+    p = np.asarray(confidence, dtype=float)
+    logits = np.stack([np.log(p), np.log1p(-p)], 1)
+    labels = np.where(is_right, 0, 1)
+    return ImbalancedClassification().compute(predictions=logits, references=labels)["expected_calibration_error"]
+
+
+def test_bins_of_the_calibration_error():
+    """15 of equal mass. In 30 examples of different confidence each holds two, whose gaps cancel only within it."""
+    confidence = np.linspace(0.6, 0.9, 30)
+    is_right = np.arange(30) % 2 == 0
+    pairs = (is_right - confidence).reshape(15, 2)
+    assert calibration_error(confidence, is_right) == pytest.approx(np.abs(pairs.sum(1)).sum() / 30)
+    shuffled = np.random.default_rng(0).permutation(30)
+    same = calibration_error(confidence[shuffled], is_right[shuffled])
+    assert same == pytest.approx(np.abs(pairs.sum(1)).sum() / 30)
+
+
+def test_equal_confidences_share_a_bin():
+    """Where an edge is the confidence of many examples, they are all above it, and not with the lower ones."""
+    confidence, is_right = np.array([0.6] + [0.7] * 15), np.arange(16) == 0
+    assert (np.quantile(confidence, np.arange(1, 15) / 15) == 0.7).all()
+    gaps = is_right - confidence
+    expected = (abs(gaps[0]) + abs(gaps[1:].sum())) / 16
+    assert calibration_error(confidence, is_right) == pytest.approx(expected)
+    assert expected != pytest.approx(abs(gaps.sum()) / 16)
+
+
 @pytest.mark.parametrize("references", [[0, 0, 0], [1, 1, 1], [0, 3, 0]])
 @pytest.mark.parametrize("guess", [[0, 0, 0], [2, 1, 0]])
 def test_absent_classes(references, guess):
@@ -154,6 +184,18 @@ def test_multi_label_for_trainer():
     labels = np.array([[1.0, 0], [0, 1], [1, 1]])
     result = compute_metrics(EvalPrediction(predictions=10 * labels - 5, label_ids=labels))
     assert result["f1_micro"] == result["average_precision_macro"] == 1 and "balanced_accuracy" not in result
+
+
+def test_mean_and_interval():
+    values = [0.9, 0.8, 0.85, 0.7]
+    mean, half = mean_and_interval(values)
+    assert mean == pytest.approx(np.mean(values))
+    assert (mean - half, mean + half) == pytest.approx(stats.t.interval(0.95, 3, np.mean(values), stats.sem(values)))
+    assert mean_and_interval([*values, float("nan")]) == (mean, half)  # what is not known does not count
+    assert mean_and_interval(np.array(values)) == mean_and_interval(iter(values)) == (mean, half)
+    assert mean_and_interval([2, 2]) == (2, 0) and type(mean_and_interval(np.float32([1, 2]))[1]) is float
+    assert mean_and_interval([0.5]) == (0.5, pytest.approx(float("nan"), nan_ok=True))
+    assert np.isnan(mean_and_interval([])).all() and np.isnan(mean_and_interval([float("nan")])).all()
 
 
 @pytest.mark.parametrize(
