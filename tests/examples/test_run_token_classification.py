@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 from exactness import tiny_model
-from test_examples import EXAMPLES, common_flags, in_an_empty_folder, run  # noqa: F401
 from tokenizers import Tokenizer, models, pre_tokenizers
+from toy_texts import EXAMPLES, common_flags, run
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 
-SCRIPT = EXAMPLES / "run_token_classification.py"
+SCRIPT = "run_token_classification.py"
 SENTENCES = [["Ann", "likes", "tea"], ["Bob", "and", "Ann", "run"], ["tea", "is", "hot"], ["Ann", "sees", "Oslo"]] * 4
 TAGS = [["PER", "O", "O"], ["PER", "O", "PER", "O"], ["O", "O", "O"], ["PER", "O", "LOC"]] * 4
 TAGS = [[tag if tag == "O" else f"B-{tag}" for tag in row] for row in TAGS]
@@ -43,10 +43,10 @@ def write_json(path, tags=TAGS, sentences=SENTENCES):
 def test_train_and_predict_from_strings(model_folder, capsys):
     file = write_json("data.json")
     run(
+        SCRIPT,
         *common_flags(model_folder),
         *("--train_file", file, "--validation_file", file, "--test_file", file, "--focal_alpha", "inverse"),
         *("--do_train", "--do_eval", "--do_predict"),
-        script=SCRIPT,
     )
     config = AutoConfig.from_pretrained("out")
     assert list(config.id2label.values()) == ["B-LOC", "B-PER", "O"]
@@ -63,6 +63,7 @@ def test_class_labels_and_unlabelled_test_data(model_folder):
     Dataset.from_dict({"tokens": SENTENCES, "ner_tags": TAGS}, features=features).to_parquet("data/train.parquet")
     Dataset.from_dict({"tokens": SENTENCES}).to_parquet("test.parquet")
     run(
+        SCRIPT,
         *common_flags(model_folder),
         "--dataset_name",
         "data",
@@ -70,11 +71,10 @@ def test_class_labels_and_unlabelled_test_data(model_folder):
         "--loss",
         "cross_entropy",
         "--ignore_mismatched_sizes",
-        script=SCRIPT,
     )
     config = AutoConfig.from_pretrained("out")
     assert list(config.id2label.values()) == names and config.focal_loss["gamma"] == 0
-    run(*common_flags("out", "predicted"), "--test_file", "test.parquet", "--do_predict", script=SCRIPT)
+    run(SCRIPT, *common_flags("out", "predicted"), "--test_file", "test.parquet", "--do_predict")
     assert len(Path("predicted/predict_results.txt").read_text().splitlines()) == len(SENTENCES)
 
 
@@ -87,40 +87,13 @@ def test_first_token_of_a_word_bears_its_tag(model_folder):
     assert labels.tolist() == [1, -100, -100, 0, -100, 2]
 
 
-def test_rules_of_the_embedded_default():
-    from bbc_entities import tag
-
-    words = "Profit rose 5.2% to $300m on 12 January 2005, the 2nd rise since Monday (2-1)".split()
-    tagged = {word: tag for word, tag in zip(words, tag(words)) if tag != "O"}
-    assert tagged == {
-        "5.2%": "B-PERCENT",
-        "$300m": "B-MONEY",
-        "12": "B-DATE",
-        "January": "I-DATE",
-        "2005,": "I-DATE",
-        "2nd": "B-ORDINAL",
-        "Monday": "B-DATE",
-        "(2-1)": "B-SCORE",
-    }
-
-
-def test_embedded_default_is_imbalanced_and_its_splits_are_disjoint():
-    from bbc_entities import TAGS, load_bbc_entities
-
-    splits = load_bbc_entities(train=300, validation=50, test=100)
-    assert {name: len(split) for name, split in splits.items()} == {"train": 300, "validation": 50, "test": 100}
-    tags = [tag for row in splits["train"]["ner_tags"] for tag in row]
-    assert tags.count(0) > 0.9 * len(tags) and all(0 <= tag < len(TAGS) for tag in tags)
-    train, test = ({tuple(words) for words in splits[name]["tokens"]} for name in ("train", "test"))
-    assert not train & test
-    assert splits["train"]["tokens"] == load_bbc_entities(train=300, validation=50, test=100)["train"]["tokens"]
-
-
 def test_two_processes(model_folder):
     file = write_json("data.json")
     flags = [*common_flags(model_folder), "--train_file", file, "--test_file", file, "--do_train", "--do_predict"]
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run([sys.executable, "-m", *launcher, SCRIPT, *flags], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", *launcher, EXAMPLES / SCRIPT, *flags], capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
     # 2 epochs of 16 sentences in batches of 4 are 8 steps in one process.
     assert json.loads(Path("out/trainer_state.json").read_text())["global_step"] == 4
@@ -137,11 +110,11 @@ def test_two_processes(model_folder):
 def test_refuses(model_folder, message, data):
     file = write_json("data.json", **data)
     with pytest.raises(ValueError, match=message):
-        run(*common_flags(model_folder), "--train_file", file, "--do_train", script=SCRIPT)
+        run(SCRIPT, *common_flags(model_folder), "--train_file", file, "--do_train")
 
 
 def test_refuses_tags_that_were_not_trained(model_folder):
     train, test = write_json("train.json"), write_json("test.json", [["B-ORG"] * len(row) for row in TAGS])
     flags = ["--train_file", train, "--test_file", test, "--do_train", "--do_predict"]
     with pytest.raises(ValueError, match="the test split has tags that are not in the training data: .'B-ORG'"):
-        run(*common_flags(model_folder), *flags, script=SCRIPT)
+        run(SCRIPT, *common_flags(model_folder), *flags)

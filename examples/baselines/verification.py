@@ -1,7 +1,7 @@
 """The verification of a model card: what it says was run is run again, and every number compared.
 
-A card is untrusted. Its command has to be one of the two scripts beside this file with flags that change nothing but the
-data, the model and the training; they are parsed here, and no shell sees them.
+A card is untrusted. Its command has to be `python -m baselines cell` or `python run_text_classification.py`, with flags
+that change nothing but the data, the model and the training; they are parsed here, and no shell sees them.
 """
 
 import math
@@ -12,11 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from baseline_cell import Cell, parse_cell
+from data.labelled_texts import DataArguments
 from run_text_classification import ModelArguments, card_arguments, run, with_embedded_default
-from text_data import DataArguments
 from transformers import HfArgumentParser
 
+from baselines.cell import CELL_COMMAND, Cell, parse_cell
 from hf_focal import FocalTrainingArguments
 from hf_focal.model_card import ModelCardContents, read_model_card
 
@@ -50,11 +50,11 @@ def verify_card(path: Path, seed: int | None = None) -> bool:
     seed = contents.seeds[0] if seed is None else seed
     if seed not in contents.seeds:
         raise ValueError(f"--seed: expected one of the card's seeds, {contents.seeds}, but got {seed}")
-    script, flags = card_command(contents.command)
+    entry, flags = card_command(contents.command)
     flags += ["--seed", str(seed)]
-    print(f"Runs in a temporary folder: {shlex.join(['python', script, *flags])}")
+    print(f"Runs in a temporary folder: {entry} {shlex.join(flags)}")
     with TemporaryDirectory() as folder:
-        record = _SCRIPTS[script][0](flags, Path(folder))
+        record = _ENTRIES[entry][0](flags, Path(folder))
     is_same_machine = contents.hardware == record["hardware"] and contents.versions == record["versions"]
     rows = differences(contents, contents.seeds.index(seed), record, is_same_machine)
     count = len(contents.metrics) + sum(map(len, contents.per_class.values())) + 1
@@ -103,21 +103,23 @@ def _parse_script(flags: list[str]) -> tuple[ModelArguments, DataArguments, Foca
     return parser.parse_args_into_dataclasses(with_embedded_default(flags), look_for_args_file=False)
 
 
-_SCRIPTS: dict[str, tuple[Callable, Callable, set[str]]] = {
-    "baseline_cell.py": (_run_cell, parse_cell, _CELL_FLAGS),
-    "run_text_classification.py": (_run_script, _parse_script, _SCRIPT_FLAGS),
+# What runs and what parses the flags of a command, and those that a card may set.
+_CELL, _SCRIPT = " ".join(CELL_COMMAND), "python run_text_classification.py"
+_ENTRIES: dict[str, tuple[Callable, Callable, set[str]]] = {
+    _CELL: (_run_cell, parse_cell, _CELL_FLAGS),
+    _SCRIPT: (_run_script, _parse_script, _SCRIPT_FLAGS),
 }
 
 
 def card_command(command: list[str]) -> tuple[str, list[str]]:
-    """The script of a card's command and its flags, if it is one of `_SCRIPTS` with nothing but harmless flags."""
-    script = Path(command[1]).name if command[:1] == ["python"] and len(command) > 1 else None
-    if script not in _SCRIPTS:
-        raise ValueError(
-            f"command: expected python, one of {' and '.join(_SCRIPTS)}, and flags, but got {shlex.join(command):.200}"
-        )
-    _, parse, allowed = _SCRIPTS[script]
-    flags = command[2:]
+    """The entry of `_ENTRIES` that a card's command is, and its flags, if they are nothing but harmless."""
+    if command[:4] == CELL_COMMAND:
+        entry, flags = _CELL, command[4:]
+    elif [*command[:1], *(Path(script).name for script in command[1:2])] == _SCRIPT.split():
+        entry, flags = _SCRIPT, command[2:]
+    else:
+        raise ValueError(f"command: expected `{_CELL}` or `{_SCRIPT}`, and flags, but got {shlex.join(command):.200}")
+    _, parse, allowed = _ENTRIES[entry]
     for flag in flags:
         if flag.startswith("-") and not re.fullmatch(r"-[\d.].*", flag):
             name = flag.removeprefix("--").split("=")[0].replace("-", "_")
@@ -126,8 +128,8 @@ def card_command(command: list[str]) -> tuple[str, list[str]]:
     try:
         parse(flags)
     except (SystemExit, ValueError) as error:
-        raise ValueError(f"command: expected flags of {script}, but got {shlex.join(flags):.200}") from error
-    return script, flags
+        raise ValueError(f"command: expected flags of `{entry}`, but got {shlex.join(flags):.200}") from error
+    return entry, flags
 
 
 def differences(

@@ -8,8 +8,9 @@ rare tags from text; it does not show how well it would find names.
 import re
 from random import Random
 
-from bbc_longtail import load_bbc_longtail
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+
+from data.bbc_longtail import load_bbc_longtail
 
 
 MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"

@@ -11,9 +11,10 @@ CIFAR long-tailed: group k of the alphabetical order keeps `head * mu**k` posts.
 from collections import defaultdict
 from random import Random
 
-from bbc_longtail import packaged_folder
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from reuters_r52 import read_tab
+
+from data.bbc_longtail import packaged_folder
+from data.reuters_r52 import read_tab
 
 
 def load_newsgroups_longtail(imbalance: float = 50, head: int | None = None, validation: int = 50) -> DatasetDict:

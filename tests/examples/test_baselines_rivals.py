@@ -9,19 +9,16 @@ import exactness
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
+from baselines.rivals import RIVALS, BalancedSampler
 from datasets import Dataset
 from exactness import NUM_LABELS, STEPS_OF_WHOLE_BATCHES, tiny_dataset, tiny_model
 from safetensors.torch import load_file
 from torch.utils.data import BatchSampler, RandomSampler
+from toy_texts import EXAMPLES
 from transformers import TrainingArguments
 
 from hf_focal import FocalTrainer, operating_point_scores, posterior_from_config
 
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(EXAMPLES)
-    from rivals import RIVALS, BalancedSampler
 
 TASKS = {
     "focal": "single_label",
@@ -145,7 +142,7 @@ def two_processes(tmp_path_factory):
     paths = [str(EXAMPLES), str(Path(exactness.__file__).parent)]
     script.write_text(
         f"import sys; sys.path[:0] = {paths}\n"
-        "import exactness; from rivals import RIVALS\n"
+        "import exactness; from baselines.rivals import RIVALS\n"
         "exactness._TRAINERS.update(RIVALS)\n"
         "exactness.main()\n"
     )

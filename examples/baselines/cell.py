@@ -1,29 +1,28 @@
 """One cell of a baseline table: `run_text_classification.py` with one loss and one seed, or with a rival of focal loss.
 
-    python baseline_cell.py --rival logit_adjustment --dataset_name bbc_longtail --max_seq_length 64 --seed 1
+    python -m baselines cell --rival logit_adjustment --dataset_name bbc_longtail --max_seq_length 64 --seed 1
 
 The flags are those of `run_text_classification.py` and the three below. After each epoch the model is scored on the
 validation split, and the best one is kept (`--metric_for_best_model`, by default f1_macro); the test split is predicted
-once, with that model. Model cards of `run_baselines.py` hold such a command.
+once, with that model. The model cards of a sweep hold such a command.
 """
 
 import json
 import shutil
-import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from baseline_data import data_fingerprint, load_baseline_splits
+from data.labelled_texts import DataArguments
 from datasets import DatasetDict
-from rivals import RIVALS
 from run_text_classification import ModelArguments, run
 from safetensors.torch import save_file
-from text_data import DataArguments
 from torch import Tensor, nn
 from transformers import HfArgumentParser, PretrainedConfig, TrainerCallback
 
+from baselines.data import data_fingerprint, load_baseline_splits
+from baselines.rivals import RIVALS
 from hf_focal import FocalTrainer, FocalTrainingArguments, operating_point_scores, posterior_from_config
 from hf_focal.metrics import ImbalancedClassification
 from hf_focal.model_card import describe_hardware, package_versions
@@ -52,6 +51,8 @@ class BaselineArguments:
         if self.rival not in RIVALS:
             raise ValueError(f"--rival: expected one of {', '.join(RIVALS)}, but got {self.rival!r}")
 
+
+CELL_COMMAND = ["python", "-m", "baselines", "cell"]
 
 Arguments = tuple[BaselineArguments, ModelArguments, DataArguments, FocalTrainingArguments]
 
@@ -87,7 +88,7 @@ class Cell:
     """One training and its test, with files in a folder: what has been done there is not done again.
 
     Attributes:
-        flags (`list[str]`): Of this script, without those that say what to do and where.
+        flags (`list[str]`): Of `python -m baselines cell`, without those that say what to do and where.
         folder (`Path`): For the model, the results and the log.
     """
 
@@ -219,14 +220,3 @@ def test_metrics(logits: Tensor, labels: Tensor, config: PretrainedConfig, names
 def _ids(labels: Tensor) -> list:
     """Class ids, or those of each row that are 1."""
     return labels.tolist() if labels.ndim == 1 else [row.nonzero().flatten().tolist() for row in labels]
-
-
-def main() -> None:
-    flags = sys.argv[1:]
-    folder = Path(parse_cell(flags)[-1].output_dir)
-    record = Cell(flags, folder).test()
-    print(json.dumps(record["metrics"], indent=2))
-
-
-if __name__ == "__main__":
-    main()

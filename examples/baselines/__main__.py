@@ -1,0 +1,124 @@
+"""Losses compared over several seeds, each with the learning rate that suits it, and a model card for each of them.
+
+    python -m baselines sweep baselines/recipes/bbc_longtail.yaml
+    python -m baselines sweep baselines/recipes/reuters90.yaml --dataset_name FOLDER     # other flags win over the recipe
+    python -m baselines report outputs/baselines/bbc_longtail/results.jsonl              # of what a sweep has done so far
+    python -m baselines verify baselines/results/bbc_longtail/focal/README.md            # one seed of a card, run again
+    python -m baselines cell --dataset_name bbc_longtail --seed 1 --output_dir outputs/cell     # a training and its test
+
+A recipe names the data, the arms and a small grid. For each arm, every point of the grid is trained with the first seed;
+the one that is best on the validation split is trained with the other seeds too, and each of these models predicts the
+test split once. Every finished cell is a line of `results.jsonl`, with all that made it. A sweep that was stopped goes on
+where it was, and several may share the work of one folder; `accelerate launch -m baselines sweep ...` runs each cell on
+several processes.
+
+Beside it: `results.md` with the tables, `results.png`, and a model card with pictures for each arm.
+"""
+
+# The commands import what they need themselves: transformers takes seconds, and neither --help nor report needs it.
+
+import gc
+import json
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from pathlib import Path
+
+
+def sweep(args: Namespace, flags: list[str]) -> None:
+    from accelerate import PartialState
+
+    from baselines.cards import write_cards
+    from baselines.recipe import Recipe
+    from baselines.report import difference_table, draw, report_table
+    from baselines.sweep import Sweep
+
+    folder = args.output_dir or Path("outputs/baselines", args.recipe.stem)
+    recipe = Recipe.load(args.recipe).with_flags(pairs(flags)).restricted_to(args.arms, args.seeds)
+    records = Sweep(recipe, folder).run()
+    if PartialState().is_main_process:
+        baseline = next(iter(recipe.arms))
+        tables = f"{report_table(records, baseline)}\n\n{difference_table(records, baseline)}\n"
+        (folder / "results.md").write_text(tables)
+        draw(records, baseline, folder / "results.png")
+        cards = write_cards(recipe, records, folder)
+        print(tables, "Pictures and model cards:", folder / "results.png", *cards, sep="\n")
+    end_processes()
+
+
+def report(args: Namespace, flags: list[str]) -> None:
+    from baselines.report import difference_table, draw, read_records, report_table
+
+    records, picture = read_records(args.results), args.results.with_name("results.png")
+    print(f"{report_table(records, args.baseline)}\n\n{difference_table(records, args.baseline)}")
+    draw(records, args.baseline, picture)
+    print(f"\n{picture} shows the same as a picture.")
+
+
+def verify(args: Namespace, flags: list[str]) -> None:
+    from baselines.verification import verify_card
+
+    sys.exit(0 if verify_card(args.card, args.seed) else 1)
+
+
+def cell(args: Namespace, flags: list[str]) -> None:
+    from baselines.cell import Cell, parse_cell
+
+    record = Cell(flags, Path(parse_cell(flags)[-1].output_dir)).test()
+    print(json.dumps(record["metrics"], indent=2))
+    end_processes()
+
+
+def end_processes() -> None:
+    """Processes on CPU may abort at exit if their process group still exists (pytorch issue 190489)."""
+    from accelerate import PartialState
+
+    gc.collect()
+    PartialState().destroy_process_group()
+
+
+def pairs(flags: list[str]) -> dict[str, str]:
+    """`--name value` or `--name=value` as a mapping."""
+    tokens = [part for flag in flags for part in (flag.split("=", 1) if flag.startswith("--") else [flag])]
+    names, values = tokens[::2], tokens[1::2]
+    if len(names) != len(values) or not all(name.startswith("--") for name in names):
+        raise ValueError(f"flags: expected pairs of --name and value, but got {' '.join(flags)}")
+    return {name.removeprefix("--"): value for name, value in zip(names, values)}
+
+
+def main() -> None:
+    parser = ArgumentParser(
+        prog="python -m baselines",
+        description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("sweep", help="run a recipe; other flags win over its own", allow_abbrev=False)
+    command.add_argument("recipe", type=Path, help="a yaml file")
+    command.add_argument("--arms", nargs="+", help="only these arms of the recipe, the baseline first")
+    command.add_argument("--seeds", type=int, nargs="+", help="other seeds than those of the recipe")
+    command.add_argument("--output_dir", type=Path, help="by default outputs/baselines/ and the name of the recipe")
+    command.set_defaults(run=sweep, takes_flags=True)
+
+    command = commands.add_parser("report", help="tables and picture of a results.jsonl", allow_abbrev=False)
+    command.add_argument("results", type=Path, help="results.jsonl of a sweep, which may still run")
+    command.add_argument("--baseline", default="cross entropy", help="the arm that the others are compared with")
+    command.set_defaults(run=report, takes_flags=False)
+
+    command = commands.add_parser("verify", help="run one seed of a card again", allow_abbrev=False)
+    command.add_argument("card", type=Path, help="a README.md; the exit status is 1 if a number differs")
+    command.add_argument("--seed", type=int, help="by default the first of the card")
+    command.set_defaults(run=verify, takes_flags=False)
+
+    command = commands.add_parser("cell", help="one training and its test", add_help=False, allow_abbrev=False)
+    command.set_defaults(run=cell, takes_flags=True)
+
+    args, flags = parser.parse_known_args()
+    if flags and not args.takes_flags:
+        parser.error(f"unrecognized arguments: {' '.join(flags)}")
+    args.run(args, flags)
+
+
+if __name__ == "__main__":
+    main()

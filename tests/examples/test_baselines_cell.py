@@ -1,0 +1,107 @@
+"""One training of the baselines and its test: what its record holds, and that it can be had again."""
+
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from baselines.cell import Cell, PriorBias
+from baselines.data import cut_validation
+from data.labelled_texts import DataArguments
+from datasets import Dataset, DatasetDict
+from safetensors.torch import load_file
+from toy_texts import multi_label_data, single_label_data, write
+
+
+def cell_flags(model_folder, data, kind="csv", **flags):
+    files = {f"{split}_file": write(data, f"{split}.{kind}") for split in ("train", "validation", "test")}
+    defaults = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 0.01, "use_cpu": True}
+    flags = {"model_name_or_path": model_folder, **files, **defaults, **flags}
+    return [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+
+
+def test_record_holds_what_made_it_and_is_the_same_again(model_folder):
+    flags = cell_flags(model_folder, single_label_data(), focal_alpha="inverse", seed=1)
+    record = Cell(flags, Path("one")).test()
+    assert record["focal_loss"]["gamma"] == 2 and record["label_counts"] == [2, 6, 12]
+    assert record["versions"].keys() >= {"torch", "transformers", "hf_focal"}
+    assert "threads of each" in record["hardware"] and record["wall_seconds"] > 0
+    assert len(record["data_fingerprint"]) == 64 and record["label_names"] == ["chess", "money", "sport"]
+    right = sum(a == b for a, b in zip(record["labels"], record["predictions"]))
+    assert len(record["labels"]) == 20 and record["metrics"]["accuracy"] == pytest.approx(right / 20)
+
+    again = Cell(flags, Path("two")).test()
+    for name in ("metrics", "per_class", "predictions", "data_fingerprint", "best_epoch"):
+        assert record[name] == again[name]
+    # Another seed is another run, or equality would say nothing.
+    Cell([*flags, "--seed", "2"], Path("three")).train()
+    first, second, other = (load_file(f"{folder}/model.safetensors") for folder in ("one", "two", "three"))
+    assert all((first[name] == second[name]).all() for name in first)
+    assert any((first[name] != other[name]).any() for name in first)
+
+
+@pytest.mark.parametrize("loss", [{"focal_alpha": "inverse"}, {"loss": "cross_entropy", "rival": "asymmetric"}])
+def test_multi_label(model_folder, loss):
+    record = Cell(cell_flags(model_folder, multi_label_data(), "json", **loss), Path("cell")).test()
+    assert len(record["focal_loss"]["thresholds"]) == 3
+    hits = sum(len({*a} & {*b}) for a, b in zip(record["labels"], record["predictions"]))
+    total = sum(map(len, record["labels"])) + sum(map(len, record["predictions"]))
+    assert record["metrics"]["f1_micro"] == pytest.approx(2 * hits / total)
+
+
+class TestPriorBias:
+    def test_is_the_log_odds(self, model_folder):
+        flags = cell_flags(model_folder, multi_label_data(), "json", prior_bias=True, num_train_epochs=1)
+        for rate in ("0", "0.01"):
+            Cell([*flags, "--learning_rate", rate], Path(rate)).train()
+        untouched, trained = (load_file(Path(rate, "model.safetensors"))["classifier.bias"] for rate in ("0", "0.01"))
+        counts = torch.tensor([2.0, 6.0, 13.0])  # of 20 examples
+        torch.testing.assert_close(untouched, torch.log((counts + 0.5) / (20 - counts + 0.5)))
+        assert (trained != untouched).all()
+
+    def test_of_classes_is_refused(self, model_folder):
+        flags = cell_flags(model_folder, single_label_data(), prior_bias=True)
+        with pytest.raises(ValueError, match="--prior_bias: expected several labels per example"):
+            Cell(flags, Path("cell")).train()
+
+    def test_needs_a_head(self):
+        loader = SimpleNamespace(dataset=Dataset.from_dict({"labels": [[0, 1, 1], [1, 0, 0]]}))
+        for model in (torch.nn.Linear(4, 3, bias=False), torch.nn.Linear(3, 4)):
+            with pytest.raises(ValueError, match="--prior_bias: expected a model with a linear head with a bias"):
+                PriorBias().on_train_begin(None, SimpleNamespace(global_step=0), None, model, loader)
+
+
+class TestValidationSplit:
+    def split(self, data, share=0.2, label="label"):
+        splits = DatasetDict(train=Dataset.from_pandas(data, preserve_index=False))
+        return cut_validation(splits, DataArguments(label_column_name=label), share)
+
+    def test_each_class_gives_its_share_and_none_its_last_text(self):
+        data = single_label_data({"sport": 50, "money": 10, "chess": 2})
+        data["text"] += [f" {i}" for i in range(len(data))]
+        splits = self.split(data)
+        assert Counter(splits["validation"]["label"]) == {"sport": 10, "money": 2}
+        assert Counter(splits["train"]["label"]) == {"sport": 40, "money": 8, "chess": 2}
+        assert self.split(data)["validation"]["text"] == splits["validation"]["text"]
+
+    def test_texts_that_occur_twice_are_on_one_side(self):
+        splits = self.split(single_label_data({"sport": 50, "money": 10}), share=0.3)
+        assert not {*splits["train"]["text"]} & {*splits["validation"]["text"]}
+        assert len(splits["train"]) + len(splits["validation"]) == 60 and len(splits["validation"]) > 0
+
+    def test_multi_label(self):
+        rows = [(f"text {i}", ["common"] + ["rare"] * (i % 10 == 0)) for i in range(50)]
+        splits = self.split(
+            Dataset.from_dict({"text": [r[0] for r in rows], "label": [r[1] for r in rows]}).to_pandas()
+        )
+        counts = Counter(label for labels in splits["validation"]["label"] for label in labels)
+        assert counts["common"] == 10 and counts["rare"] <= 1
+
+    def test_share_and_split_exclude_each_other(self, model_folder):
+        flags = cell_flags(model_folder, single_label_data())
+        with pytest.raises(ValueError, match="--validation_share: there is a validation split already"):
+            Cell([*flags, "--validation_share", "0.1"], Path("cell")).train()
+        at = flags.index("--validation_file")
+        with pytest.raises(ValueError, match="--validation_share: expected a share"):
+            Cell(flags[:at] + flags[at + 2 :], Path("cell")).train()

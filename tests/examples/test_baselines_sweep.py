@@ -1,0 +1,260 @@
+"""Recipes, the order in which a sweep runs their cells, and that it survives what may happen to it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+import torch
+import yaml
+from baselines.recipe import Recipe
+from baselines.sweep import Sweep
+from safetensors.torch import save_file
+from toy_texts import EXAMPLES, environment, run_baselines, single_label_data, write
+
+from hf_focal.model_card import describe_hardware, package_versions, read_model_card
+
+
+ARMS = {"cross entropy": {"loss": "cross_entropy"}, "focal, inverse alpha": {"focal_alpha": "inverse"}}
+LABELS = ["chess", "money", "sport"]
+
+
+def saved(recipe: dict, name: str = "words.yaml") -> str:
+    Path(name).write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return name
+
+
+def records(folder: str | Path = "outputs/baselines/words") -> list[dict]:
+    return [json.loads(line) for line in Path(folder, "results.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def recipe():
+    """2 arms, 2 learning rates and 2 seeds: 6 trainings, for a model that is not there."""
+    return {
+        "title": "words",
+        "flags": {"model_name_or_path": "missing", "train_file": "missing.csv"},
+        "grid": {"learning_rate": [0.02, 0.001]},
+        "seeds": [1, 2],
+        "arms": ARMS,
+    }
+
+
+@dataclass
+class StubCell:
+    """Says what a training of this learning rate and seed could have come to, and remembers that it was asked."""
+
+    flags: list[str]
+    folder: Path
+    runs: ClassVar[list[tuple[str, ...]]] = []
+    seconds: ClassVar[float] = 0
+
+    def train(self, callbacks=None):
+        finished = self.folder / "training.json"
+        if not finished.exists():
+            self.runs.append(("train", *self.flags))
+            time.sleep(self.seconds)
+            rate = float(self.flags[self.flags.index("--learning_rate") + 1])
+            # Cross entropy is better with the larger rate, focal loss with the smaller one.
+            score = rate if "--loss" in self.flags else 1 - rate
+            self.folder.mkdir(parents=True)
+            training = {"validation_metrics": {"f1_macro": score}, "wall_seconds": 60.0 + rate, "resumed": False}
+            training |= {"data_fingerprint": "a1", "hardware": describe_hardware(), "versions": package_versions()}
+            finished.write_text(json.dumps(training))
+        return json.loads(finished.read_text())
+
+    def test(self, callbacks=None):
+        record = self.train()
+        self.runs.append(("test", *self.flags))
+        logits, labels = torch.eye(3)[[0, 1, 2, 1]], torch.tensor([0, 1, 2, 2])
+        save_file({"logits": logits, "labels": labels}, self.logits_file)
+        focal_loss = {"gamma": 2.0, "alpha": None, "label_counts": [2, 6, 12], "class_prior": [0.1, 0.3, 0.6]}
+        return record | {
+            "label_names": LABELS,
+            "label_counts": [2, 6, 12],
+            "focal_loss": focal_loss | {"label_smoothing": 0.0},
+            "per_class": {name: {"f1": 0.8} for name in LABELS},
+            "metrics": {"accuracy": 0.75, "f1_macro": 0.8},
+            "labels": labels.tolist(),
+            "predictions": logits.argmax(-1).tolist(),
+        }
+
+    @property
+    def logits_file(self):
+        return self.folder / "test_logits.safetensors"
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """Sweeps run cells that do not train."""
+    monkeypatch.setattr(StubCell, "runs", [])
+    monkeypatch.setattr("baselines.sweep.Sweep", partial(Sweep, cell_class=StubCell))
+    return StubCell
+
+
+class TestSchedule:
+    def test_grid_then_seeds_then_test_split(self, recipe, stub, capsys):
+        run_baselines("sweep", saved(recipe))
+        found = records()
+        stages = Counter((record["stage"], record["arm"], record["seed"]) for record in found)
+        expected = {("validation", arm, 1): 2 for arm in ARMS} | {
+            ("test", arm, seed): 1 for arm in ARMS for seed in (1, 2)
+        }
+        assert stages == expected
+        for arm, rate in zip(ARMS, (0.02, 0.001)):
+            trials = [r for r in found if r["stage"] == "validation" and r["arm"] == arm]
+            best = max(trials, key=lambda r: r["validation_metrics"]["f1_macro"])
+            tested = [r for r in found if r["stage"] == "test" and r["arm"] == arm]
+            assert {r["choice"]["learning_rate"] for r in [*tested, best]} == {rate}
+            # What the grid has trained is not trained again, and gave no metric of the test split.
+            assert all("metrics" not in trial for trial in trials)
+            assert tested[0]["wall_seconds"] == best["wall_seconds"] and tested[0]["flags"] == best["flags"]
+        assert Counter(run[0] for run in stub.runs) == {"train": 6, "test": 4}
+        assert Counter(stub.runs).most_common(1)[0][1] == 1
+        printed = capsys.readouterr().out
+        folder = Path("outputs/baselines/words")
+        assert "| cross entropy (baseline) |" in printed and (folder / "results.md").read_text() in printed
+        assert (folder / "results.png").stat().st_size > 1000
+        for arm in ("cross_entropy", "focal_inverse_alpha"):
+            card = read_model_card(folder / arm / "README.md")
+            assert card.seeds == [1, 2] and (folder / arm / "confusion_matrix.png").exists()
+            assert "time of a run" in (folder / arm / "README.md").read_text()
+            assert card.command[:4] == ["python", "-m", "baselines", "cell"]
+
+    def test_finished_sweep_runs_nothing(self, recipe, stub):
+        run_baselines("sweep", saved(recipe))
+        before, runs = records(), len(stub.runs)
+        run_baselines("sweep", saved(recipe))
+        assert records() == before and len(stub.runs) == runs
+        # Another setting is another cell.
+        run_baselines("sweep", saved(recipe), "--weight_decay", "0.1")
+        assert len(stub.runs) == 2 * runs and records()[: len(before)] == before
+
+    def test_flags_of_the_command_win(self, recipe, stub):
+        run_baselines("sweep", saved(recipe), "--learning_rate=0.3", "--seeds", 7, "--arms", "focal, inverse alpha")
+        (record,) = records()
+        assert record["flags"][-2:] == ["--seed", "7"] and record["choice"] == {}
+        assert record["flags"][record["flags"].index("--learning_rate") + 1] == "0.3"
+
+    def test_sweeps_share_a_folder(self, recipe, stub, monkeypatch):
+        monkeypatch.setattr(stub, "seconds", 0.05)
+        monkeypatch.setattr("baselines.sweep.time", SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 100)))
+        sweeps = [Sweep(Recipe(**recipe), Path("shared"), stub) for _ in range(3)]
+        with ThreadPoolExecutor(3) as threads:
+            outcomes = [thread.result() for thread in [threads.submit(sweep.run) for sweep in sweeps]]
+        assert [len(outcome) for outcome in outcomes] == [8, 8, 8]
+        keys = Counter((record["stage"], *record["flags"]) for record in records("shared"))
+        assert len(keys) == 8 and set(keys.values()) == {1}
+        assert max(Counter(stub.runs).values()) == 1
+
+    def test_a_torn_line_is_run_again(self, recipe, stub):
+        sweep = Sweep(Recipe(**recipe), Path("torn"), stub)
+        whole = sweep.run()
+        lines = sweep.results.read_text().splitlines()
+        sweep.results.write_text("\n".join([*lines[:-1], lines[-1][:50]]))
+        assert Sweep(Recipe(**recipe), Path("torn"), stub).run() == whole
+        assert sweep.results.read_text().splitlines()[-2:] == [lines[-1][:50], lines[-1]]
+
+
+class TestRecipe:
+    @pytest.mark.parametrize(
+        "change, message",
+        [
+            ({"arms": {}}, "arms: expected a dict with entries"),
+            ({"seeds": [1, 1]}, "seeds: expected different ones"),
+            ({"arms": {"a b": {}, "a-b": {}}}, "arms: expected names that differ"),
+            ({"arms": {"a": {"focal_alpha": "magic"}}}, "focal_alpha: expected none, one of"),
+            ({"surprise": 1}, "recipe: expected a mapping with the keys title, flags"),
+        ],
+    )
+    def test_bad_recipe(self, recipe, change, message):
+        with pytest.raises(ValueError, match=message):
+            run_baselines("sweep", saved(recipe | change))
+        assert not Path("outputs").exists()
+
+    def test_unknown_flag(self, recipe):
+        with pytest.raises(ValueError, match="learning_speed"):
+            run_baselines("sweep", saved(recipe), "--learning_speed", "1")
+        assert not Path("outputs").exists()
+
+    def test_bad_command(self, recipe):
+        with pytest.raises(ValueError, match="there is no file missing.yaml"):
+            run_baselines("sweep", "missing.yaml")
+        with pytest.raises(ValueError, match="--arms: expected some of .* but got 'focus'"):
+            run_baselines("sweep", saved(recipe), "--arms", "focus")
+        with pytest.raises(ValueError, match="--focal_alpha: the arms of the recipe differ in it"):
+            run_baselines("sweep", saved(recipe), "--focal_alpha", "none")
+        with pytest.raises(ValueError, match="pairs of --name and value"):
+            run_baselines("sweep", saved(recipe), "--bf16")
+
+    @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("baselines/recipes/*.yaml")), ids=lambda path: path.stem)
+    def test_recipes_of_this_repository(self, path):
+        recipe = Recipe.load(path)
+        assert "cross entropy" in next(iter(recipe.arms)) and len(recipe.arms) >= 5
+
+
+@pytest.fixture
+def words(recipe, model_folder):
+    """A recipe that can be run: one arm and two seeds of a tiny model."""
+    files = {f"{split}_file": write(single_label_data(), f"{split}.csv") for split in ("train", "validation", "test")}
+    flags = {"model_name_or_path": model_folder, "per_device_train_batch_size": 4, "learning_rate": 0.01}
+    arms = {"focal, inverse alpha": {"focal_alpha": "inverse"}}
+    return recipe | {"flags": flags | files | {"use_cpu": True}, "grid": {}, "arms": arms}
+
+
+def test_killed_sweep_goes_on(words):
+    words["flags"]["num_train_epochs"] = 10
+    command = [sys.executable, "-m", "baselines", "sweep", saved(words)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment())
+    cell = Path("outputs/baselines/words/cells/focal_inverse_alpha_seed_2")
+    wait_for(lambda: any(map(is_whole, cell.glob("checkpoint-*/trainer_state.json"))), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(records()) == 1
+    results = Path("outputs/baselines/words/results.jsonl")
+    for name, state in {"checkpoint-998": None, "checkpoint-999": '{"epoch": 3'}.items():  # and torn checkpoints
+        (cell / name).mkdir()
+        if state is not None:
+            (cell / name / "trainer_state.json").write_text(state)
+    run_baselines("sweep", saved(words))
+    assert [record["resumed"] for record in records()] == [False, True]
+    assert "time of a run" not in (results.parent / "focal_inverse_alpha" / "README.md").read_text()
+    run_baselines("sweep", saved(words), "--output_dir", "again")
+    for one, other in zip(records(), records("again"), strict=True):
+        assert one["metrics"] == other["metrics"] and one["predictions"] == other["predictions"]
+
+
+def is_whole(state: Path) -> bool:
+    """Whether the state of a checkpoint, the last of its files, was written to its end."""
+    try:
+        return bool(json.loads(state.read_text()))
+    except (json.JSONDecodeError, FileNotFoundError):  # an old checkpoint is removed meanwhile
+        return False
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_two_processes(words):
+    words["flags"] |= {"num_train_epochs": 1}
+    words["seeds"] = [1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = subprocess.run(
+        [*launch, "-m", "baselines", "sweep", saved(words)], capture_output=True, text=True, env=environment()
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    (record,) = records()
+    assert "processes: 2" in record["hardware"] and result.stdout.count("(baseline)") == 1

@@ -1,0 +1,215 @@
+"""The verification of a card by running it again: what is compared how closely, and that a card can do no harm."""
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from baselines.report import read_records
+from toy_texts import run, run_baselines, single_label_data, write
+
+from hf_focal.model_card import read_model_card, write_model_card
+
+
+CARD = Path("outputs/baselines/words/focal_inverse_alpha/README.md")
+
+
+@pytest.fixture(scope="module")
+def finished(model_folder, tmp_path_factory):
+    """A folder with the data and the results of one arm and two seeds."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        splits = ("train", "validation", "test")
+        files = {f"{split}_file": write(single_label_data(), f"{split}.csv") for split in splits}
+        flags = {"model_name_or_path": model_folder, "num_train_epochs": 2, "per_device_train_batch_size": 4}
+        arms = {"cross entropy": {"loss": "cross_entropy"}, "focal, inverse alpha": {"focal_alpha": "inverse"}}
+        recipe = {"title": "words", "flags": flags | files | {"use_cpu": True}, "seeds": [1, 2], "arms": arms}
+        Path("words.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+        run_baselines("sweep", "words.yaml", "--learning_rate", "0.01", "--arms", "focal, inverse alpha")
+    return folder
+
+
+@pytest.fixture
+def card(finished, in_an_empty_folder):
+    shutil.copytree(finished, ".", dirs_exist_ok=True)
+    return CARD
+
+
+@pytest.fixture
+def remembered(finished, monkeypatch):
+    """What the cells have come to is remembered rather than run again."""
+
+    @dataclass
+    class RememberedCell:
+        flags: list[str]
+        folder: Path
+
+        def test(self):
+            seed = int(self.flags[-1])
+            return next(
+                record
+                for record in read_records(finished / CARD.parents[1] / "results.jsonl")
+                if record["seed"] == seed
+            )
+
+    monkeypatch.setattr("baselines.verification.Cell", RememberedCell)
+
+
+def verify(card, *flags):
+    with pytest.raises(SystemExit) as stopped:
+        run_baselines("verify", card, *flags)
+    return stopped.value.code
+
+
+def rewritten(card, **changes):
+    contents = read_model_card(card)
+    for name, value in changes.items():
+        setattr(contents, name, value)
+    return write_model_card(card.parent, contents)
+
+
+def test_card_is_reproduced_to_the_last_digit(card, capsys):
+    before = sorted(Path().rglob("*"))
+    assert verify(card, "--seed", 2) == 0
+    printed = capsys.readouterr().out
+    assert "python -m baselines cell --model_name_or_path" in printed.splitlines()[0]
+    assert "the same hardware and versions, tolerance 0: 0 differ" in printed
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_other_data(card, capsys):
+    write(single_label_data({"sport": 12, "money": 6, "chess": 3}), "validation.csv")
+    assert verify(card) == 1
+    assert "| data fingerprint |" in capsys.readouterr().out
+
+
+def test_card_of_the_script(model_folder, capsys, monkeypatch):
+    files = [part for split in ("train", "validation") for part in (f"--{split}_file", f"{split}.csv")]
+    for file in files[1::2]:
+        write(single_label_data(), file)
+    flags = ["--model_name_or_path", model_folder, *files, "--use_cpu", "--learning_rate", "0.01", "--seed", "5"]
+    flags += "--do_train --do_eval --num_train_epochs 2 --load_best_model_at_end --output_dir out".split()
+    flags += "--eval_strategy epoch --save_strategy epoch".split()
+    command = ["python", "examples/run_text_classification.py", *flags]
+    monkeypatch.setattr(sys, "orig_argv", command)
+    run("run_text_classification.py", *flags)
+    card = Path("out/README.md").rename("README.md")
+    shutil.rmtree("out")
+    contents = read_model_card(card)
+    assert contents.command == command and contents.seeds == [5]
+
+    # Publishing is left out.
+    rewritten(card, command=[*command, "--push_to_hub", "--hub_model_id", "me/words"])
+    assert verify(card) == 0
+    printed = capsys.readouterr().out
+    assert "the same hardware and versions, tolerance 0: 0 differ" in printed
+    assert "Runs in a temporary folder: python run_text_classification.py" in printed and not Path("out").exists()
+
+    rewritten(card, command=[*command, "--learning_rate", "0.03"])
+    assert verify(card) == 1
+
+
+@pytest.mark.usefixtures("remembered")
+class TestComparison:
+    def test_seeds(self, card, capsys):
+        assert verify(card) == 0 and "--seed 1" in capsys.readouterr().out.splitlines()[0]
+        assert verify(card, "--seed", 2) == 0
+
+    def test_number_edited_in_a_table(self, card):
+        text = card.read_text()
+        line = next(line for line in text.splitlines() if line.startswith("| Macro-F1"))
+        card.write_text(text.replace(line, line.replace("0.", "0.9", 1)))
+        with pytest.raises(ValueError, match="no such line: . Macro-F1"):
+            run_baselines("verify", card)
+
+    def test_number_edited_everywhere(self, card, capsys):
+        contents = read_model_card(card)
+        contents.metrics["f1_macro"][0] -= 1e-9
+        contents.per_class["chess"]["recall"][0] += 0.5
+        write_model_card(card.parent, contents)
+        assert verify(card) == 1
+        printed = capsys.readouterr().out
+        assert "| 'f1_macro' |" in printed and "| 'chess' 'recall' |" in printed and ": 2 differ" in printed
+        assert verify(card, "--seed", 2) == 0  # those numbers are of the first seed
+
+    def test_other_versions_are_compared_within_the_tolerance(self, card):
+        contents = read_model_card(card)
+        contents.versions["torch"] = "1.0"
+        contents.metrics["f1_macro"][0] -= 0.9 * contents.tolerance
+        write_model_card(card.parent, contents)
+        assert verify(card) == 0
+        contents.metrics["f1_macro"][0] -= 0.2 * contents.tolerance
+        write_model_card(card.parent, contents)
+        assert verify(card) == 1
+
+    def test_unstable_runs_are_compared_more_loosely_on_another_machine(self, card):
+        contents = read_model_card(card)
+        contents.hardware, contents.seeds, contents.wall_seconds = "another", [1, 2, 3], []
+        for metrics in (contents.metrics, *contents.per_class.values()):
+            for values in metrics.values():
+                values.append(values[1])
+        found = contents.metrics["f1_macro"][0]
+        contents.metrics["f1_macro"][1:] = [0.2, 0.5]
+        for off, exit_status in ((0.29, 0), (0.31, 1)):  # its own number does not widen what is allowed
+            contents.metrics["f1_macro"][0] = found - off
+            write_model_card(card.parent, contents)
+            assert verify(card, "--seed", 1) == exit_status
+
+    def test_few_examples_are_compared_more_loosely_on_another_machine(self, card, capsys):
+        contents = read_model_card(card)
+        contents.hardware = "another"
+        supports = {label: by_name["support"][0] for label, by_name in contents.per_class.items()}
+        for label, metrics in contents.per_class.items():
+            metrics["recall"][0] += 0.99 * supports[label] ** -0.5
+        write_model_card(card.parent, contents)
+        assert verify(card) == 0
+        contents.per_class["chess"]["recall"][0] += 0.02 * supports["chess"] ** -0.5
+        write_model_card(card.parent, contents)
+        assert verify(card) == 1
+        assert "| 'chess' 'recall' |" in (printed := capsys.readouterr().out) and ": 1 differ" in printed
+
+
+CELL = ["python", "-m", "baselines", "cell"]
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        (["sh", "-c", "touch pwned"], "expected `python -m baselines cell` or `python run_text_classification.py`"),
+        (["python", "evil.py"], "expected `python -m baselines cell` or"),
+        (["python", "-c", "open('pwned', 'w')"], "expected `python -m baselines cell` or"),
+        (["python", "-m", "baselines", "sweep", "evil.yaml"], "expected `python -m baselines cell` or"),
+        (["python", "-m", "baselines"], "expected `python -m baselines cell` or"),
+        (["python", "baseline_cell.py"], "expected `python -m baselines cell` or"),
+        (["python", "-u", "run_text_classification.py"], "expected `python -m baselines cell` or"),
+        ([], "expected `python -m baselines cell` or"),
+        ([*CELL, "--output_dir", "pwned"], "'--output_dir' is no flag"),
+        ([*CELL, "--output-dir=pwned"], "'--output-dir' is no flag"),
+        ([*CELL, "--output", "pwned"], "'--output' is no flag"),
+        ([*CELL, "--push_to_hub"], "'--push_to_hub' is no flag"),
+        ([*CELL, "--deepspeed", "pwned.json"], "'--deepspeed' is no flag"),
+        ([*CELL, "--resume_from_checkpoint", "pwned"], "is no flag"),
+        ([*CELL, "--seed", "x; touch pwned"], "expected flags of `python -m baselines cell`"),
+        ([*CELL, "--rival", "$(touch pwned)"], "--rival|expected flags"),
+        ([*CELL, "pwned.json"], "expected flags of `python -m baselines cell`"),
+        (["python", "run_text_classification.py", "--deepspeed", "pwned.json"], "'--deepspeed' is no flag"),
+        (["python", "run_text_classification.py", "pwned.json"], "expected flags of `python run_text"),
+    ],
+)
+def test_a_card_cannot_run_anything_else(card, command, message):
+    rewritten(card, command=command)
+    with pytest.raises(ValueError, match=message):
+        run_baselines("verify", card)
+    assert not Path("pwned").exists()
+
+
+def test_command_line(card, capsys):
+    with pytest.raises(ValueError, match="expected one of the card's seeds"):
+        run_baselines("verify", card, "--seed", 7)
+    assert verify(card, "--learning_rate", 0.1) == 2
+    assert "unrecognized arguments: --learning_rate" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="expected a model card"):
+        run_baselines("verify", "missing.md")

@@ -1,0 +1,85 @@
+"""Small labelled texts, a model that can learn them in seconds, and how a script of the examples is run on them."""
+
+import os
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pandas as pd
+from exactness import tiny_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+WORDS = {"sport": ["ball", "goal", "match"], "money": ["bank", "share", "profit"], "chess": ["king", "queen", "pawn"]}
+
+
+def save_toy_model(folder: Path) -> str:
+    vocabulary = ["[PAD]", "[UNK]", *(word for words in WORDS.values() for word in words)]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    tiny_model().save_pretrained(folder)
+    return str(folder)
+
+
+def single_label_data(counts: dict[str, int] | None = None) -> pd.DataFrame:
+    counts = counts or {"sport": 12, "money": 6, "chess": 2}
+    rows = [(WORDS[label][i % 3], label) for label, count in counts.items() for i in range(count)]
+    return pd.DataFrame(rows, columns=["text", "label"])
+
+
+def multi_label_data() -> pd.DataFrame:
+    data = single_label_data()
+    data["label"] = [[label, "sport"] if label == "chess" else [label] for label in data["label"]]
+    data.loc[0, "label"].clear()  # a text may have no label at all,
+    data.loc[1, "label"].append("sport")  # or one of them twice
+    return data
+
+
+def write(data: pd.DataFrame, path: str) -> str:
+    save = {"csv": data.to_csv, "json": data.to_json, "parquet": data.to_parquet}[path.rpartition(".")[2]]
+    save(path, **({"orient": "records", "lines": True} if path.endswith("json") else {"index": False}))
+    return path
+
+
+def run(script: str | Path, *flags) -> None:
+    """Runs a script of the examples in this process."""
+    path = EXAMPLES / script
+    arguments, sys.argv = sys.argv, [str(path), *map(str, flags)]
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+    finally:
+        sys.argv = arguments
+
+
+def run_baselines(*arguments) -> None:
+    """`python -m baselines` with these arguments, in this process."""
+    from baselines.__main__ import main
+
+    argv, sys.argv = sys.argv, ["python -m baselines", *map(str, arguments)]
+    try:
+        main()
+    finally:
+        sys.argv = argv
+
+
+def markdown_rows(text: str) -> pd.DataFrame:
+    """The first Markdown table of a text."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    rows = [row for row in rows if not all(re.fullmatch(":?-+:?", cell) for cell in row)]
+    return pd.DataFrame(rows[1:], columns=rows[0])
+
+
+def environment() -> dict[str, str]:
+    """Of another process, in which `python -m baselines` is found from any folder."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")])}
+
+
+def common_flags(model_folder: str | Path, output_dir: str = "out") -> list[str]:
+    return (
+        f"--model_name_or_path {model_folder} --output_dir {output_dir} --use_cpu --disable_tqdm True "
+        "--num_train_epochs 2 --per_device_train_batch_size 4 --learning_rate 0.01 --save_strategy no"
+    ).split()
