@@ -24,7 +24,14 @@ from tqdm import tqdm
 from trained_model import data_arguments, held_out_logits, train
 from transformers import AutoConfig, EvalPrediction
 
-from hf_focal import apply_temperature, class_posterior, compute_metrics, fit_temperature, shift_prior
+from hf_focal import (
+    FocalSettings,
+    apply_temperature,
+    class_posterior,
+    compute_metrics,
+    fit_temperature,
+    shift_prior,
+)
 
 
 LOSSES = {
@@ -42,14 +49,15 @@ METRICS = {
 
 def readings(logits: Tensor, config: AutoConfig, held_out_prior: Tensor | None) -> dict[str, Tensor]:
     """The ways to read probabilities out of logits."""
-    settings = config.focal_loss
+    settings = FocalSettings.from_config(config)
     found = {"raw": logits.softmax(-1)}
-    arguments = {name: settings[name] for name in ("gamma", "alpha", "label_smoothing") if name in settings}
-    posterior = class_posterior(logits, **arguments)
-    if settings["gamma"] or settings["alpha"]:  # of cross entropy, raw is the posterior
+    posterior = class_posterior(
+        logits, gamma=settings.gamma, alpha=settings.alpha, label_smoothing=settings.label_smoothing
+    )
+    if settings.gamma or settings.alpha:  # of cross entropy, raw is the posterior
         found["posterior"] = posterior
     if held_out_prior is not None:
-        found["posterior, held-out prior"] = shift_prior(posterior, settings["class_prior"], held_out_prior)
+        found["posterior, held-out prior"] = shift_prior(posterior, settings.class_prior, held_out_prior)
     return found
 
 

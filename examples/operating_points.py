@@ -20,7 +20,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, r
 from trained_model import held_out_logits, train
 from transformers import AutoConfig
 
-from hf_focal import estimate_prior, operating_point_scores, posterior_from_config
+from hf_focal import FocalSettings, estimate_prior, operating_point_scores, posterior_from_config
 
 
 def recall_plot(recalls: pd.DataFrame, file: Path) -> None:
@@ -46,7 +46,7 @@ def main() -> None:
     config = AutoConfig.from_pretrained(args.output_dir)
     logits, labels = held_out_logits(args.output_dir, flags)["test"]
     posterior = posterior_from_config(logits, config)
-    class_prior = torch.tensor(config.focal_loss["class_prior"])
+    class_prior = torch.tensor(FocalSettings.from_config(config).class_prior)
     estimate = estimate_prior(posterior, class_prior)
     chosen = {
         "raw logits": logits,

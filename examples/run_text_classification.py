@@ -42,7 +42,7 @@ from transformers import (
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
-from hf_focal import FocalTrainer, FocalTrainingArguments, LabelDistribution, compute_metrics
+from hf_focal import FocalSettings, FocalTrainer, FocalTrainingArguments, LabelDistribution, compute_metrics
 
 
 logger = logging.get_logger("run_text_classification")
@@ -118,13 +118,13 @@ def predicted_labels(logits: np.ndarray | tuple, multi_label: bool) -> np.ndarra
     return (logits > 0).astype(int) if multi_label else logits.argmax(-1)
 
 
-def print_label_distribution(settings: dict, names: list[str], num_examples: int, multi_label: bool) -> None:
-    counts, alpha = np.array(settings["label_counts"]), settings["alpha"]
+def print_label_distribution(settings: FocalSettings, names: list[str], num_examples: int, multi_label: bool) -> None:
+    counts, alpha = np.array(settings.label_counts), settings.alpha
     table = pd.DataFrame({"examples": counts, "share": counts / num_examples}, index=names)
     if alpha is not None:
         is_binary = isinstance(alpha, float) and not multi_label
         table["alpha"] = [1 - alpha, alpha] if is_binary else alpha
-    print(f"\nTraining data, gamma {settings['gamma']:g}\n{table.to_string(float_format='%.3f')}")
+    print(f"\nTraining data, gamma {settings.gamma:g}\n{table.to_string(float_format='%.3f')}")
 
 
 def print_report(split: str, labels: np.ndarray, predictions: np.ndarray, names: list[str], metrics: dict) -> None:
@@ -219,7 +219,8 @@ def run(
     if training_args.do_train:
         counts = LabelDistribution.from_dataset(datasets["train"], num_labels=len(names)).counts
     else:
-        counts = getattr(config, "focal_loss", {}).get("label_counts")
+        settings = FocalSettings.find_in(config)
+        counts = None if settings is None else settings.label_counts
 
     # Model and training.
     model = AutoModelForSequenceClassification.from_pretrained(
@@ -248,7 +249,9 @@ def run(
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
         if trainer.is_world_process_zero():
-            print_label_distribution(model.config.focal_loss, names, len(datasets["train"]), multi_label)
+            print_label_distribution(
+                FocalSettings.from_config(model.config), names, len(datasets["train"]), multi_label
+            )
     outputs = {}
     for split, prefix in (("validation", "eval"), ("test", "test")):
         if split not in datasets:

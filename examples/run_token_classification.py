@@ -29,7 +29,7 @@ from transformers import (
     set_seed,
 )
 
-from hf_focal import FocalTrainer, compute_metrics
+from hf_focal import FocalSettings, FocalTrainer, compute_metrics
 
 
 EMBEDDED_DEFAULT = (
@@ -189,8 +189,8 @@ def main() -> None:
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
         if trainer.is_world_process_zero():
-            counts = model.config.focal_loss["label_counts"]
-            print_label_distribution(model.config.focal_loss, names, sum(counts), multi_label=False)
+            settings = FocalSettings.from_config(model.config)
+            print_label_distribution(settings, names, sum(settings.label_counts), multi_label=False)
     for split, prefix in (("validation", "eval"), ("test", "test")):
         if split not in datasets:
             continue

@@ -1,6 +1,7 @@
 """Model cards of a sweep's arms, each with all seeds."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -8,8 +9,9 @@ from safetensors.torch import load_file
 from baselines.cell import CELL_COMMAND, parse_cell
 from baselines.data import PACKAGED
 from baselines.recipe import Recipe, slug
+from hf_focal import FocalSettings
+from hf_focal._trainer_card import TOLERANCE
 from hf_focal.model_card import ModelCardContents, write_model_card
-from hf_focal.trainer_card import TOLERANCE
 
 
 def write_cards(recipe: Recipe, records: list[dict], folder: Path) -> list[Path]:
@@ -29,7 +31,8 @@ def card_contents(cells: list[dict], title: str) -> ModelCardContents:
     first = cells[0]
     baseline_args, model_args, data_args, _ = parse_cell(first["flags"])
     is_on_hub = data_args.dataset_name not in {None, *PACKAGED} and not Path(data_args.dataset_name).exists()
-    settings = {name: first["focal_loss"][name] for name in ("gamma", "alpha", "label_counts", "class_prior")}
+    # Each seed has a temperature and thresholds of its own.
+    settings = replace(FocalSettings.from_dict(first["focal_loss"]), temperature=None, thresholds=None)
     limits = [
         f"Trained by {first['recipe']!r}, arm {first['arm']!r}: each of {len(cells)} seeds is a model of its own."
     ]
@@ -41,7 +44,7 @@ def card_contents(cells: list[dict], title: str) -> ModelCardContents:
         model_name=f"{title}: {first['arm']}",
         dataset_name=data_args.dataset_name or "files",
         label_names=first["label_names"],
-        settings=settings,
+        settings=settings.to_dict(),
         seeds=[cell["seed"] for cell in cells],
         metrics=_of_all_seeds([cell["metrics"] for cell in cells]),
         per_class={name: _of_all_seeds([cell["per_class"][name] for cell in cells]) for name in first["label_names"]},

@@ -23,7 +23,13 @@ from transformers import HfArgumentParser, PretrainedConfig, TrainerCallback
 
 from baselines.data import data_fingerprint, load_baseline_splits
 from baselines.rivals import RIVALS
-from hf_focal import FocalTrainer, FocalTrainingArguments, operating_point_scores, posterior_from_config
+from hf_focal import (
+    FocalSettings,
+    FocalTrainer,
+    FocalTrainingArguments,
+    operating_point_scores,
+    posterior_from_config,
+)
 from hf_focal.metrics import ImbalancedClassification
 from hf_focal.model_card import describe_hardware, package_versions
 
@@ -130,13 +136,14 @@ class Cell:
         logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
         logits, labels = torch.from_numpy(logits).double(), torch.from_numpy(output.label_ids)
         names = [config.id2label[k] for k in range(config.num_labels)]
+        settings = FocalSettings.from_config(config)
         metrics, decisions = test_metrics(logits, labels, config, names)
         if trainer.is_world_process_zero():
             save_file({"logits": logits.contiguous(), "labels": labels.contiguous()}, self.logits_file)
         return record | {
             "label_names": names,
-            "label_counts": config.focal_loss["label_counts"],
-            "focal_loss": config.focal_loss,
+            "label_counts": settings.label_counts,
+            "focal_loss": settings.to_dict(),
             "per_class": metrics.pop("per_class"),
             "metrics": metrics,
             "labels": _ids(labels),
@@ -197,7 +204,7 @@ def test_metrics(logits: Tensor, labels: Tensor, config: PretrainedConfig, names
     Classes are decided by the largest logit. Labels are decided by the thresholds that were fitted on the validation
     split, and the probabilities of labels are those of the calibrated posterior.
     """
-    counts = config.focal_loss["label_counts"]
+    counts = FocalSettings.from_config(config).label_counts
     if config.problem_type != "multi_label_classification":
         metrics = ImbalancedClassification().compute(
             predictions=logits, references=labels, label_names=names, label_counts=counts

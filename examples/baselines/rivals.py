@@ -15,15 +15,15 @@ it was trained with, as for [`FocalTrainer`], and like the training it takes the
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import WeightedRandomSampler
+from torch.utils.data import DataLoader, WeightedRandomSampler
 
-from hf_focal import FocalTrainer, sigmoid_focal_loss
+from hf_focal import FocalSettings, FocalTrainer, sigmoid_focal_loss
 
 
 class BalancedSampler(WeightedRandomSampler):
@@ -48,25 +48,29 @@ class BalancedSampler(WeightedRandomSampler):
 class _ClassBalancedTrainer(FocalTrainer):
     """Its logits stand for the posterior where all classes are equally likely, which is the prior that it records."""
 
-    def _settings_for_the_record(self) -> dict[str, Any]:
-        settings = super()._settings_for_the_record()
-        counts = settings["label_counts"]
+    def recorded_settings(self) -> FocalSettings:
+        settings = super().recorded_settings()
+        counts = settings.label_counts
         uniform = counts and [(n > 0) / sum(n > 0 for n in counts) for n in counts]
-        return settings | {"class_prior": uniform}
+        return replace(settings, class_prior=uniform)
 
 
 class BalancedSamplingTrainer(_ClassBalancedTrainer):
     """Each class is equally likely in every draw from `train_dataset`, a `Dataset` with one class id per example."""
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> BalancedSampler:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
+    def get_train_dataloader(self) -> DataLoader:
+        dataset = self.train_dataset
         labels = torch.as_tensor(dataset["labels" if "labels" in dataset.column_names else "label"][:])
         if labels.dim() != 1 or labels.is_floating_point():
             raise ValueError(
                 f"balanced_sampling: expected one class id per example, but got {labels.dtype} labels of shape "
                 f"{tuple(labels.shape)}"
             )
-        return BalancedSampler(labels, self.args.seed if self.args.data_seed is None else self.args.data_seed)
+        loader = super().get_train_dataloader()
+        loader.set_sampler(
+            BalancedSampler(labels, self.args.seed if self.args.data_seed is None else self.args.data_seed)
+        )
+        return loader
 
 
 class LogitAdjustmentTrainer(_ClassBalancedTrainer):
@@ -79,39 +83,34 @@ class LogitAdjustmentTrainer(_ClassBalancedTrainer):
 
     tau = 1.0
 
-    def _scaled_focal_loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-        distribution, logits = self._label_distribution(), outputs["logits"]
+    def target_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        distribution = self.label_distribution()
         missing = (distribution.counts == 0).nonzero()[0].tolist()
         if missing or distribution.negatives is not None:
             found = f"no training examples of classes {missing}" if missing else "several labels per example"
             raise ValueError(f"logit_adjustment: expected one class per example and examples of each, but got {found}")
         log_prior = torch.from_numpy(distribution.shares).log().to(logits.device, torch.float32)
-        return super()._scaled_focal_loss(logits + self.tau * log_prior, labels, num_items_in_batch)
+        return super().target_losses(logits + self.tau * log_prior, labels)
 
 
 class _LabelLossTrainer(FocalTrainer):
-    """The mean of `label_losses`, (N, L), over the labels of all examples, exact however the global batch is cut."""
+    """For losses of their own of each label of an example, `label_losses`, which have no gamma and no alpha to set."""
 
     label_losses: Callable[[Tensor, Tensor], Tensor]
 
-    def _check_settings(self) -> None:
-        super()._check_settings()
-        settings = super()._settings_for_the_record()
-        if settings["gamma"] != 0 or settings["alpha"] is not None:
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        settings = super().recorded_settings()
+        if settings.gamma != 0 or settings.alpha is not None:
             raise ValueError(
                 f"{type(self).__name__} has a loss of its own: expected gamma 0 and no alpha, but got gamma "
-                f"{settings['gamma']} and alpha {settings['alpha']}"
+                f"{settings.gamma} and alpha {settings.alpha}"
             )
 
-    def _scaled_focal_loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-        self._has_computed_loss = True
-        logits = outputs["logits"].float()
-        if not self._is_multi_label(logits, labels):
+    def target_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if labels.shape != logits.shape:
             raise ValueError(f"{type(self).__name__}: expected several labels per example, as rows of 0 and 1")
-        losses = self.label_losses(logits, labels.float())
-        if self._evaluated is not None:
-            self._evaluated_batch = torch.stack([losses.sum(1), torch.ones_like(losses).sum(1)], 1)
-        return losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch
+        return self.label_losses(logits.float(), labels.float())
 
 
 class PositiveWeightsTrainer(_LabelLossTrainer):
@@ -126,30 +125,22 @@ class PositiveWeightsTrainer(_LabelLossTrainer):
     """
 
     def label_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        weights = self._positive_alpha().logit().exp().to(logits.device)
+        weights = self.label_distribution().alpha("sqrt_inverse").logit().exp().to(logits.device)
         return F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights, reduction="none")
 
-    def _positive_alpha(self) -> Tensor:
-        return self._label_distribution().alpha("sqrt_inverse")
-
-    def _settings_for_the_record(self) -> dict[str, Any]:
-        return super()._settings_for_the_record() | {"alpha": self._positive_alpha().tolist()}
+    def recorded_settings(self) -> FocalSettings:
+        return replace(super().recorded_settings(), alpha=self.label_distribution().alpha("sqrt_inverse").tolist())
 
 
 class AsymmetricTrainer(_LabelLossTrainer):
     """The asymmetric loss of Ridnik et al. 2021 (https://arxiv.org/abs/2009.14119), with the settings of their code.
 
-    The config says so under ``asymmetric``. [`posterior_from_config`] has no formula for it and takes sigmoid(logits)
-    for the posterior, whose temperature and thresholds [`FocalTrainer.calibrate`] can fit.
+    It is recorded as cross entropy: [`posterior_from_config`] then takes sigmoid(logits) for the posterior, whose
+    temperature and thresholds [`FocalTrainer.calibrate`] can fit.
     """
 
-    settings = {"gamma": 1.0, "gamma_neg": 4.0, "margin": 0.05}
-
     def label_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return sigmoid_focal_loss(logits, labels, **self.settings, reduction="none")
-
-    def _settings_for_the_record(self) -> dict[str, Any]:
-        return super()._settings_for_the_record() | {"asymmetric": self.settings}
+        return sigmoid_focal_loss(logits, labels, gamma=1.0, gamma_neg=4.0, margin=0.05, reduction="none")
 
 
 RIVALS: dict[str, type[FocalTrainer]] = {

@@ -1,6 +1,7 @@
 """The sweep that runs the cells of a recipe: resumable, and shared by several sweeps in one folder."""
 
 import gc
+import hashlib
 import json
 import shutil
 import time
@@ -104,13 +105,13 @@ class Sweep:
             bar.set_postfix_str(f"{task.arm}, seed {task.seed}" + "".join(f", {name} {v}" for name, v in task.choice))
             cell = self._cell(task)
             run = cell.train if task.stage == "validation" else cell.test
-            named = {"recipe": self.recipe.title, "name": task.name, "choice": dict(task.choice)}
+            named = {"recipe": self.recipe.title, "name": cell.folder.name, "choice": dict(task.choice)}
             record = asdict(task) | named | {"flags": cell.flags}
             record |= run(callbacks=[_Progress(bar)])
             if PartialState().is_main_process:
                 self._append(record)
                 if task.stage == "test":
-                    shutil.move(cell.logits_file, self.folder / f"{task.name}.safetensors")
+                    shutil.move(cell.logits_file, self.folder / f"{cell.folder.name}.safetensors")
                     shutil.rmtree(cell.folder)
         gc.collect()  # models are in reference cycles with their trainers
         return True
@@ -121,7 +122,7 @@ class Sweep:
         while tasks := self.open_tasks():
             for task in tasks:
                 try:
-                    lock = FileLock(self.folder / "locks" / task.name, timeout=0).acquire()
+                    lock = FileLock(self.folder / "locks" / self._cell(task).folder.name, timeout=0).acquire()
                 except Timeout:
                     continue
                 with lock:
@@ -140,7 +141,9 @@ class Sweep:
 
     def _cell(self, task: Task) -> Cell:
         flags = self.recipe.cell_flags(task.arm, dict(task.choice), task.seed)
-        return self.cell_class(flags, self.folder / "cells" / task.name)
+        # A sweep with other flags in this folder has other cells.
+        digest = hashlib.sha256(json.dumps(flags).encode()).hexdigest()[:8]
+        return self.cell_class(flags, self.folder / "cells" / f"{task.name}_{digest}")
 
 
 class _Progress(TrainerCallback):

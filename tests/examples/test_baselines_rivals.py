@@ -17,7 +17,7 @@ from torch.utils.data import BatchSampler, RandomSampler
 from toy_texts import EXAMPLES
 from transformers import TrainingArguments
 
-from hf_focal import FocalTrainer, operating_point_scores, posterior_from_config
+from hf_focal import FocalSettings, FocalTrainer, operating_point_scores, posterior_from_config
 
 
 TASKS = {
@@ -123,8 +123,8 @@ class TestOneStep:
     @pytest.mark.parametrize("name", RIVALS)
     def test_a_mean_per_micro_batch_is_far_off(self, tmp_path, name):
         class PerBatchMean(RIVALS[name]):
-            def _scaled_focal_loss(self, outputs, labels, num_items_in_batch=None):
-                return super()._scaled_focal_loss(outputs, labels) / 4
+            def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+                return super().compute_loss(model, inputs, return_outputs) / 4
 
         dataset = tiny_dataset(TASKS[name]).select(self.ROWS)
         exact = make_trainer(name, tmp_path, dataset, **self.CUTS["accumulated"])
@@ -309,13 +309,13 @@ class TestRecord:
         assert largest(posterior - eta) < 1e-6
         assert largest(logits.detach().sigmoid() - eta) > 0.1  # negative control
 
-    def test_asymmetric_says_so_and_can_be_calibrated(self, tmp_path):
+    def test_asymmetric_is_sigmoid_and_can_be_calibrated(self, tmp_path):
         trainer = make_trainer("asymmetric", tmp_path)
         trainer.train()
-        settings = {"gamma": 1, "gamma_neg": 4, "margin": 0.05}
-        assert trainer.model.config.focal_loss["asymmetric"] == settings
-        assert len(trainer.calibrate()["thresholds"]) == NUM_LABELS
-        assert trainer.model.config.focal_loss["asymmetric"] == settings
+        config, logits = trainer.model.config, torch.randn(5, NUM_LABELS)
+        assert largest(posterior_from_config(logits, config) - logits.sigmoid()) < 1e-6
+        trainer.calibrate()
+        assert len(FocalSettings.from_config(config).thresholds) == NUM_LABELS
 
 
 class TestRefusals:

@@ -97,6 +97,7 @@ class StubCell:
 def stub(monkeypatch):
     """Sweeps run cells that do not train."""
     monkeypatch.setattr(StubCell, "runs", [])
+    monkeypatch.setattr("baselines.sweep.gc", SimpleNamespace(collect=lambda: None))  # takes a second, for no model
     monkeypatch.setattr("baselines.sweep.Sweep", partial(Sweep, cell_class=StubCell))
     return StubCell
 
@@ -131,13 +132,13 @@ class TestSchedule:
             assert card.command[:4] == ["python", "-m", "baselines", "cell"]
 
     def test_finished_sweep_runs_nothing(self, recipe, stub):
-        run_baselines("sweep", saved(recipe))
-        before, runs = records(), len(stub.runs)
-        run_baselines("sweep", saved(recipe))
-        assert records() == before and len(stub.runs) == runs
-        # Another setting is another cell.
-        run_baselines("sweep", saved(recipe), "--weight_decay", "0.1")
-        assert len(stub.runs) == 2 * runs and records()[: len(before)] == before
+        found = Sweep(Recipe(**recipe), Path("out"), stub).run()
+        before, runs = records("out"), len(stub.runs)
+        assert Sweep(Recipe(**recipe), Path("out"), stub).run() == found
+        assert records("out") == before and len(stub.runs) == runs
+        # Another setting is another cell, also where a training that was not chosen is still there.
+        Sweep(Recipe(**recipe).with_flags({"weight_decay": "0.1"}), Path("out"), stub).run()
+        assert len(stub.runs) == 2 * runs and records("out")[: len(before)] == before
 
     def test_flags_of_the_command_win(self, recipe, stub):
         run_baselines("sweep", saved(recipe), "--learning_rate=0.3", "--seeds", 7, "--arms", "focal, inverse alpha")
@@ -215,19 +216,19 @@ def test_killed_sweep_goes_on(words):
     words["flags"]["num_train_epochs"] = 10
     command = [sys.executable, "-m", "baselines", "sweep", saved(words)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment())
-    cell = Path("outputs/baselines/words/cells/focal_inverse_alpha_seed_2")
-    wait_for(lambda: any(map(is_whole, cell.glob("checkpoint-*/trainer_state.json"))), process)
+    cells = Path("outputs/baselines/words/cells")
+    wait_for(lambda: any(map(is_whole, cells.glob("*_seed_2_*/checkpoint-*/trainer_state.json"))), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert len(records()) == 1
-    results = Path("outputs/baselines/words/results.jsonl")
+    (cell,) = cells.glob("*_seed_2_*")
     for name, state in {"checkpoint-998": None, "checkpoint-999": '{"epoch": 3'}.items():  # and torn checkpoints
         (cell / name).mkdir()
         if state is not None:
             (cell / name / "trainer_state.json").write_text(state)
     run_baselines("sweep", saved(words))
     assert [record["resumed"] for record in records()] == [False, True]
-    assert "time of a run" not in (results.parent / "focal_inverse_alpha" / "README.md").read_text()
+    assert "time of a run" not in Path("outputs/baselines/words/focal_inverse_alpha/README.md").read_text()
     run_baselines("sweep", saved(words), "--output_dir", "again")
     for one, other in zip(records(), records("again"), strict=True):
         assert one["metrics"] == other["metrics"] and one["predictions"] == other["predictions"]
