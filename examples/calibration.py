@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from scipy.stats import t
 from torch import Tensor
 from tqdm import tqdm
 from trained_model import data_arguments, held_out_logits, train
@@ -32,6 +31,8 @@ from hf_focal import (
     fit_temperature,
     shift_prior,
 )
+from hf_focal.metrics import mean_and_interval
+from hf_focal.model_card import markdown_table
 
 
 LOSSES = {
@@ -81,11 +82,6 @@ def measure(folder: Path, flags: list[str]) -> tuple[list[dict], dict[str, tuple
     return rows, confidences
 
 
-def interval(values: pd.Series) -> str:
-    half = values.sem() * t.ppf(0.975, len(values) - 1) if len(values) > 1 else float("nan")
-    return f"{values.mean():.3f} ± {half:.3f}"
-
-
 def reliability_diagram(confidences: pd.Series, file: Path) -> None:
     """Confidence against accuracy in 15 bins of equal mass, over all seeds; below the diagonal is over-confident."""
     losses = list(dict.fromkeys(loss for loss, _ in confidences.index))
@@ -122,11 +118,13 @@ def main() -> None:
     table.to_json(args.output_dir / "calibration.jsonl", orient="records", lines=True)
     reliability_diagram(pd.Series(confidences), args.output_dir / "reliability.png")
 
-    print(f"\n| loss | probabilities | temperature | {' | '.join(METRICS.values())} |")
-    print("|---" * (len(METRICS) + 3) + "|")
+    lines = []
     for (loss, probabilities), cells in table.groupby(["loss", "probabilities"], sort=False):
-        columns = [interval(cells[metric]) for metric in METRICS]
-        print(f"| {loss} | {probabilities} | {cells['temperature'].mean():.2f} | {' | '.join(columns)} |")
+        intervals = [mean_and_interval(cells[metric]) for metric in METRICS]
+        columns = [f"{mean:.3f} ± {half:.3f}" for mean, half in intervals]
+        lines.append([loss, probabilities, f"{cells['temperature'].mean():.2f}", *columns])
+    header = ["loss", "probabilities", "temperature", *METRICS.values()]
+    print(f"\n{markdown_table(header, lines)}")
     print(f"\n{args.output_dir / 'reliability.png'} shows the same as a picture.")
 
 

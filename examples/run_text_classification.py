@@ -79,9 +79,11 @@ class ModelArguments:
             raise ValueError(f"--loss: expected focal or cross_entropy, but got {self.loss!r}")
 
 
-def parse_arguments(
-    data_class: type[DataArguments], embedded_default: list[str]
-) -> tuple[ModelArguments, DataArguments, FocalTrainingArguments]:
+Arguments = tuple[ModelArguments, DataArguments, FocalTrainingArguments]
+
+
+def parse_arguments(data_class: type[DataArguments], embedded_default: list[str]) -> Arguments:
+    """The flags of this process, or the file that is its only argument."""
     parser = HfArgumentParser((ModelArguments, data_class, FocalTrainingArguments))
     argv = sys.argv[1:]
     if len(argv) == 1 and argv[0].endswith(".json"):
@@ -89,6 +91,12 @@ def parse_arguments(
     if len(argv) == 1 and argv[0].endswith((".yaml", ".yml")):
         return parser.parse_yaml_file(argv[0])
     return parser.parse_args_into_dataclasses(with_embedded_default(argv, embedded_default))
+
+
+def parse_flags(flags: list[str]) -> Arguments:
+    """Flags and nothing but flags: no file is read."""
+    parser = HfArgumentParser((ModelArguments, DataArguments, FocalTrainingArguments))
+    return parser.parse_args_into_dataclasses(with_embedded_default(flags), look_for_args_file=False)
 
 
 def with_embedded_default(flags: list[str], embedded_default: list[str] = EMBEDDED_DEFAULT) -> list[str]:

@@ -1,12 +1,11 @@
 """Models that `run_text_classification.py` trains, once per folder, and their logits of the held-out splits."""
 
-import subprocess
-import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
 from data.labelled_texts import DataArguments, encode_labels, load_splits, read_labels
-from run_text_classification import load_embedded_default, with_embedded_default
+from run_text_classification import load_embedded_default, parse_flags, run, with_embedded_default
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
@@ -21,14 +20,13 @@ from transformers import (
 
 
 def train(folder: Path, flags: list[str]) -> None:
-    """Runs `run_text_classification.py` with these flags, unless the folder holds a finished run."""
+    """What `run_text_classification.py` does with these flags, unless the folder holds a finished run; with a log."""
     if (folder / "test_results.json").exists():
         return
-    script = Path(__file__).with_name("run_text_classification.py")
-    command = [sys.executable, script, "--output_dir", folder, "--save_strategy", "no", *flags]
-    log = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if log.returncode:
-        raise SystemExit(f"{log.stdout}\nthe run in {folder} failed, see above")
+    arguments = parse_flags(["--output_dir", str(folder), "--save_strategy", "no", *flags])
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("w") as log, redirect_stdout(log), redirect_stderr(log):
+        run(*arguments)
 
 
 def held_out_logits(folder: Path, flags: list[str]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -10,8 +10,7 @@ from baselines.cell import CELL_COMMAND, parse_cell
 from baselines.data import PACKAGED
 from baselines.recipe import Recipe, slug
 from hf_focal import FocalSettings
-from hf_focal._trainer_card import TOLERANCE
-from hf_focal.model_card import ModelCardContents, write_model_card
+from hf_focal.model_card import TOLERANCE, ModelCardContents, write_model_card
 
 
 def write_cards(recipe: Recipe, records: list[dict], folder: Path) -> list[Path]:
@@ -44,7 +43,7 @@ def card_contents(cells: list[dict], title: str) -> ModelCardContents:
         model_name=f"{title}: {first['arm']}",
         dataset_name=data_args.dataset_name or "files",
         label_names=first["label_names"],
-        settings=settings.to_dict(),
+        settings=settings,
         seeds=[cell["seed"] for cell in cells],
         metrics=_of_all_seeds([cell["metrics"] for cell in cells]),
         per_class={name: _of_all_seeds([cell["per_class"][name] for cell in cells]) for name in first["label_names"]},

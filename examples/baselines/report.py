@@ -4,7 +4,6 @@ It takes the finished cells (losses x seeds), and can be made at any time: arms 
 """
 
 import json
-import re
 import warnings
 from itertools import product
 from pathlib import Path
@@ -13,9 +12,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from scipy.sparse import csr_array
-from scipy.stats import t
 
-from hf_focal.metrics import class_groups
+from hf_focal.metrics import class_groups, mean_and_interval
+from hf_focal.model_card import escape_markdown, markdown_table
 
 
 TITLES = {
@@ -74,28 +73,13 @@ def tested_cells(records: list[dict], baseline: str) -> pd.DataFrame:
     return pd.DataFrame(sorted(tested, key=lambda r: arms.index(r["arm"])))
 
 
-def escape(text: str) -> str:
-    """In one line, without what Markdown or HTML would read as markup."""
-    return re.sub(r"[\\`*\[\]<>|~&$]", lambda mark: f"&#{ord(mark[0])};", " ".join(text.split()))
-
-
 def settings(choice: dict) -> str:
     """Of a grid point, e.g. lr 2e-4."""
     rate = choice.get("learning_rate")
     words = [f"{name} {value}" for name, value in choice.items() if name != "learning_rate"]
     if rate is not None:
         words.insert(0, f"lr {np.format_float_scientific(float(rate), trim='-', exp_digits=1)}")
-    return escape(", ".join(words)) or "–"
-
-
-def mean_and_half(values: pd.Series) -> tuple[float, float]:
-    """The mean and half the width of its 95 % interval (Student's t), NaN for one value."""
-    return values.mean(), values.sem() * t.ppf(0.975, values.count() - 1) if values.count() > 1 else np.nan
-
-
-def markdown(rows: list[dict]) -> str:
-    lines = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    return escape_markdown(", ".join(words)) or "–"
 
 
 def shown_metrics(cells: pd.DataFrame) -> pd.DataFrame:
@@ -116,10 +100,13 @@ def report_table(records: list[dict], baseline: str) -> str:
     values = shown_metrics(cells).rename(columns=TITLES).assign(minutes=minutes)
     rows = []
     for arm, own in cells.groupby("arm", sort=False):
-        row = {"loss": escape(arm) + " (baseline)" * (arm == baseline), "settings": settings(own["choice"].iloc[0])}
-        row["seeds"] = len(own)
+        row = {
+            "loss": escape_markdown(arm) + " (baseline)" * (arm == baseline),
+            "settings": settings(own["choice"].iloc[0]),
+        }
+        row["seeds"] = f"{len(own)}"
         for title, column in values.loc[own.index].items():
-            mean, half = mean_and_half(column)
+            mean, half = mean_and_interval(column)
             digits = 1 if title == "minutes" else 3
             spread = "" if np.isnan(half) else f" ± {half:.{digits}f}"
             row[title] = "–" if np.isnan(mean) else f"{mean:.{digits}f}{spread}"
@@ -128,7 +115,7 @@ def report_table(records: list[dict], baseline: str) -> str:
     tried = dict.fromkeys(settings(r["choice"]) for r in records if r.get("stage") == "validation")
     if tried:
         note += f" The settings of each loss are chosen on the validation split, among {'; '.join(tried)}."
-    return f"{markdown(rows)}\n\n{note}"
+    return f"{markdown_table([*rows[0]], [[*row.values()] for row in rows])}\n\n{note}"
 
 
 def indicators(ids: list, num_classes: int) -> csr_array:
@@ -212,22 +199,22 @@ def difference_table(records: list[dict], baseline: str, replicates: int = 2000,
     """Markdown: [`differences`], in bold where the interval excludes 0."""
     table = differences(records, baseline, replicates, random_seed)
     if table.empty:
-        return f"No loss shares a seed with {escape(baseline)}, so there are no differences to it."
+        return f"No loss shares a seed with {escape_markdown(baseline)}, so there are no differences to it."
     shown, rows = [metric for metric in COMPARED if metric in set(table["metric"])], []
     for (arm, seeds), own in table.groupby(["arm", "seeds"], sort=False):
-        row = {"loss": escape(arm), "seeds": seeds} | {TITLES[metric]: "–" for metric in shown}
+        row = {"loss": escape_markdown(arm), "seeds": f"{seeds}"} | {TITLES[metric]: "–" for metric in shown}
         for gap in own.itertuples():
             text = f"{gap.difference:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
             row[TITLES[gap.metric]] = f"**{text}**" if gap.low > 0 or gap.high < 0 else text
         rows.append(row)
     note = (
-        f"Mean difference to {escape(baseline)} over the seeds that both have, with the 95 % interval (percentiles) of "
+        f"Mean difference to {escape_markdown(baseline)} over the seeds that both have, with the 95 % interval (percentiles) of "
         f"{replicates:,} bootstrap replicates. A replicate draws with replacement the seeds, the same for both losses, "
         "and the test examples, the same for both losses and all seeds; of one seed, only the test examples vary. Where "
         "the seeds vary most, a few of them make it too narrow. **Bold**: the interval excludes 0; there is no "
         "correction for the number of comparisons."
     )
-    return f"{markdown(rows)}\n\n{note}"
+    return f"{markdown_table([*rows[0]], [[*row.values()] for row in rows])}\n\n{note}"
 
 
 def draw(records: list[dict], baseline: str, file: Path) -> None:
@@ -241,7 +228,7 @@ def draw(records: list[dict], baseline: str, file: Path) -> None:
     for axes, names in zip(plots, panels):
         for name, (y, arm) in product(names, enumerate(arms)):
             values = metrics.loc[cells["arm"] == arm, name].dropna()
-            mean, half = mean_and_half(values)
+            mean, half = mean_and_interval(values)
             color = COLORS.get(name, "#525252" if arm == baseline else "#2171b5")
             lane = y + 0.24 * (names.index(name) - (len(names) - 1) / 2)
             axes.plot(values, np.full(len(values), lane), "o", color=color, alpha=0.35, mew=0)

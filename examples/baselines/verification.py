@@ -12,13 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from data.labelled_texts import DataArguments
-from run_text_classification import ModelArguments, card_arguments, run, with_embedded_default
-from transformers import HfArgumentParser
+from run_text_classification import card_arguments, parse_flags, run
 
 from baselines.cell import CELL_COMMAND, Cell, parse_cell
-from hf_focal import FocalTrainingArguments
-from hf_focal.model_card import ModelCardContents, read_model_card
+from hf_focal.model_card import ModelCardContents, markdown_table, read_model_card
 
 
 # Nothing that writes elsewhere, talks to others or loads code.
@@ -62,8 +59,7 @@ def verify_card(path: Path, seed: int | None = None) -> bool:
     tolerance = "0" if is_same_machine else f"{contents.tolerance:g} or more, as the card says"
     print(f"{count} values compared, {where}, tolerance {tolerance}: {len(rows)} differ")
     if rows:
-        print("| | card | this run | difference |\n|---|---|---|---|")
-        print("\n".join(f"| {' | '.join(row)} |" for row in rows))
+        print(markdown_table(["", "card", "this run", "difference"], rows))
     return not rows
 
 
@@ -82,7 +78,7 @@ def _run_script(flags: list[str], folder: Path) -> dict[str, Any]:
         "--disable_tqdm",
         "true",
     ]
-    model_args, data_args, training_args = _parse_script([*flags, *overrides])
+    model_args, data_args, training_args = parse_flags([*flags, *overrides])
     trainer, _ = run(model_args, data_args, training_args)
     trainer.create_model_card(**card_arguments(data_args))
     contents = read_model_card(folder / "README.md")
@@ -98,16 +94,11 @@ def _run_script(flags: list[str], folder: Path) -> dict[str, Any]:
     }
 
 
-def _parse_script(flags: list[str]) -> tuple[ModelArguments, DataArguments, FocalTrainingArguments]:
-    parser = HfArgumentParser((ModelArguments, DataArguments, FocalTrainingArguments))
-    return parser.parse_args_into_dataclasses(with_embedded_default(flags), look_for_args_file=False)
-
-
 # What runs and what parses the flags of a command, and those that a card may set.
 _CELL, _SCRIPT = " ".join(CELL_COMMAND), "python run_text_classification.py"
 _ENTRIES: dict[str, tuple[Callable, Callable, set[str]]] = {
     _CELL: (_run_cell, parse_cell, _CELL_FLAGS),
-    _SCRIPT: (_run_script, _parse_script, _SCRIPT_FLAGS),
+    _SCRIPT: (_run_script, parse_flags, _SCRIPT_FLAGS),
 }
 
 
