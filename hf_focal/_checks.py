@@ -6,15 +6,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ._upstream import are_transforms_active
+from ._upstream import is_traced
 
 
 Numbers = float | Sequence[float] | Tensor
-
-
-def is_traced() -> bool:
-    """Whether the values of tensors cannot be looked at."""
-    return torch.compiler.is_compiling() or are_transforms_active()
 
 
 def as_number(name: str, value: float, upper: float = math.inf) -> float:

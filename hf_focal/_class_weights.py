@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._checks import as_numbers, check_length, is_traced
+from ._checks import as_numbers, check_length
+from ._upstream import is_traced
 
 
 Alpha = float | Sequence[float] | Tensor | None

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import is_traced
+from ._upstream import is_traced
 
 
 GammaOfTargets = float | Tensor | Callable[[Tensor], Tensor]
@@ -160,8 +160,9 @@ class SigmoidFocal:
         margin = logits * sign
         gamma = _gamma_of(self.gamma, ..., margin)
         if self.gamma_neg is not None:
-            gammas = gamma, _gamma_of(self.gamma_neg, ..., margin)
-            gamma = torch.where(labels == 1, *(torch.as_tensor(g, dtype=dtype) for g in gammas))
+            of_positives = torch.as_tensor(gamma, dtype=dtype)
+            of_negatives = torch.as_tensor(_gamma_of(self.gamma_neg, ..., margin), dtype=dtype)
+            gamma = torch.where(labels == 1, of_positives, of_negatives)
         weight = scale
         if self.alpha is not None:
             weight = torch.lerp((1 - self.alpha).to(dtype), self.alpha.to(dtype), labels) * scale

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ._checks import as_gamma, as_number, as_numbers, check_distributions, describe, extremes, is_traced
+from ._checks import as_gamma, as_number, as_numbers, check_distributions, describe, extremes
 from ._class_weights import Alpha, sigmoid_weights, softmax_weights
 from ._kernels import SigmoidFocal, SoftmaxFocal, beside, evaluate
+from ._upstream import is_traced
 
 
 __all__ = ["FocalLoss", "flsd_53", "focal_loss", "sigmoid_focal_loss"]
@@ -81,6 +82,7 @@ def focal_loss(
     gamma = as_gamma("gamma", gamma, num_classes)
     alpha = softmax_weights(alpha, num_classes)
     target = target.to(input.device)
+    num_valid: int | Tensor
     if target.is_floating_point():
         _check_probabilities(target, input.shape)
         num_valid, found_index = max(target[:, :1].numel(), 1), None

@@ -294,16 +294,17 @@ def _best_f1(probabilities: np.ndarray, truth: np.ndarray) -> tuple[float, float
 def _shift_shares(posterior: Tensor, source: list[float], target: float | Sequence[float] | Tensor) -> Tensor:
     """[`shift_prior`] of each independent label."""
     p = posterior.double()
-    source, target = (torch.as_tensor(share, dtype=torch.float64, device=p.device) for share in (source, target))
-    if target.dim() and target.shape != p.shape[-1:] or not ((target >= 0) & (target <= 1)).all():
+    shares = torch.as_tensor(target, dtype=torch.float64, device=p.device)
+    if shares.dim() and shares.shape != p.shape[-1:] or not ((shares >= 0) & (shares <= 1)).all():
         raise ValueError(
             f"prior: expected a share of examples in [0, 1], for all or for each of {p.shape[-1]} labels, but got "
-            f"{target.tolist()}"
+            f"{shares.tolist()}"
         )
-    if not ((source > 0) & (source < 1)).all():
-        never_or_always = ((source <= 0) | (source >= 1)).nonzero().flatten().tolist()
+    of_training = torch.tensor(source, dtype=torch.float64, device=p.device)
+    if not ((of_training > 0) & (of_training < 1)).all():
+        never_or_always = ((of_training <= 0) | (of_training >= 1)).nonzero().flatten().tolist()
         raise ValueError(
             f"config: the class prior of labels {never_or_always} is 0 or 1, from which nothing can shift it"
         )
-    positive, negative = p * target / source, (1 - p) * (1 - target) / (1 - source)
+    positive, negative = p * shares / of_training, (1 - p) * (1 - shares) / (1 - of_training)
     return (positive / (positive + negative)).to(posterior.dtype)

@@ -52,12 +52,13 @@ class FocalTextClassificationPipeline(TextClassificationPipeline):
         super().__init__(**kwargs)
         # Refuses a model or settings that it could not use before any text is classified.
         config = self.model.config
-        FocalSettings.from_config(config).check_fits(config.num_labels, bool(is_multi_label(config)))
-        posterior = posterior_from_config(torch.zeros(1, config.num_labels), config)
+        num_labels = len(self._names())
+        FocalSettings.from_config(config).check_fits(num_labels, bool(is_multi_label(config)))
+        posterior = posterior_from_config(torch.zeros(1, num_labels), config)
         chosen = {name: kwargs.get(name) for name in ("operating_point", "prior")}
         self._scores(posterior, **{name: value for name, value in chosen.items() if value is not None})
 
-    def _sanitize_parameters(
+    def _sanitize_parameters(  # type: ignore[override]
         self,
         operating_point: str | None = None,
         prior: Sequence[float] | Mapping[str, float] | None = None,
@@ -74,7 +75,7 @@ class FocalTextClassificationPipeline(TextClassificationPipeline):
             postprocess["prior"] = prior
         return preprocess, forward, postprocess
 
-    def postprocess(
+    def postprocess(  # type: ignore[override]
         self,
         model_outputs: dict[str, Any],
         top_k: int | None = 1,
@@ -83,7 +84,7 @@ class FocalTextClassificationPipeline(TextClassificationPipeline):
     ) -> dict[str, Any] | list[dict[str, Any]]:
         posterior = posterior_from_config(model_outputs["logits"], self.model.config)
         scores = self._scores(posterior, **operating_point)
-        names = self.model.config.id2label
+        names = self._names()
         results = [
             {"label": names[k], "score": scores[0, k].item(), "posterior": posterior[0, k].item()}
             for k in scores[0].argsort(descending=True, stable=True).tolist()
@@ -97,8 +98,11 @@ class FocalTextClassificationPipeline(TextClassificationPipeline):
         prior: Sequence[float] | Mapping[str, float] | None = None,
     ) -> torch.Tensor:
         if isinstance(prior, Mapping):
-            names = list(self.model.config.id2label.values())
+            names = self._names()
             if prior.keys() != set(names):
                 raise ValueError(f"prior: expected a frequency for each of {names}, but got {dict(prior)}")
             prior = [prior[name] for name in names]
         return operating_point_scores(posterior, self.model.config, operating_point, prior=prior)
+
+    def _names(self) -> list[str]:
+        return list((self.model.config.id2label or {}).values())

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import as_gamma, as_number, as_numbers, check_distributions, check_floating, check_length, is_traced
+from ._checks import as_gamma, as_number, as_numbers, check_distributions, check_floating, check_length
 from ._class_weights import Alpha, sigmoid_weights, softmax_weights
-from ._kernels import all_margins, loss_dtype, wide_dtype
+from ._kernels import all_margins, beside, loss_dtype, wide_dtype
+from ._upstream import is_traced
 
 
 __all__ = ["PriorEstimate", "class_posterior", "estimate_prior", "shift_prior", "sigmoid_class_posterior"]
@@ -302,8 +303,7 @@ def _constant_gamma(gamma: ConstantGamma, num_classes: int, logits: Tensor) -> f
             "gamma: expected a number or one per class, since a gamma that depends on p_t has no such inverse, but got "
             f"{getattr(gamma, '__name__', repr(gamma))}"
         )
-    gamma = as_gamma("gamma", gamma, num_classes)
-    return gamma.to(logits.device, wide_dtype(logits)) if isinstance(gamma, Tensor) else gamma
+    return beside(as_gamma("gamma", gamma, num_classes), logits)
 
 
 def _smoothing_below_one(label_smoothing: float) -> float:

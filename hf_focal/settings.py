@@ -88,7 +88,7 @@ class FocalSettings:
         self.label_smoothing = _number("label_smoothing", self.label_smoothing, 0, 1)
         if self.label_counts is not None:
             counts = _list("label_counts", self.label_counts)
-            if not all(isinstance(n, Integral) and not isinstance(n, bool) and n >= 0 for n in counts):
+            if not all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) >= 0 for n in counts):
                 raise ValueError(f"label_counts: expected whole numbers >= 0, but got {counts!r}")
             self.label_counts = [int(n) for n in counts]
         if self.class_prior is not None:
@@ -100,7 +100,7 @@ class FocalSettings:
             if not all(0 < threshold < 1 for threshold in self.thresholds):
                 raise ValueError(f"thresholds: expected numbers between 0 and 1, but got {self.thresholds}")
         lengths = self._lengths()
-        first = next(iter(lengths), None)
+        first = next(iter(lengths), "")
         for name, length in lengths.items():
             is_of_two_classes = name == "thresholds" and length == 1 and lengths[first] == 2
             if length != lengths[first] and not is_of_two_classes:
@@ -217,12 +217,11 @@ class FocalSettings:
 
 
 def _number(name: str, value: Any, low: float, high: float) -> float:
-    if not (
-        isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high and abs(value) < math.inf
-    ):
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not (low <= number <= high and number < math.inf):
         limits = f">= {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
         raise ValueError(f"{name}: expected a number {limits}, but got {value!r}")
-    return float(value)
+    return number
 
 
 def _list(name: str, values: Any) -> list[Any]:

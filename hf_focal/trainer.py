@@ -4,7 +4,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -118,7 +118,7 @@ class FocalTrainer(Trainer):
             raise ValueError("compute_loss_func: FocalTrainer computes the loss itself; for another loss use Trainer")
         self._keywords = {"gamma": gamma, "alpha": alpha}
         self._counted: tuple[tuple, LabelDistribution | ValueError] | None = None
-        self._kernel: tuple[tuple, tuple, FocalKernel] | None = None
+        self._kernel: _CachedKernel | None = None
         self._evaluated: list[Tensor] | None = None  # during an evaluation: loss and number of targets of each row
         self._evaluated_batch: Tensor | None = None
         self._has_computed_loss = False
@@ -199,7 +199,7 @@ class FocalTrainer(Trainer):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-            if self._evaluated:
+            if self._evaluated and output.metrics is not None:
                 loss, num_targets = torch.cat(self._evaluated).cpu().double().sum(0)
                 output.metrics[f"{metric_key_prefix}_loss"] = (loss / num_targets.clamp_min(1)).item()
         finally:
@@ -219,7 +219,7 @@ class FocalTrainer(Trainer):
         settings = FocalSettings.find_in(self._config()) if is_adapter and self.args.should_save else None
         if settings is not None:
             # Not as config.json: with one, from_pretrained looks for the weights of the base model in the same folder.
-            settings.store_in_folder(self.args.output_dir if output_dir is None else output_dir)
+            settings.store_in_folder(output_dir or self.args.output_dir or ".")
         super().save_model(output_dir, _internal_call=_internal_call)
 
     def calibrate(self, dataset: Dataset | None = None) -> dict[str, Any]:
@@ -245,8 +245,8 @@ class FocalTrainer(Trainer):
         output = self.predict(dataset)
         if output.label_ids is None:
             raise ValueError("dataset: expected labelled examples, but they have no labels")
-        logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
-        logits, labels = self._aligned(torch.as_tensor(logits), torch.as_tensor(output.label_ids))
+        predictions = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+        logits, labels = self._aligned(torch.as_tensor(predictions), torch.as_tensor(output.label_ids))
         return calibrate_config(logits, labels, config)
 
     def create_model_card(
@@ -297,6 +297,9 @@ class FocalTrainer(Trainer):
     def hyperparameter_search(self, hp_space: Callable | None = None, *args: Any, **kwargs: Any):
         """As [`~transformers.Trainer.hyperparameter_search`]; refuses a setting that the search could not change."""
 
+        if hp_space is None:
+            return super().hyperparameter_search(None, *args, **kwargs)
+
         def checked_space(trial: Any) -> Any:
             values = hp_space(trial)
             for name in ("gamma", "alpha", "beta"):
@@ -311,7 +314,7 @@ class FocalTrainer(Trainer):
                     raise ValueError(f"hp_space: focal_{name} needs FocalTrainingArguments as args")
             return values
 
-        return super().hyperparameter_search(None if hp_space is None else checked_space, *args, **kwargs)
+        return super().hyperparameter_search(checked_space, *args, **kwargs)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -426,7 +429,7 @@ class FocalTrainer(Trainer):
             self._evaluated_batch = torch.stack(rows, 1)
         elif self._is_logging_step() and not is_distribution:
             counts = self._counts_for_the_record()
-            label_counts = None if counts is None else counts.counts
+            label_counts = None if counts is None else counts.counts.tolist()
             self._statistics.add(logits.detach(), labels, losses.detach(), is_target, label_counts)
         if num_items_in_batch is None:
             return losses.sum() / is_target.sum().clamp_min(1)
@@ -439,30 +442,36 @@ class FocalTrainer(Trainer):
 
         Afterwards nothing is read back from a tensor, which a GPU would have to be waited for.
         """
-        num_classes, is_distribution = logits.shape[-1], labels.is_floating_point()
-        smoothing = 0.0 if has_several_labels else self.args.label_smoothing_factor
-        settings = (*map(self._setting, ("gamma", "alpha", "beta")), self.train_dataset, self._core_model())
-        form = (num_classes, has_several_labels, is_distribution, logits.device, smoothing)
-        is_first = self._kernel is None or self._kernel[0] != form
-        is_first = is_first or any(now is not before for now, before in zip(settings, self._kernel[1]))
-        if is_first:
-            gamma, alpha = as_gamma("gamma", self.gamma, num_classes), self.alpha
-            if has_several_labels:
-                # Rows that were counted as those of 0 and 1 need not be looked at for probabilities.
-                counts = self._counts_for_the_record()
-                is_hard = counts is not None and counts.negatives is not None
-                weights = beside(sigmoid_weights(alpha, num_classes), logits)
-                is_soft = False if is_hard else None
-                kernel: FocalKernel = SigmoidFocal(
-                    beside(gamma, logits), alpha=weights, ignore_index=-100, has_soft_targets=is_soft
-                )
-            else:
-                weights = beside(softmax_weights(alpha, num_classes), logits)
-                kernel = SoftmaxFocal(beside(gamma, logits), weights, -100, smoothing)
-            self._kernel = (form, settings, kernel)
-        kernel = self._kernel[2]
-        _check_labels(labels, num_classes, kernel, is_first)
+        num_classes = logits.shape[-1]
+        form = (num_classes, has_several_labels, labels.is_floating_point(), logits.device)
+        # The arguments are read at each use, because a hyperparameter search changes their fields between trials.
+        made_from = (
+            *(self._setting(name) for name in ("gamma", "alpha", "beta")),
+            self.args.label_smoothing_factor,
+            self.train_dataset,
+            self._core_model(),
+        )
+        cached = self._kernel
+        if cached is not None and cached.is_of(form, made_from):
+            expected, fits = _fitting(labels, num_classes, cached.kernel)
+            assert_async(fits.all(), f"labels: expected {expected}, but got others")
+            return cached.kernel
+        kernel = self._make_kernel(logits, has_several_labels)
+        _check_labels(labels, num_classes, kernel)
+        self._kernel = _CachedKernel(form, made_from, kernel)
         return kernel
+
+    def _make_kernel(self, logits: Tensor, has_several_labels: bool) -> FocalKernel:
+        num_classes, alpha = logits.shape[-1], self.alpha
+        gamma = beside(as_gamma("gamma", self.gamma, num_classes), logits)
+        if not has_several_labels:
+            weights = beside(softmax_weights(alpha, num_classes), logits)
+            return SoftmaxFocal(gamma, weights, -100, self.args.label_smoothing_factor)
+        # Rows that were counted as those of 0 and 1 need not be looked at for probabilities.
+        counts = self._counts_for_the_record()
+        has_soft_targets = False if counts is not None and counts.negatives is not None else None
+        weights = beside(sigmoid_weights(alpha, num_classes), logits)
+        return SigmoidFocal(gamma, alpha=weights, ignore_index=-100, has_soft_targets=has_soft_targets)
 
     def _has_several_labels(self, logits: Tensor, labels: Tensor) -> bool:
         """Decides as the heads in transformers do, and remembers it in the config, which pipelines read."""
@@ -515,12 +524,11 @@ class FocalTrainer(Trainer):
                 )
 
     def _setting(self, name: str) -> Any:
-        # The arguments are read at each use, because a hyperparameter search changes their fields between trials.
         keyword = self._keywords.get(name)
         field = f"focal_{name}"
         return getattr(self.args, field, getattr(FocalTrainingArguments, field)) if keyword is None else keyword
 
-    def _alpha_from_data(self, method: AlphaMethod) -> Sequence[float] | Tensor | None:
+    def _alpha_from_data(self, method: AlphaMethod) -> float | Sequence[float] | Tensor | None:
         check_alpha_method(method)
         if self.train_dataset is None:
             settings = FocalSettings.find_in(self._config())
@@ -642,22 +650,33 @@ class _Recorder(TrainerCallback):
             )
 
 
-def _check_labels(labels: Tensor, num_classes: int, kernel: FocalKernel, is_first: bool) -> None:
-    """Refuses labels that are none: at first in words, later without waiting for a GPU."""
+class _CachedKernel(NamedTuple):
+    form: tuple
+    made_from: tuple
+    kernel: FocalKernel
+
+    def is_of(self, form: tuple, made_from: tuple) -> bool:
+        """Whether it was made from the same objects, of which arrays have no truth value when they are compared."""
+        return self.form == form and all(now is before for now, before in zip(made_from, self.made_from))
+
+
+def _check_labels(labels: Tensor, num_classes: int, kernel: FocalKernel) -> None:
+    expected, fits = _fitting(labels, num_classes, kernel)
+    if not fits.all():
+        found = labels[labels != -100]
+        raise ValueError(f"labels: expected {expected}, but got values from {found.min():g} to {found.max():g}")
+    if isinstance(kernel, SoftmaxFocal) and labels.is_floating_point():
+        check_distributions("labels", labels)
+
+
+def _fitting(labels: Tensor, num_classes: int, kernel: FocalKernel) -> tuple[str, Tensor]:
+    """What labels of a kernel are expected to be, and which ones are."""
     is_ignored = labels == -100
     if isinstance(kernel, SoftmaxFocal) and not labels.is_floating_point():
-        expected = f"class ids from 0 to {num_classes - 1}, or -100"
-        fits = (labels >= 0) & (labels < num_classes) | is_ignored
-    elif isinstance(kernel, SigmoidFocal) and kernel.has_soft_targets is False:
-        expected, fits = "0, 1 or -100", (labels == 0) | (labels == 1) | is_ignored
-    else:
-        expected, fits = "probabilities in [0, 1]", (labels >= 0) & (labels <= 1 + 1e-5) | is_ignored
-    if is_first and not fits.all():
-        found = labels[~is_ignored]
-        raise ValueError(f"labels: expected {expected}, but got values from {found.min():g} to {found.max():g}")
-    if is_first and isinstance(kernel, SoftmaxFocal) and labels.is_floating_point():
-        check_distributions("labels", labels)
-    assert_async(fits.all(), f"labels: expected {expected}, but got others")
+        return f"class ids from 0 to {num_classes - 1}, or -100", (labels >= 0) & (labels < num_classes) | is_ignored
+    if isinstance(kernel, SigmoidFocal) and kernel.has_soft_targets is False:
+        return "0, 1 or -100", (labels == 0) | (labels == 1) | is_ignored
+    return "probabilities in [0, 1]", (labels >= 0) & (labels <= 1 + 1e-5) | is_ignored
 
 
 def _plain(numbers: float | Sequence[float] | Tensor) -> float | list[float]:
