@@ -214,21 +214,25 @@ class TestCommand:
             ("", ["good.csv", "--plot", "no_such_folder/plot.png"]),
         ],
     )
-    def test_what_is_wrong_is_one_line(self, tmp_path, message, arguments):
+    def test_what_is_wrong_is_one_line(self, tmp_path, monkeypatch, capsys, message, arguments):
         files = {"text.txt": "x", "good.csv": "label\n0\n1\n", "gap.csv": "label\n0\n3\n", "broken.parquet": "PAR1"}
         for name, text in files.items():
             (tmp_path / name).write_text(text)
-        run = subprocess.run(
-            [sys.executable, "-m", "hf_focal.alpha", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(Path(hf_focal.__file__).parents[1])},
-            capture_output=True,
-            text=True,
-        )
-        assert run.returncode != 0
-        last = run.stderr.strip().splitlines()[-1]
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 1
+        printed = capsys.readouterr().err
+        last = printed.strip().splitlines()[-1]
         assert last.startswith("python -m hf_focal.alpha: error: ") and message in last
-        assert "Traceback" not in run.stderr
+        assert "Traceback" not in printed
+
+    def test_as_a_command(self, tmp_path):
+        (tmp_path / "good.csv").write_text("label\n0\n1\n")
+        command = [sys.executable, "-m", "hf_focal.alpha", "good.csv"]
+        environment = {**os.environ, "PYTHONPATH": str(Path(hf_focal.__file__).parents[1])}
+        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert run.returncode == 0 and run.stdout.startswith("2 labels of 2 classes, 1.0 : 1\n")
 
 
 @pytest.mark.parametrize(
