@@ -1,9 +1,7 @@
 """Each private attribute of another library is taken away from the package: what it does then has the same result."""
 
-import ast
 import inspect
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,8 +16,6 @@ from hf_focal._label_counts import count_labels
 
 
 LABELS = [0] * 60 + [1] * 25 + [2] * 14 + [3]
-# Ways to reach into what another library does not document, though it asks for them where its classes are extended.
-EXTENSION_POINTS = {"_sanitize_parameters"}
 
 
 @pytest.fixture
@@ -182,36 +178,3 @@ class TestSplitByNode:
         rows = dataset(LABELS)
         for data in (rows, split_dataset_by_node(rows, rank=0, world_size=2), LABELS, np.array(LABELS), None):
             assert not _upstream.is_split_by_node(data)
-
-
-def private_attributes(module: Path) -> list[str]:
-    """Attributes with an underscore that the module reads or sets and does not define itself, and where."""
-    tree = ast.parse(module.read_text())
-    nodes = list(ast.walk(tree))
-    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    own |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    own |= {
-        node.attr
-        for node in nodes
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self"
-    }
-    found = []
-    for node in nodes:
-        if isinstance(node, ast.Attribute):
-            name, of_parent = node.attr, ast.unparse(node.value) == "super()"
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "setattr"):
-            name, of_parent = getattr(node.args[1], "value", ""), False
-        else:
-            continue
-        if not isinstance(name, str) or not name.startswith("_") or name.startswith("__"):
-            continue
-        if name not in EXTENSION_POINTS and (of_parent or name not in own):
-            found.append(f"{module.name}:{node.lineno}: {name}")
-    return found
-
-
-def test_no_other_module_reaches_into_a_library():
-    package = Path(_upstream.__file__).parent
-    modules = [module for module in package.glob("*.py") if module.name != "_upstream.py"]
-    assert not [found for module in modules for found in private_attributes(module)]
-    assert private_attributes(package / "_upstream.py")
