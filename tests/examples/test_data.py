@@ -17,6 +17,7 @@ from datasets import Dataset, DatasetDict
 class TestBBCLongtail:
     def test_the_same_for_every_imbalance(self):
         balanced, longtail = load_bbc_longtail(imbalance=1, head=100), load_bbc_longtail()
+        assert counts(longtail["train"]) == [300, 113, 42, 16, 6] and counts(longtail["test"]) == [100] * 5
         assert balanced["test"]["text"][:] == longtail["test"]["text"][:]
         texts = [set(longtail[split]["text"]) for split in longtail]
         assert sum(map(len, texts)) == len(set.union(*texts)) == 477 + 250 + 500
