@@ -127,11 +127,10 @@ def predicted_labels(logits: np.ndarray | tuple, multi_label: bool) -> np.ndarra
 
 
 def print_label_distribution(settings: FocalSettings, names: list[str], num_examples: int, multi_label: bool) -> None:
-    counts, alpha = np.array(settings.label_counts), settings.alpha
+    counts, alpha = np.array(settings.label_counts), settings.class_weights(len(names), multi_label)
     table = pd.DataFrame({"examples": counts, "share": counts / num_examples}, index=names)
     if alpha is not None:
-        is_binary = isinstance(alpha, float) and not multi_label
-        table["alpha"] = [1 - alpha, alpha] if is_binary else alpha
+        table["alpha"] = alpha
     print(f"\nTraining data, gamma {settings.gamma:g}\n{table.to_string(float_format='%.3f')}")
 
 

@@ -28,7 +28,6 @@ from torch import Tensor
 
 from . import __version__
 from ._card_pictures import confusion_matrix, readings, reliability_diagram, short
-from ._class_weights import sigmoid_weights, softmax_weights
 from ._markdown import escape_markdown, markdown_table
 from .alpha import LabelDistribution
 from .metrics import mean_and_interval
@@ -480,11 +479,8 @@ def _is_focal(contents: ModelCardContents) -> bool:
 
 def _alpha(contents: ModelCardContents) -> Tensor | None:
     """One weight per class, (C)."""
-    alpha, num_classes = contents.settings.alpha, len(contents.label_names)
-    if not contents.multi_label:
-        return softmax_weights(alpha, num_classes)
-    weights = sigmoid_weights(alpha, num_classes)
-    return None if weights is None else weights.expand(num_classes)
+    weights = contents.settings.class_weights(len(contents.label_names), contents.multi_label)
+    return None if weights is None else torch.tensor(weights, dtype=torch.float64)
 
 
 def _distribution(contents: ModelCardContents, names: list[str]) -> LabelDistribution | None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ._checks import check_distributions
+from ._class_weights import sigmoid_weights, softmax_weights
 from .calibration import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 
 
@@ -125,6 +126,18 @@ class FocalSettings:
                 raise ValueError(f"{name}: expected one number for each of {expected} classes, but got {length}")
         if self.class_prior is not None and not multi_label:
             check_distributions("class_prior", torch.tensor(self.class_prior, dtype=torch.float64), tolerance=1e-3)
+
+    def class_weights(self, num_labels: int, multi_label: bool) -> list[float] | None:
+        """Alpha written out: the weight of each class, or of the positives of each label; None without alpha.
+
+        Raises:
+            `ValueError`: If alpha is one number for more than two classes, or of another length.
+        """
+        if not multi_label:
+            weights = softmax_weights(self.alpha, num_labels)
+        else:
+            weights = sigmoid_weights(self.alpha, num_labels)
+        return None if weights is None else weights.expand(num_labels).tolist()
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "FocalSettings":

@@ -247,6 +247,26 @@ class TestBackward:
         torch.testing.assert_close(gradient, expected.half())
         assert (lost == 0).all() and (gradient != 0).all()
 
+    def test_float16_gradient_is_made_once_the_scale_is_known(self):
+        # Not the second pass of a retained graph, which makes the gradient anew in any case.
+        logits = torch.tensor([[7.0, 0.0, 0.0]], dtype=torch.float16, requires_grad=True)
+        double = logits.detach().double().requires_grad_()
+        (gradient,), (expected,) = (
+            torch.autograd.grad(focal_loss(z, torch.tensor([0])), z, torch.tensor(2.0**16)) for z in (logits, double)
+        )
+        assert (gradient != 0).all()
+        torch.testing.assert_close(gradient, expected.half(), rtol=2e-3, atol=0)
+
+    @pytest.mark.parametrize("num_classes", [3, 70])
+    @pytest.mark.parametrize("path", ["block", "formula"])
+    def test_float64_logits_far_from_zero_keep_their_digits(self, formula_only, path, num_classes):
+        # Beside logits of 1000, a shift rounded to float32 is off by up to 3e-5.
+        near = random_logits(5, num_classes).double()
+        loss = partial(focal_loss, target=random_target(near), gamma=0.5)
+        run = formula_only if path == "formula" else lambda function, *args: function(*args)
+        expected, found = (run(value_and_gradient, loss, logits) for logits in (near, near + 1000.123456789))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
     @pytest.mark.parametrize(
         "loss",
         [

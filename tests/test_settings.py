@@ -166,6 +166,14 @@ def test_what_does_not_fit_the_model_is_refused(message, record, multi_label):
         settings.check_fits(2, multi_label)
 
 
+@pytest.mark.parametrize(
+    ("alpha", "multi_label", "expected"),
+    [(None, False, None), (0.25, False, [0.75, 0.25]), (0.25, True, [0.25, 0.25]), ([0.5, 2.0], False, [0.5, 2.0])],
+)
+def test_class_weights(alpha, multi_label, expected):
+    assert FocalSettings(gamma=2.0, alpha=alpha).class_weights(2, multi_label) == expected
+
+
 def test_shares_of_independent_labels_need_not_sum_to_1():
     FocalSettings(gamma=2.0, class_prior=[0.7, 0.7]).check_fits(2, multi_label=True)
 
