@@ -261,12 +261,11 @@ def _softmax_parts(logits: Tensor, target: Tensor, out: Tensor | None) -> tuple[
     wide = wide_dtype(logits)
     # To find the largest of so few takes longer than all the rest.
     if logits.device.type == "cpu" and logits.shape[1] < 64:
-        low, high = logits.aminmax()
-        limit = 300 if logits.dtype == torch.float64 else 18  # the range of float32 costs no gradient above 1e-30
-        if -limit < low.item() and high.item() < limit:
-            others = torch.exp(logits, out=out)
-            true = others.gather(1, target).to(wide)
-            total = others.scatter_(1, target, 0).sum(1, keepdim=True, dtype=wide)
+        others = torch.exp(logits, out=out)
+        true = others.gather(1, target).to(wide)
+        others.scatter_(1, target, torch.zeros_like(target, dtype=logits.dtype))
+        total = others.sum(1, keepdim=True).to(wide)
+        if _is_in_range(total) and _is_in_range(true):
             odds = total / true  # that the example is of another class: the exponential of the margin
             return others, total, odds.log1p(), odds.div_(odds + 1)
     lowest = torch.full_like(target, torch.finfo(logits.dtype).min, dtype=logits.dtype)
@@ -277,6 +276,12 @@ def _softmax_parts(logits: Tensor, target: Tensor, out: Tensor | None) -> tuple[
     total = others.sum(1, keepdim=True, dtype=wide)
     margin = total.log().add_(shift).sub_(logits.gather(1, target))
     return others, total, F.softplus(margin), margin.sigmoid_()
+
+
+def _is_in_range(exponentials: Tensor) -> bool:
+    """Whether the range of float32 costs no gradient above 1e-30."""
+    low, high = exponentials.aminmax()
+    return low.item() > 1e-8 and high.item() < 1e8
 
 
 def _scale_rows(exponentials: Tensor, slope: Tensor, total: Tensor) -> None:

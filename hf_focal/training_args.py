@@ -8,7 +8,7 @@ from .alpha import ALPHA_METHODS, check_beta
 from .losses import FocalLoss
 
 
-__all__ = ["FocalTrainingArguments"]
+__all__ = ["FocalTrainingArguments", "parse_alpha"]
 
 
 @dataclass

@@ -69,7 +69,6 @@ def attributes(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
 
 
 @pytest.mark.skipif(version("transformers").startswith("4."), reason="types are those of the newest versions")
-@pytest.mark.xfail(strict=False, reason="modules are being rebuilt")
 def test_types():
     result = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -81,7 +80,6 @@ def test_ruff(command):
     assert result.returncode == 0, result.stdout
 
 
-@pytest.mark.xfail(strict=False, reason="modules are being rebuilt")
 def test_no_underscored_name_crosses_a_module():
     modules = PACKAGE.keys() | {Path(file).stem for file in OUTSIDE}
     crossing = []
@@ -100,7 +98,6 @@ def test_no_underscored_name_crosses_a_module():
     assert crossing == []
 
 
-@pytest.mark.xfail(strict=False, reason="modules are being rebuilt")
 def test_no_circle_of_imports():
     """Those in functions and for types count too. As `__init__` imports all, only the version may be taken from it."""
     known = {
@@ -117,7 +114,6 @@ def test_no_circle_of_imports():
         pytest.fail(" < ".join(error.args[1]))
 
 
-@pytest.mark.xfail(strict=False, reason="modules are being rebuilt")
 def test_private_attributes_of_other_libraries_stand_in_upstream():
     """A private attribute is another library's if its module makes no such name."""
     foreign = []
@@ -148,7 +144,6 @@ def test_dependencies_are_those_imported():
     assert {distributions.get(root, [root])[0].replace("-", "_") for root in third_party} == declared
 
 
-@pytest.mark.xfail(strict=False, reason="modules are being rebuilt")
 def test_public_modules_say_what_is_public():
     unsaid = []
     for file, tree in PACKAGE.items():
