@@ -1,4 +1,4 @@
-"""`python killed_run.py FOLDER STEP` trains in FOLDER, from its last checkpoint if it has one, and dies at STEP (0: never)."""
+"""`python killed_run.py FOLDER STEP` trains in FOLDER, from its last checkpoint if it has one, and dies at STEP."""
 
 import os
 import signal
@@ -13,13 +13,16 @@ from hf_focal import FocalTrainer
 
 
 class Killer(TrainerCallback):
+    def __init__(self, step: int):
+        self.step = step
+
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == int(sys.argv[2]):
+        if state.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
+def run(folder: Path, dies_at: int = 0) -> dict:
+    """The weights at the end."""
     folder.mkdir(exist_ok=True)
     args = TrainingArguments(
         str(folder),
@@ -31,10 +34,10 @@ def main() -> None:
         disable_tqdm=True,
     )
     model = tiny_model(hidden_dropout_prob=0.1)
-    trainer = FocalTrainer(model, args, train_dataset=tiny_dataset(), alpha="inverse", callbacks=[Killer()])
+    trainer = FocalTrainer(model, args, train_dataset=tiny_dataset(), alpha="inverse", callbacks=[Killer(dies_at)])
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
-    trainer.save_model()
+    return trainer.model.state_dict()
 
 
 if __name__ == "__main__":
-    main()
+    run(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,11 +1,14 @@
 """From a model's stored settings to its posterior, and from that to the decision that each operating point is best at."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from transformers import BertConfig
 
 from hf_focal import (
+    FocalSettings,
     apply_temperature,
     calibrate_config,
     class_posterior,
@@ -65,7 +68,7 @@ class TestPosterior:
         "message, config",
         [
             ("config: expected the settings that FocalTrainer stores under focal_loss", BertConfig()),
-            ("config: expected the settings that FocalTrainer stores", BertConfig(focal_loss={"alpha": None})),
+            ("gamma: missing from focal_loss, which holds alpha", BertConfig(focal_loss={"alpha": None})),
             ("config: trained with gamma 'flsd_53', a function of p_t", config_of(gamma=flsd_53.__name__)),
             ("alpha: expected one number for each of 3 classes, but got 2", config_of(alpha=[1.0, 2.0])),
         ],
@@ -242,8 +245,15 @@ class TestCalibrateConfig:
         assert calibrate_config(two_classes, unlucky.long(), config_of(2))["thresholds"][0] < 0.1
 
     def test_settings_stay_as_they_were(self):
-        config = config_of(alpha=[1.0, 2.0, 4.0], temperature=9.0, thresholds=[0.9])
+        config = config_of(alpha=[1.0, 2.0, 4.0], temperature=9.0)
+        before = FocalSettings.from_config(config)
         found = calibrate_config(torch.randn(9, 3), torch.arange(9) % 3, config)
-        assert config.focal_loss == {"gamma": 2.0, "alpha": [1.0, 2.0, 4.0], **found} and found.keys() == {
-            "temperature"
-        }
+        assert found.keys() == {"temperature"}
+        assert FocalSettings.from_config(config) == replace(before, **found)
+
+    def test_nothing_is_lost_where_nothing_can_be_fitted(self):
+        config = config_of(temperature=9.0)
+        before = dict(config.focal_loss)
+        with pytest.raises(ValueError, match="labels: expected"):
+            calibrate_config(torch.randn(9, 3), torch.full((9,), -100), config)
+        assert config.focal_loss == before

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import killed_run
 import pytest
 import torch
 import torch.nn.functional as F
@@ -186,22 +187,21 @@ class TestExactness:
     @pytest.mark.parametrize("task", TASKS)
     def test_others_fail_with_accumulation(self, tmp_path, task, trainer_class):
         whole = train(tmp_path, task, trainer_class=trainer_class).model.state_dict()
-        for accumulation in (2, 4, 8):
-            cut = train(
-                tmp_path,
-                task,
-                per_device_train_batch_size=GLOBAL_BATCH // accumulation,
-                gradient_accumulation_steps=accumulation,
-                trainer_class=trainer_class,
-            )
-            assert drift(cut.model.state_dict(), whole) > 0.01
+        cut = train(
+            tmp_path,
+            task,
+            per_device_train_batch_size=GLOBAL_BATCH // 4,
+            gradient_accumulation_steps=4,
+            trainer_class=trainer_class,
+        )
+        assert drift(cut.model.state_dict(), whole) > 0.01
 
     @pytest.mark.parametrize("trainer_class", ["PerBatchMean", pytest.param("Trainer", marks=heads_ignore_the_count)])
     def test_others_fail_with_two_processes(self, tmp_path, two_processes, trainer_class):
         whole = train(tmp_path, "tokens", trainer_class=trainer_class, max_steps=STEPS_OF_WHOLE_BATCHES)
         weights, run = two_processes[trainer_class]
         assert run["world_size"] == 2
-        assert drift(weights, whole.model.state_dict()) > 0.01
+        assert drift(weights, whole.model.state_dict()) > 1e-3  # a thousand times what FocalTrainer may differ
 
     @pytest.mark.parametrize("task", TASKS)
     def test_one_step_is_the_gradient_of_the_mean_over_the_valid_targets(self, tmp_path, task):
@@ -950,14 +950,11 @@ class TestLifeOfARun:
             assert drift(resumed, weights) == 0 and resumed_settings == settings
 
     def test_killed_run_resumes(self, tmp_path):
-        script = Path(__file__).with_name("killed_run.py")
+        script = killed_run.__file__
         killed = subprocess.run([sys.executable, script, tmp_path / "killed", "3"], capture_output=True, text=True)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         assert not (tmp_path / "killed" / "checkpoint-3").exists()
-        for folder in ("killed", "whole"):
-            subprocess.run([sys.executable, script, tmp_path / folder, "0"], check=True, capture_output=True)
-        weights = [load_file(tmp_path / folder / "model.safetensors") for folder in ("killed", "whole")]
-        assert drift(*weights) == 0
+        assert drift(killed_run.run(tmp_path / "killed"), killed_run.run(tmp_path / "whole")) == 0
 
     def test_early_stopping(self, tmp_path):
         trainer = make_trainer(
@@ -1057,7 +1054,8 @@ class TestCalibrate:
         data = tiny_dataset(task)
         if num_labels == 2:
             data = data.map(lambda row: {"labels": min(row["labels"], 1)})
-        return make_trainer(folder, model=model, train_dataset=data, max_steps=1, learning_rate=0.0, **kwargs)
+        arguments = {"max_steps": 1, "learning_rate": 0.0, "per_device_eval_batch_size": 500}
+        return make_trainer(folder, model=model, train_dataset=data, **arguments, **kwargs)
 
     def drawn(self, trainer, task, temperature):
         ids = torch.randint(30, (3000, 6), generator=torch.Generator().manual_seed(2))
@@ -1116,7 +1114,7 @@ class TestCalibrate:
         data, *_ = self.drawn(trainer, "single_label", 2.0)
         assert trainer.calibrate(data) == trainer.calibrate(data)
         trainer.train()
-        assert "temperature" not in trainer.model.config.focal_loss
+        assert FocalSettings.from_config(trainer.model.config).temperature is None
 
     def test_default_is_the_evaluation_data(self, tmp_path):
         trainer = self.trainer(tmp_path, eval_dataset=tiny_dataset(num_examples=12))
@@ -1185,15 +1183,13 @@ class TestSearch:
 
 
 class TestPrecision:
-    @pytest.mark.parametrize("task", TASKS)
     @pytest.mark.parametrize(
-        "arguments, tolerance",
+        "task, arguments, tolerance",
         [
-            ({"bf16": True}, 1e-2),
-            ({"gradient_checkpointing": True}, 1e-6),
-            ({"torch_compile": True}, 1e-5),
+            *((task, {"bf16": True}, 1e-2) for task in TASKS),
+            *((task, {"gradient_checkpointing": True}, 1e-6) for task in TASKS),
+            ("tokens", {"torch_compile": True}, 1e-5),  # of the model, whatever its loss: a minute of compiling
         ],
-        ids=["bf16", "gradient_checkpointing", "torch_compile"],
     )
     def test_same_weights_as_in_full_precision(self, tmp_path, task, arguments, tolerance):
         # Plain descent, because Adam makes whole steps of gradients that are nothing but rounding.
