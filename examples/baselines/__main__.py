@@ -15,7 +15,7 @@ several processes.
 Beside it: `results.md` with the tables, `results.png`, and a model card with pictures for each arm.
 """
 
-# The commands import what they need themselves: transformers takes seconds, and neither --help nor report needs it.
+# The commands import what they need themselves: that takes seconds, which --help need not wait for.
 
 import gc
 import json
