@@ -50,20 +50,23 @@ class SoftmaxFocal:
         if self.ignore_index is not None and not target.is_floating_point():
             ignored = target == self.ignore_index
             logits, target = logits.masked_fill(ignored, 0), target.masked_fill(ignored, 0)
-        q: float | Tensor
+        weight: float | Tensor
         if self.label_smoothing or target.is_floating_point():
             num_classes = input.shape[1]
             q = target if target.is_floating_point() else torch.zeros_like(logits).scatter(1, target, 1)
-            q = (1 - self.label_smoothing) * q.to(wide_dtype(input)) + self.label_smoothing / num_classes
+            weight = q.to(wide_dtype(input))
             classes = torch.arange(num_classes, device=input.device).view(-1, *[1] * (input.dim() - 2))
+            if self.alpha is not None:
+                weight = weight * self.alpha[classes]
+            # Alpha weighs the example, whose smoothing mass is the same for all classes.
+            mass = self.label_smoothing / num_classes * weight.sum(1, keepdim=True)
+            weight = (1 - self.label_smoothing) * weight + mass
             # Probability 0 on a class that a logit of minus infinity removes is 0, not 0 times infinity.
-            margin = all_margins(logits).masked_fill(q == 0, 0)
+            margin = all_margins(logits).masked_fill(weight == 0, 0)
         else:
-            q, classes = 1.0, target
-            margin = _margin(logits, target)
-        if self.alpha is not None:
-            q = q * self.alpha[classes]
-        loss = (q * _loss_from_margin(margin, _gamma_of(self.gamma, classes, margin))).sum(1, keepdim=True)
+            classes, margin = target, _margin(logits, target)
+            weight = 1.0 if self.alpha is None else self.alpha[target]
+        loss = (weight * _loss_from_margin(margin, _gamma_of(self.gamma, classes, margin))).sum(1, keepdim=True)
         return loss if ignored is None else loss.masked_fill(ignored, 0)
 
     def block(self, input: Tensor, target: Tensor, scale: float | Tensor, gradient: Tensor | None) -> Tensor:
@@ -274,7 +277,9 @@ def _softmax_parts(logits: Tensor, target: Tensor, out: Tensor | None) -> tuple[
     # exp can take three times as long as exp2. The rounding of the product matters little: what is far from 0 is small.
     others.sub_(shift).mul_(1 / math.log(2)).exp2_()
     total = others.sum(1, keepdim=True, dtype=wide)
-    margin = total.log().add_(shift).sub_(logits.gather(1, target))
+    true = logits.gather(1, target)
+    # A true logit of infinity is a model that has diverged, not one that is right.
+    margin = total.log().add_(shift).sub_(true).masked_fill_(true == math.inf, math.nan)
     return others, total, F.softplus(margin), margin.sigmoid_()
 
 
@@ -349,7 +354,8 @@ def _margin(logits: Tensor, target: Tensor) -> Tensor:
     shift = others.detach().amax(1, keepdim=True).clamp_min(torch.finfo(logits.dtype).min)
     wide = wide_dtype(logits)
     total = (others - shift).exp().sum(1, keepdim=True, dtype=wide).clamp_min(1)
-    return shift.to(wide) - logits.gather(1, target).to(wide) + total.log()
+    true = logits.gather(1, target).to(wide)
+    return (shift.to(wide) - true + total.log()).masked_fill(true == math.inf, math.nan)
 
 
 def all_margins(logits: Tensor) -> Tensor:

@@ -31,6 +31,10 @@ def focal_loss(
     For a target distribution ``q`` over the classes (one-hot for class indices) the loss of one example is
     ``sum_k q_k alpha_k (1 - p_k)^gamma_k (-log p_k)``. ``gamma=0`` without alpha is cross entropy.
 
+    With label smoothing ``e`` the weights ``q_k alpha_k`` become ``(1 - e) q_k alpha_k + (e / C) sum_j q_j alpha_j``: alpha
+    weighs the example and never the smoothing mass. That differs from `cross_entropy` with both, whose minimiser favours
+    the class of the largest weight for every input once that exceeds the smallest by more than 1 + C (1 - e) / e.
+
     The gradient with respect to `input` is made together with the loss, in blocks of rows that stay in the cache;
     beside it there is no other tensor of the size of `input`, whatever its dtype. Differentiating twice,
     `torch.compile` (also ``fullgraph=True``) and the transforms of `torch.func` work; under the last two, values are
@@ -46,8 +50,8 @@ def focal_loss(
         alpha (`float`, sequence or `Tensor` of shape (C), *optional*): Weight of each class, at least 0. A scalar in
             [0, 1] is for two classes: alpha for class 1 and 1 - alpha for class 0, as in the paper.
         ignore_index (`int`): Class index of targets that count neither in the loss nor in its mean.
-        label_smoothing (`float`): ``q`` becomes ``(1 - label_smoothing) q + label_smoothing / C``, as in
-            `cross_entropy`.
+        label_smoothing (`float`): In [0, 1]: the share of the target that is spread evenly over the classes; without
+            alpha as in `cross_entropy`.
         reduction (`str`): ``"none"``, ``"sum"`` or ``"mean"``. The mean is over the targets that are not ignored,
             whatever alpha is; over no targets at all it is 0.
 

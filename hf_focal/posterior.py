@@ -38,7 +38,7 @@ def class_posterior(
     is a part, but alpha is not), and from those of a model that is close to it, a close one. The formula is that of
     Charoenphakdee et al. 2021 (https://arxiv.org/abs/2011.09172), extended to alpha and to one gamma per class.
 
-    With one gamma and no label smoothing the argmax of the logits is that of alpha times the posterior. So it is the same
+    With one gamma the argmax of the logits is that of alpha times the posterior, whatever the label smoothing. So it is the same
     class without alpha, while with inverse frequencies as alpha the logits aim at balanced accuracy, and the posterior at
     accuracy.
 
@@ -52,7 +52,7 @@ def class_posterior(
         alpha (`float`, sequence or `Tensor` of shape (C), *optional*): The alpha of the loss, but above 0: the
             logits tell nothing of a class without weight. A scalar is for two classes, as in [`focal_loss`].
         label_smoothing (`float`): The label smoothing of the loss, below 1. It leaves every class a share of
-            ``label_smoothing / C``; logits that give a class less, which no minimiser does, give it the posterior 0.
+            ``label_smoothing / C``, whatever alpha is; logits that give a class less, which no minimiser does, give it the posterior 0.
 
     Returns:
         `Tensor`: Probabilities of the shape of `logits` that sum to 1 over the last dimension. float64 for float64 logits,
@@ -92,13 +92,13 @@ def class_posterior(
         _check_largest(logits.detach().amax(-1), "a finite largest logit in every row")
 
     log_share = _log_share(all_margins(logits.reshape(-1, num_classes)), gamma)
-    if weights is not None:
-        log_share = log_share - weights.to(log_share).log()
-    posterior = log_share.softmax(-1)
     if label_smoothing:
-        # The largest is at least 1 / C and so remains above 0.
-        posterior = (posterior - label_smoothing / num_classes).clamp_min(0)
-        posterior = posterior / posterior.sum(-1, keepdim=True)
+        # The largest is at least 1 / C and so remains above 0. Alpha does not weigh the smoothing mass.
+        share = (log_share.softmax(-1) - label_smoothing / num_classes).clamp_min(0)
+        share = share if weights is None else share / weights.to(share)
+        posterior = share / share.sum(-1, keepdim=True)
+    else:
+        posterior = (log_share if weights is None else log_share - weights.to(log_share).log()).softmax(-1)
     return posterior.reshape(logits.shape).to(loss_dtype(logits))
 
 

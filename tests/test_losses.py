@@ -102,8 +102,9 @@ class TestPrecision:
         loss, gradient = value_and_gradient(
             focal_loss, logits, q, gamma=gamma, alpha=alpha, label_smoothing=smoothing, reduction="none"
         )
-        q = (1 - smoothing) * q.double() + smoothing / 4
-        classes = [reference(logits, torch.full((len(logits),), k), gamma, alpha) for k in range(4)]
+        q = q.double() * alpha  # which weighs the example, and not the smoothing mass
+        q = (1 - smoothing) * q + smoothing / 4 * q.sum(1, keepdim=True)
+        classes = [reference(logits, torch.full((len(logits),), k), gamma) for k in range(4)]
         assert_relative(loss, sum(q[:, k] * classes[k][0] for k in range(4)), 1e-6)
         expected = sum(q[:, k, None] * classes[k][1] for k in range(4))
         # The gradients of the classes may cancel: the error is relative to the largest of the row.

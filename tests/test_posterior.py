@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
+import torch.nn.functional as F
 from torch.autograd.functional import hessian, jacobian
 
-from hf_focal import flsd_53
+from hf_focal import flsd_53, focal_loss
 from hf_focal.posterior import class_posterior, estimate_prior, shift_prior, sigmoid_class_posterior
 
 
@@ -51,7 +52,8 @@ def minimiser(risk, size):
 def softmax_minimiser(posterior, gamma, alpha=None, smoothing=0.0):
     """The logits with the least expected focal loss where the classes have these probabilities; the first is 0."""
     num_classes = len(posterior)
-    weights = ((1 - smoothing) * posterior + smoothing / num_classes) * (1 if alpha is None else alpha)
+    weights = posterior if alpha is None else posterior * alpha
+    weights = (1 - smoothing) * weights + smoothing / num_classes * weights.sum()
     gamma = torch.as_tensor(gamma, dtype=torch.float64)
 
     def logits(free):
@@ -97,6 +99,47 @@ def sigmoid_error(map_back, gamma, with_alpha=False):
 
 
 PER_CLASS = torch.tensor([3.0, 0.0, 0.5, 1.0, 2.0, 5.0], dtype=torch.float64)
+
+
+class TestSmoothing:
+    """Alpha weighs the example, not the smoothing mass: which class is ahead does not depend on the smoothing."""
+
+    @pytest.mark.parametrize("ratio", [21.0, 999.0])
+    @pytest.mark.parametrize("gamma", [0, 2])
+    def test_argmax_of_the_minimiser(self, gamma, ratio):
+        prior = torch.tensor([ratio, 1.0], dtype=torch.float64) / (ratio + 1)
+        alpha = 0.5 / prior  # inverse frequencies
+        for odds in (1e-3, 0.5, 0.99, 1.01, 2.0, 1e3):  # of the rare class, beside what its prior says
+            posterior = prior * torch.tensor([1.0, odds], dtype=torch.float64)
+            posterior /= posterior.sum()
+            logits = softmax_minimiser(posterior, gamma, alpha, smoothing=0.1)
+            assert logits.argmax() == (odds > 1)
+            restored = class_posterior(logits, gamma=gamma, alpha=alpha, label_smoothing=0.1)
+            torch.testing.assert_close(restored, posterior, rtol=0, atol=1e-8)
+
+    @pytest.mark.parametrize("ratio", [21.0, 999.0])
+    def test_alpha_on_the_smoothing_mass_turns_every_decision(self, ratio):
+        # What `F.cross_entropy(weight=..., label_smoothing=...)` minimises, on an example that is surely common.
+        logits = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
+        weight = torch.tensor([(ratio + 1) / 2 / ratio, (ratio + 1) / 2], dtype=torch.float64)
+        optimizer = torch.optim.LBFGS([logits], max_iter=100, line_search_fn="strong_wolfe")
+        outcomes = []
+        for loss in (
+            lambda: F.cross_entropy(logits, torch.tensor([0]), weight=weight, label_smoothing=0.1),
+            lambda: focal_loss(logits, torch.tensor([0]), gamma=0, alpha=weight, label_smoothing=0.1),
+        ):
+
+            def closure(loss=loss):
+                optimizer.zero_grad()
+                value = loss()
+                value.backward()
+                return value
+
+            with torch.no_grad():
+                logits.zero_()
+            optimizer.step(closure)
+            outcomes.append(logits.argmax().item())
+        assert outcomes == [1, 0]
 
 
 class TestInverse:
