@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -20,6 +21,8 @@ __all__ = ["FocalSettings"]
 FORMAT_VERSION = 1
 # A larger gamma leaves no example a loss, and no posterior a digit.
 HIGHEST_GAMMA = 1e4
+# Smaller ones, of which float32 makes 0, would be divided by.
+SMALLEST_SHARE = 1e-12
 _ADAPTER_FILE = "focal_loss.json"
 
 
@@ -45,7 +48,7 @@ class FocalSettings:
         class_prior (list of C `float`, *optional*): Shares of the classes where the model was trained, which sum to 1; for
             several labels, the share of examples with each.
         temperature (`float`, *optional*): That of the class posterior, in [0.01, 100].
-        thresholds (list of L `float`, *optional*): Above which probability each label is predicted, in (0, 1); for two
+        thresholds (list of L `float`, *optional*): Above which probability each label is predicted, in [1e-12, 1 - 1e-12]; for two
             classes one, that of class 1.
 
     Raises:
@@ -94,12 +97,12 @@ class FocalSettings:
             self.label_counts = [int(n) for n in counts]
         if self.class_prior is not None:
             self.class_prior = _numbers("class_prior", self.class_prior, 0, 1)
+            if any(0 < share < SMALLEST_SHARE for share in self.class_prior):
+                raise ValueError(f"class_prior: expected 0 or at least {SMALLEST_SHARE}, but got {self.class_prior}")
         if self.temperature is not None:
             self.temperature = _number("temperature", self.temperature, LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE)
         if self.thresholds is not None:
-            self.thresholds = _numbers("thresholds", self.thresholds, 0, 1)
-            if not all(0 < threshold < 1 for threshold in self.thresholds):
-                raise ValueError(f"thresholds: expected numbers between 0 and 1, but got {self.thresholds}")
+            self.thresholds = _numbers("thresholds", self.thresholds, SMALLEST_SHARE, 1 - SMALLEST_SHARE)
         lengths = self._lengths()
         first = next(iter(lengths), "")
         for name, length in lengths.items():
@@ -150,14 +153,14 @@ class FocalSettings:
         if not isinstance(record, Mapping):
             raise ValueError(f"focal_loss: expected an object with gamma, alpha, ..., but got {record!r}")
         version = record.get("format_version")
-        if version not in (None, FORMAT_VERSION):
-            raise ValueError(
-                f"format_version: expected {FORMAT_VERSION}, but got {version!r}; a later version of hf_focal reads it"
-            )
+        if version is not None and (isinstance(version, bool) or version != FORMAT_VERSION):
+            is_later = isinstance(version, int) and version > FORMAT_VERSION
+            advice = "; a later version of hf_focal reads it" if is_later else ""
+            raise ValueError(f"format_version: expected {FORMAT_VERSION}, but got {version!r}{advice}")
         if "gamma" not in record:
-            raise ValueError(f"gamma: missing from focal_loss, which holds {', '.join(record) or 'nothing'}")
+            raise ValueError(f"gamma: missing from focal_loss, which holds {', '.join(map(str, record)) or 'nothing'}")
         known = {field.name for field in fields(cls)}
-        unknown = [name for name in record if name not in known | {"format_version"}]
+        unknown = [str(name) for name in record if name not in known | {"format_version"}]
         if unknown and version is not None:
             raise ValueError(f"focal_loss: expected only {', '.join(sorted(known))}, but got {', '.join(unknown)}")
         values = {name: record[name] for name in record if name in known}
@@ -210,7 +213,8 @@ class FocalSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """The record: plain numbers, lists and texts."""
-        return {"format_version": FORMAT_VERSION, **{field.name: getattr(self, field.name) for field in fields(self)}}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {"format_version": FORMAT_VERSION, **deepcopy(values)}
 
     def store_in(self, config: Any) -> None:
         """Makes this the record of a model's config, with which it is saved."""
@@ -230,16 +234,21 @@ class FocalSettings:
 
 
 def _number(name: str, value: Any, low: float, high: float) -> float:
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    value = _plain(value)
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # JSON has integers of any size
+        number = math.inf
     if not (low <= number <= high and number < math.inf):
         limits = f">= {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-        raise ValueError(f"{name}: expected a number {limits}, but got {value!r}")
+        raise ValueError(f"{name}: expected a number {limits}, but got {value!r:.80}")
     return number
 
 
 def _list(name: str, values: Any) -> list[Any]:
+    values = _plain(values)
     if not isinstance(values, (list, tuple)) or not values:
-        raise ValueError(f"{name}: expected a list of one number per class, but got {values!r}")
+        raise ValueError(f"{name}: expected a list of one number per class, but got {values!r:.80}")
     return list(values)
 
 
@@ -248,7 +257,13 @@ def _numbers(name: str, values: Any, low: float, high: float) -> list[float]:
 
 
 def _number_or_list(name: str, value: Any, low: float, high: float) -> float | list[float]:
+    value = _plain(value)
     return _numbers(name, value, low, high) if isinstance(value, (list, tuple)) else _number(name, value, low, high)
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and tensors as lists and numbers."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _is_numeric(text: str) -> bool:

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 from transformers import BertConfig
@@ -51,6 +52,15 @@ class TestRoundTrip:
         assert record["format_version"] == 1
         assert record.keys() == {"format_version", *(field.name for field in fields(FocalSettings))}
 
+    def test_arrays_and_tensors_become_plain_lists(self):
+        settings = FocalSettings(gamma=np.float64(2), alpha=torch.tensor([1.0, 2.0]), label_counts=np.array([3, 4]))
+        assert settings == FocalSettings(gamma=2.0, alpha=[1.0, 2.0], label_counts=[3, 4])
+
+    def test_records_do_not_share_their_lists(self):
+        settings = FocalSettings(gamma=2.0, alpha=[1.0, 2.0])
+        settings.to_dict()["alpha"][0] = 77.0
+        assert settings.alpha == [1.0, 2.0]
+
     def test_the_docstring_documents_every_key(self):
         documented = FocalSettings.__doc__
         assert all(f"        {field.name} (" in documented for field in fields(FocalSettings))
@@ -97,6 +107,7 @@ WRONG = [
     ("gamma", {"gamma": True}),
     ("gamma", {"gamma": -1}),
     ("gamma", {"gamma": 1e308}),
+    ("gamma", {"gamma": 10**400}),
     ("gamma", {"gamma": math.nan}),
     ("gamma", {"gamma": [2.0, math.nan]}),
     ("gamma", {"gamma": [[2.0]]}),
@@ -128,6 +139,12 @@ WRONG = [
     ("thresholds", {"gamma": 2.0, "thresholds": [math.nan]}),
     ("alpha", {"gamma": [1.0, 2.0], "alpha": [1.0, 2.0, 3.0]}),
     ("thresholds", {"gamma": 2.0, "label_counts": [3, 2, 1], "thresholds": [0.5]}),
+    ("class_prior", {"gamma": 2.0, "class_prior": [1.0, 1e-320]}),
+    ("thresholds", {"gamma": 2.0, "thresholds": [1e-320]}),
+    ("label_counts", {"gamma": 2.0, "label_counts": []}),
+    ("format_version", {"gamma": 2.0, "format_version": 0}),
+    ("format_version", {"gamma": 2.0, "format_version": True}),
+    ("focal_loss", {"gamma": 2.0, 3: 1, "format_version": 1}),
     ("focal_loss", "inverse"),
     ("focal_loss", [2.0]),
 ]
