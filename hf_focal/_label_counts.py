@@ -48,7 +48,7 @@ def count_labels(
     ```
     """
     for name, number in (("num_labels", num_labels), ("max_rows", max_rows)):
-        if number is not None and not (isinstance(number, Integral) and number > 0):
+        if number is not None and not (isinstance(number, Integral) and not isinstance(number, bool) and number > 0):
             raise ValueError(f"{name}: expected a positive integer, but got {number!r}")
     labels = open_labels(data, column)
     if labels.is_shard:
@@ -207,6 +207,7 @@ class _LabelCounter:
     def _add_multi_hot(self, values: np.ndarray) -> None:
         self.may_be_multi_hot &= (
             len(self.widths) == 1
+            and not (self.multi_label and self.widths == {1} and self.num_labels != 1)  # one id in each row
             and self.widths <= {self.num_labels or min(self.widths)}
             and bool(((values == 0) | (values == 1)).all())
         )

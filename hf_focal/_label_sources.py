@@ -44,6 +44,8 @@ def open_labels(data: Any, column: str | None) -> LabelSource:
         raise ValueError(f"data: expected one split, but got a {type(data).__name__}; choose one of {list(data)}")
     if isinstance(data, Column) and isinstance(data.source, Dataset):
         data, column = data.source, data.column_name
+    if isinstance(data, Dataset) and data.format["type"] == "custom":
+        return _open_torch_dataset(data, column)  # its transform may hand out other labels than it stores
     if isinstance(data, Dataset):
         return _open_dataset(data, _label_column(data.column_names, column))
     if isinstance(data, IterableDataset):

@@ -1,6 +1,7 @@
 """The label distribution of a dataset, and class weights from it. As a command: `python -m hf_focal.alpha --help`."""
 
 import math
+import warnings
 from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,9 +26,9 @@ __all__ = ["ALPHA_METHODS", "AlphaMethod", "LabelDistribution", "check_alpha_met
 
 _FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
 
-ALPHA_METHODS = ("inverse", "sqrt_inverse", "effective_number")
+ALPHA_METHODS = ("inverse", "balanced", "sqrt_inverse", "effective_number")
 
-WeighingMethod = Literal["inverse", "sqrt_inverse", "effective_number"] | Callable[[np.ndarray], ArrayLike]
+WeighingMethod = Literal["inverse", "balanced", "sqrt_inverse", "effective_number"] | Callable[[np.ndarray], ArrayLike]
 AlphaMethod = str | Callable[[np.ndarray], ArrayLike]
 
 
@@ -188,7 +189,7 @@ class LabelDistribution:
 
         With ``n_k`` examples of class k the weights are proportional to
 
-        - ``"inverse"``: ``1 / n_k`` (what scikit-learn calls "balanced"),
+        - ``"inverse"``, or ``"balanced"`` as scikit-learn calls it: ``1 / n_k``,
         - ``"sqrt_inverse"``: ``n_k ** -0.5``,
         - ``"effective_number"``: ``(1 - beta) / (1 - beta ** n_k)`` (Cui et al. 2019,
           https://arxiv.org/abs/1901.05555),
@@ -225,6 +226,8 @@ class LabelDistribution:
             raise ValueError("counts: no class has examples, so there is no weight to compute")
         if self.negatives is None:
             weights = _capped(_weights(positives, method, beta), max_ratio)
+            if method == "effective_number" and positives.max() > 1.5 * positives.min():
+                _warn_of_equal(weights, beta, positives.max())
             alpha[occurs] = weights * (positives.sum() / (weights * positives).sum())
         else:
             pairs = np.stack([_weights(n, method, beta) for n in (positives, self.negatives[occurs])])
@@ -451,7 +454,7 @@ def _weights(counts: np.ndarray, method: AlphaMethod, beta: float) -> np.ndarray
         ):
             raise ValueError(f"method: expected a function that gives one number >= 0 per class, but got {weights}")
         return weights
-    if method == "inverse":
+    if method in ("inverse", "balanced"):
         return 1 / counts
     if method == "sqrt_inverse":
         return counts**-0.5
@@ -463,6 +466,16 @@ def _weights(counts: np.ndarray, method: AlphaMethod, beta: float) -> np.ndarray
 def _capped(weights: np.ndarray, max_ratio: float | None) -> np.ndarray:
     """Lowers the largest weights of each label (of all classes) until they are `max_ratio` times the smallest."""
     return weights if max_ratio is None else np.minimum(weights, max_ratio * weights.min(axis=0))
+
+
+def _warn_of_equal(weights: np.ndarray, beta: float, largest: int) -> None:
+    """An effective number ends at 1 / (1 - beta): classes that are all larger than that weigh the same."""
+    if weights.max() < 1.01 * weights.min() and beta > 0:
+        warnings.warn(
+            f"beta: with {beta} the classes weigh the same within 1 %, as {beta} tells none apart that have more than "
+            f"{5 / (1 - beta):,.0f} examples; the largest has {largest:,}, for which beta={1 - 1 / largest:.8g} would do",
+            stacklevel=3,
+        )
 
 
 def _aligned(table: list[list[str]]) -> list[str]:

@@ -23,6 +23,9 @@ class FocalTrainingArguments(TrainingArguments):
             themselves: one number for two classes, or one per class, separated by commas (in Python also as numbers).
             ``"none"`` is no alpha.
         focal_beta (`float`, defaults to 0.999): The beta of ``focal_alpha="effective_number"``, in [0, 1).
+        focal_alpha_max_ratio (`float`, *optional*): For a method of alpha, the cap of the largest weight over the smallest.
+        focal_alpha_empty_weight (`float`, *optional*): For a method of alpha, the weight of classes without examples, which
+            are an error otherwise.
         focal_statistics (`bool`, defaults to `True`): Whether the logs hold the mean p_t and the share of the loss that
             head, mid and tail classes carry.
 
@@ -57,6 +60,16 @@ class FocalTrainingArguments(TrainingArguments):
         },
     )
     focal_beta: float = field(default=0.999, metadata={"help": "Beta of --focal_alpha effective_number, in [0, 1)."})
+    focal_alpha_max_ratio: float | None = field(
+        default=None, metadata={"help": "Cap of the largest weight over the smallest, for a method of --focal_alpha."}
+    )
+    focal_alpha_empty_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of classes without training examples, for a method of --focal_alpha; without it they are an "
+            "error."
+        },
+    )
     focal_statistics: bool = field(
         default=True,
         metadata={
