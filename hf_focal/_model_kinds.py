@@ -8,10 +8,11 @@ from transformers.models.auto import modeling_auto
 
 
 CAUSAL_LANGUAGE_MODELS = {*modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
+SEQUENCE_TO_SEQUENCE_MODELS = {*modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()}
 LANGUAGE_MODELS = {
     *CAUSAL_LANGUAGE_MODELS,
+    *SEQUENCE_TO_SEQUENCE_MODELS,
     *modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values(),
-    *modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values(),
 }
 TOKEN_CLASSIFIERS = {*modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values()}
 # The pipeline of each kind of classifier.

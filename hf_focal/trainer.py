@@ -2,36 +2,37 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
+from weakref import WeakMethod
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from datasets import IterableDataset as HubIterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, get_last_checkpoint
 
-from ._checks import as_gamma, as_numbers, check_distributions
+from ._checks import as_gamma, as_numbers, check_distributions, describe
 from ._class_weights import sigmoid_weights, softmax_weights
 from ._kernels import FocalKernel, SigmoidFocal, SoftmaxFocal, beside, evaluate
 from ._loss_statistics import LossStatistics
 from ._model_kinds import (
     CAUSAL_LANGUAGE_MODELS,
     LANGUAGE_MODELS,
-    TOKEN_CLASSIFIERS,
+    SEQUENCE_TO_SEQUENCE_MODELS,
     is_multi_label,
     is_one_of,
     num_classes_of,
     unsupported_task_of,
 )
 from ._trainer_card import write_trainer_card
-from ._upstream import assert_async, is_split_by_node
+from ._training_labels import check_strings_are_mapped, count_training_labels, names_by_id
+from ._upstream import assert_async
 from .alpha import AlphaMethod, LabelDistribution, check_alpha_method, check_beta
 from .losses import Gamma
 from .operating_points import calibrate_config
@@ -41,6 +42,7 @@ from .training_args import FocalTrainingArguments, parse_alpha
 
 __all__ = ["FocalTrainer"]
 
+_DECODER_INPUTS = {"decoder_input_ids", "decoder_inputs_embeds"}
 _SUPPORTED = (
     "FocalTrainer supports single-label, multi-label and token classification and language modelling: the batch holds "
     "`labels`, the model returns `logits` with one entry per class in the last dimension (the first entry of a tuple)."
@@ -72,9 +74,11 @@ class FocalTrainer(Trainer):
         *args, **kwargs: What [`~transformers.Trainer`] takes, except `compute_loss_func`.
         gamma (`float`, sequence, `Tensor` or callable, *optional*): Focusing parameter, at least 0; one for all classes,
             one per class, or a function of p_t as in [`focal_loss`].
-        alpha (`float`, sequence, `Tensor`, `str` or callable, *optional*): One weight per class; one number for two
-            classes or for multi-label; a method of [`compute_alpha`], applied to `train_dataset` by the main process for
+        alpha (`float`, sequence, dict, `Tensor`, `str` or callable, *optional*): One weight per class, in the order of
+            their ids or by name; one number for two classes or for multi-label; a method of [`compute_alpha`], applied to `train_dataset` by the main process for
             all (without a dataset, the weights stored in the model's config are used); or ``"none"``.
+        alpha_max_ratio, alpha_empty_weight (`float`, *optional*): For a method, the cap of the largest weight over the
+            smallest, and the weight of classes without examples, as in [`LabelDistribution.alpha`].
 
     A keyword that is given wins over [`FocalTrainingArguments`]; without either, gamma is 2 and there is no alpha.
     Cross entropy under the same contract is ``gamma=0`` without alpha.
@@ -87,7 +91,7 @@ class FocalTrainer(Trainer):
 
     ```python
     >>> import tempfile
-    >>> from datasets import Dataset
+    >>> from datasets import ClassLabel, Dataset
     >>> from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
     >>> from hf_focal import FocalTrainer
     >>> model = BertForSequenceClassification(
@@ -111,26 +115,38 @@ class FocalTrainer(Trainer):
         self,
         *args: Any,
         gamma: Gamma | None = None,
-        alpha: float | Sequence[float] | Tensor | AlphaMethod | None = None,
+        alpha: float | Sequence[float] | Mapping[str, float] | Tensor | AlphaMethod | None = None,
+        alpha_max_ratio: float | None = None,
+        alpha_empty_weight: float | None = None,
         **kwargs: Any,
     ):
-        if kwargs.get("compute_loss_func") is not None:
+        position = [*inspect.signature(Trainer).parameters].index("compute_loss_func")
+        if (args[position] if len(args) > position else kwargs.get("compute_loss_func")) is not None:
             raise ValueError("compute_loss_func: FocalTrainer computes the loss itself; for another loss use Trainer")
-        self._keywords = {"gamma": gamma, "alpha": alpha}
+        self._keywords = {
+            "gamma": gamma,
+            "alpha": alpha,
+            "alpha_max_ratio": alpha_max_ratio,
+            "alpha_empty_weight": alpha_empty_weight,
+        }
         self._counted: tuple[tuple, LabelDistribution | ValueError] | None = None
         self._kernel: _CachedKernel | None = None
+        self._checked_form: tuple | None = None
         self._evaluated: list[Tensor] | None = None  # during an evaluation: loss and number of targets of each row
         self._evaluated_batch: Tensor | None = None
-        self._has_computed_loss = False
+        self._has_computed_loss = self._has_trained = False
         self._statistics = LossStatistics()
-        self._step_logs: dict[str, float] = {}
         # In every version of Trainer since 4.46 the presence of this function makes it count the labels of the whole
         # accumulation window, over all processes, and leave the loss as it is.
-        kwargs["compute_loss_func"] = self._scaled_loss
+        loss = _without_cycle(self._scaled_loss)
+        if len(args) > position:
+            args = (*args[:position], loss, *args[position + 1 :])
+        else:
+            kwargs["compute_loss_func"] = loss
         super().__init__(*args, **kwargs)
         self._check_model()
+        check_strings_are_mapped(self.train_dataset, self.data_collator, self.label_names)
         self._check_settings()
-        self.add_callback(_Recorder(self))
 
     @property
     def gamma(self) -> Gamma:
@@ -143,6 +159,8 @@ class FocalTrainer(Trainer):
         alpha = self._setting("alpha")
         if isinstance(alpha, str):
             alpha = parse_alpha(alpha)
+        if isinstance(alpha, Mapping):
+            return self._by_class_id(alpha)
         return self._alpha_from_data(alpha) if isinstance(alpha, str) or callable(alpha) else alpha
 
     def compute_loss(
@@ -156,11 +174,8 @@ class FocalTrainer(Trainer):
 
         Arguments and result as in [`~transformers.Trainer.compute_loss`]; without `num_items_in_batch`, the mean.
         """
-        if "labels" not in inputs:
-            raise ValueError(f"labels: missing from the batch, which holds {', '.join(inputs)}. {_SUPPORTED}")
-        # A copy, because Trainer takes the labels out of it.
         loss, outputs = super().compute_loss(
-            model, dict(inputs), return_outputs=True, num_items_in_batch=num_items_in_batch
+            model, self._with_targets(inputs), return_outputs=True, num_items_in_batch=num_items_in_batch
         )
         if not return_outputs:
             return loss
@@ -174,15 +189,33 @@ class FocalTrainer(Trainer):
         """As [`~transformers.Trainer.train`]; warns if a checkpoint was trained with another gamma or alpha."""
         if resume_from_checkpoint:
             self._compare_with_checkpoint(resume_from_checkpoint)
+        if self.model_init is None:  # otherwise the model is yet to be made
+            self._record()
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def call_model_init(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """As [`~transformers.Trainer.call_model_init`]; the settings of a search's trial are recorded in its model."""
+        model = super().call_model_init(*args, **kwargs)
+        if getattr(self, "model", None) is not None:  # of `train`, not of `__init__`
+            self.model = model
+            self._record()
+        return model
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """As [`~transformers.Trainer.training_step`]; after the first, warns of what is not trained by the loss."""
+        loss = super().training_step(model, *args, **kwargs)
+        if not self._has_trained:
+            self._has_trained = True
+            self._warn_of_what_is_left_out(model)
+        return loss
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, Any, Any]:
         """As [`~transformers.Trainer.prediction_step`]; keeps the loss of each row for `evaluation_loop`."""
         self._evaluated_batch = None
         result = super().prediction_step(*args, **kwargs)
         if self._evaluated is not None and self._evaluated_batch is not None:
-            # Leaves out the rows that only fill up the last batch.
-            self._evaluated.append(self.gather_function(self._evaluated_batch))
+            # Leaves out the rows that only fill up the last batch; `self.gather_function` may gather lists of objects.
+            self._evaluated.append(self.accelerator.gather_for_metrics(self._evaluated_batch))
         return result
 
     def evaluation_loop(
@@ -200,8 +233,10 @@ class FocalTrainer(Trainer):
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
             if self._evaluated and output.metrics is not None:
-                loss, num_targets = torch.cat(self._evaluated).cpu().double().sum(0)
-                output.metrics[f"{metric_key_prefix}_loss"] = (loss / num_targets.clamp_min(1)).item()
+                loss, num_targets, *cross_entropy = torch.cat(self._evaluated).cpu().double().sum(0)
+                output.metrics[f"{metric_key_prefix}_loss"] = (loss / num_targets).item()  # NaN without a known label
+                if cross_entropy:  # whose exponential is the perplexity
+                    output.metrics[f"{metric_key_prefix}_cross_entropy"] = (cross_entropy[0] / num_targets).item()
         finally:
             self._evaluated = None
         return output
@@ -209,8 +244,8 @@ class FocalTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As [`~transformers.Trainer.log`], with the statistics of a logging step beside its loss."""
         if "loss" in logs:
-            logs.update(self._step_logs)
-            self._step_logs = {}
+            logs.update(self._statistics.logs(partial(self.accelerator.reduce, reduction="sum")))
+            self._statistics = LossStatistics()
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -246,8 +281,8 @@ class FocalTrainer(Trainer):
         if output.label_ids is None:
             raise ValueError("dataset: expected labelled examples, but they have no labels")
         predictions = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
-        logits, labels = self._aligned(torch.as_tensor(predictions), torch.as_tensor(output.label_ids))
-        return calibrate_config(logits, labels, config)
+        labels = self._aligned(torch.as_tensor(output.label_ids))
+        return calibrate_config(torch.as_tensor(predictions), labels, config)
 
     def create_model_card(
         self,
@@ -302,7 +337,10 @@ class FocalTrainer(Trainer):
 
         def checked_space(trial: Any) -> Any:
             values = hp_space(trial)
-            for name in ("gamma", "alpha", "beta"):
+            if without_prefix := values.keys() & {"gamma", "alpha", "beta", "alpha_max_ratio"}:
+                names = ", ".join(f"focal_{name}" for name in sorted(without_prefix))
+                raise ValueError(f"hp_space: expected names of FocalTrainingArguments, {names}, but got {[*values]}")
+            for name in ("gamma", "alpha", "beta", "alpha_max_ratio", "alpha_empty_weight"):
                 if f"focal_{name}" not in values:
                     continue
                 if self._keywords.get(name) is not None:
@@ -321,18 +359,26 @@ class FocalTrainer(Trainer):
     ) -> tuple[list, Tensor | int | None]:
         """As [`~transformers.Trainer.get_batch_samples`]; of causal language models, counts what is predicted."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self._is_causal() and all("labels" in batch for batch in batches):
-            # What precedes the first token predicts nothing, which Trainer takes into account only since version 5.
-            predicted = [{**batch, "labels": F.pad(batch["labels"][..., 1:], (1, 0), value=-100)} for batch in batches]
-            _, num_items = super().get_batch_samples(iter(predicted), len(predicted), device)
+        (name,) = self.label_names[:1] or ["labels"]
+        if name != "labels" or self._is_causal():
+            # Trainer counts `labels`, and those of some causal models as if the first token were predicted too.
+            counted = [{"labels": self._counted_labels(batch, name)} for batch in batches if name in batch]
+            _, num_items = super().get_batch_samples(iter(counted), len(counted), device)
         return batches, num_items
+
+    def _counted_labels(self, batch: dict[str, Any], name: str) -> Tensor:
+        if not self._is_causal():
+            return batch[name]
+        predicted = batch["shift_labels"] if "shift_labels" in batch else self._aligned(batch[name])
+        return F.pad(predicted, (1, 0), value=-100)  # Trainer may leave out the first
 
     def target_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         r"""The loss of each target, unreduced: the one method to override for a loss of your own.
 
         The trainer does the rest: it aligns logits and labels, leaves out targets that do not count, sums over the rest
         and divides by their number in the global batch, evaluates and adds up the statistics. So a loss of your own is as
-        exact under accumulation and on several processes as focal loss is.
+        exact under accumulation and on several processes as focal loss is. What is recorded in the config are still gamma
+        and alpha: override `recorded_settings` as well, so that nobody undoes a focal loss that never was.
 
         Args:
             logits (`Tensor`): Of the model, shape (..., C), of any floating dtype.
@@ -346,12 +392,16 @@ class FocalTrainer(Trainer):
         Example:
 
         ```python
+        >>> from dataclasses import replace
         >>> import torch.nn.functional as F
         >>> from hf_focal import FocalTrainer
         >>> class PolyLossTrainer(FocalTrainer):  # Leng et al. 2022, https://arxiv.org/abs/2204.12511
         ...     def target_losses(self, logits, labels):
         ...         cross_entropy = F.cross_entropy(logits.float().movedim(-1, 1), labels, reduction="none")
         ...         return cross_entropy + 2.0 * (1 - (-cross_entropy).exp())
+        ...
+        ...     def recorded_settings(self):
+        ...         return replace(super().recorded_settings(), gamma=0.0)
 
         ```
         """
@@ -371,17 +421,11 @@ class FocalTrainer(Trainer):
         Raises:
             `ValueError`: If the labels cannot be counted, as in [`LabelDistribution.from_dataset`].
         """
-        num_labels = num_classes_of(self._core_model())
-        source = (self.train_dataset, num_labels)
+        source = (self.train_dataset, num_classes_of(self._core_model()))
         if self._counted is None or self._counted[0] != source:
-            multi_label = is_multi_label(self._config())
-            if is_one_of(self._core_model(), LANGUAGE_MODELS | TOKEN_CLASSIFIERS):
-                multi_label = False
-            count = partial(
-                LabelDistribution.from_dataset, self.train_dataset, num_labels=num_labels, multi_label=multi_label
-            )
+            outcome: LabelDistribution | ValueError
             try:
-                outcome = count() if is_split_by_node(self.train_dataset) else _on_main_process(count)
+                outcome = count_training_labels(self.train_dataset, self._core_model())
             except ValueError as error:  # which it would be the next time too
                 outcome = error
             self._counted = (source, outcome)
@@ -392,8 +436,10 @@ class FocalTrainer(Trainer):
     def recorded_settings(self) -> FocalSettings:
         """What is stored in the model's config when training begins; for a subclass to say what its loss is."""
         gamma, alpha, counts = self.gamma, self.alpha, self._counts_for_the_record()
+        if is_one_of(self._core_model(), LANGUAGE_MODELS):
+            counts = None  # a number for each token of the vocabulary
         return FocalSettings(
-            gamma=getattr(gamma, "__name__", repr(gamma)) if callable(gamma) else _plain(gamma),
+            gamma=getattr(gamma, "__name__", type(gamma).__name__) if callable(gamma) else _plain(gamma),
             alpha=None if alpha is None else _plain(alpha),
             label_smoothing=self.args.label_smoothing_factor,
             label_counts=None if counts is None else counts.counts.tolist(),
@@ -403,7 +449,9 @@ class FocalTrainer(Trainer):
     def _scaled_loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """The sum of the losses of all targets over their number in the global batch."""
         self._has_computed_loss = True
-        logits, labels = self._aligned(_logits_of(outputs), labels)
+        logits = _logits_of(outputs, num_classes_of(self._core_model()))
+        if labels.dtype == torch.bool:
+            labels = labels.long()
         has_several_labels = self._has_several_labels(logits, labels)
         if labels.shape == (*logits.shape[:-1], 1) and not has_several_labels:
             labels = labels.squeeze(-1)
@@ -413,22 +461,33 @@ class FocalTrainer(Trainer):
                 f"labels: {labels.dtype} of shape {tuple(labels.shape)} do not fit logits of shape "
                 f"{tuple(logits.shape)}. {_SUPPORTED}"
             )
+        self._check_labels(labels, logits.shape[-1], has_several_labels)
         losses = self.target_losses(logits, labels)
         expected = labels.shape if has_several_labels else logits.shape[:-1]
-        if losses.shape != expected:
+        if not isinstance(losses, Tensor) or losses.shape != expected or not losses.is_floating_point():
             raise ValueError(
-                f"target_losses: expected one loss per target, of shape {tuple(expected)}, but got {tuple(losses.shape)}"
+                f"target_losses: expected one loss per target, of shape {tuple(expected)}, but got {_shown(losses)}"
             )
+        if logits.requires_grad and not losses.requires_grad:
+            raise ValueError(
+                "target_losses: expected losses that can be differentiated by the logits, but got constants"
+            )
+        if losses.dtype != torch.float64:
+            losses = losses.float()  # a sum of half-precision numbers loses digits, or overflows
         if is_distribution:
             is_target = torch.ones_like(losses, dtype=torch.bool)
         else:
             is_target = labels != -100
             losses = losses.where(is_target, 0)
+        is_language_model = is_one_of(self._core_model(), LANGUAGE_MODELS)
         if self._evaluated is not None:
-            rows = [_with_columns(row).flatten(1).float().sum(1) for row in (losses, is_target)]
+            columns = [losses, is_target]
+            if is_language_model:
+                columns.append(_cross_entropy(logits, labels))
+            rows = [_with_columns(column).flatten(1).float().sum(1) for column in columns]
             self._evaluated_batch = torch.stack(rows, 1)
         elif self._is_logging_step() and not is_distribution:
-            counts = self._counts_for_the_record()
+            counts = None if is_language_model else self._counts_for_the_record()
             label_counts = None if counts is None else counts.counts.tolist()
             self._statistics.add(logits.detach(), labels, losses.detach(), is_target, label_counts)
         if num_items_in_batch is None:
@@ -438,28 +497,20 @@ class FocalTrainer(Trainer):
         return losses.sum() / num_targets.clamp_min(1)
 
     def _kernel_for(self, logits: Tensor, labels: Tensor, has_several_labels: bool) -> FocalKernel:
-        """The loss in force: made, and the labels looked at, when it is first used or a setting has changed.
-
-        Afterwards nothing is read back from a tensor, which a GPU would have to be waited for.
-        """
+        """The loss in force, made when it is first used or a setting has changed, as its checks read numbers back."""
         num_classes = logits.shape[-1]
         form = (num_classes, has_several_labels, labels.is_floating_point(), logits.device)
         # The arguments are read at each use, because a hyperparameter search changes their fields between trials.
         made_from = (
-            *(self._setting(name) for name in ("gamma", "alpha", "beta")),
+            *(self._setting(name) for name in ("gamma", "alpha", "beta", "alpha_max_ratio", "alpha_empty_weight")),
             self.args.label_smoothing_factor,
             self.train_dataset,
             self._core_model(),
         )
         cached = self._kernel
-        if cached is not None and cached.is_of(form, made_from):
-            expected, fits = _fitting(labels, num_classes, cached.kernel)
-            assert_async(fits.all(), f"labels: expected {expected}, but got others")
-            return cached.kernel
-        kernel = self._make_kernel(logits, has_several_labels)
-        _check_labels(labels, num_classes, kernel)
-        self._kernel = _CachedKernel(form, made_from, kernel)
-        return kernel
+        if cached is None or not cached.is_of(form, made_from):
+            cached = self._kernel = _CachedKernel(form, made_from, self._make_kernel(logits, has_several_labels))
+        return cached.kernel
 
     def _make_kernel(self, logits: Tensor, has_several_labels: bool) -> FocalKernel:
         num_classes, alpha = logits.shape[-1], self.alpha
@@ -468,10 +519,34 @@ class FocalTrainer(Trainer):
             weights = beside(softmax_weights(alpha, num_classes), logits)
             return SoftmaxFocal(gamma, weights, -100, self.args.label_smoothing_factor)
         # Rows that were counted as those of 0 and 1 need not be looked at for probabilities.
-        counts = self._counts_for_the_record()
-        has_soft_targets = False if counts is not None and counts.negatives is not None else None
+        has_soft_targets = False if self._was_counted_in_rows() else None
         weights = beside(sigmoid_weights(alpha, num_classes), logits)
         return SigmoidFocal(gamma, alpha=weights, ignore_index=-100, has_soft_targets=has_soft_targets)
+
+    def _was_counted_in_rows(self) -> bool:
+        counts = self._counts_for_the_record()
+        return counts is not None and counts.negatives is not None
+
+    def _check_labels(self, labels: Tensor, num_classes: int, has_several_labels: bool) -> None:
+        """Refuses labels that are none: the first ones in words, later ones without waiting for a GPU."""
+        is_ignored = labels == -100
+        if not (has_several_labels or labels.is_floating_point()):
+            expected = f"class ids from 0 to {num_classes - 1}, or -100"
+            fits = (labels >= 0) & (labels < num_classes) | is_ignored
+        elif has_several_labels and self._was_counted_in_rows():
+            expected, fits = "0, 1 or -100", (labels == 0) | (labels == 1) | is_ignored
+        else:
+            expected, fits = "probabilities in [0, 1], or -100", (labels >= 0) & (labels <= 1 + 1e-5) | is_ignored
+        form = (num_classes, has_several_labels, labels.dtype)
+        if self._checked_form == form:
+            assert_async(fits.all(), f"labels: expected {expected}, but got others")
+            return
+        if not fits.all():
+            found = labels[~is_ignored]
+            raise ValueError(f"labels: expected {expected}, but got values from {found.min():g} to {found.max():g}")
+        if labels.is_floating_point() and not has_several_labels:
+            check_distributions("labels", labels)
+        self._checked_form = form
 
     def _has_several_labels(self, logits: Tensor, labels: Tensor) -> bool:
         """Decides as the heads in transformers do, and remembers it in the config, which pipelines read."""
@@ -528,6 +603,28 @@ class FocalTrainer(Trainer):
         field = f"focal_{name}"
         return getattr(self.args, field, getattr(FocalTrainingArguments, field)) if keyword is None else keyword
 
+    def _alpha_of_counts(self, method: AlphaMethod, beta: float) -> Tensor | None:
+        distribution = self.label_distribution()
+        max_ratio, empty_weight = self._setting("alpha_max_ratio"), self._setting("alpha_empty_weight")
+        per_class = [("examples", distribution.counts), ("negative examples", distribution.negatives)]
+        for kind, counts in per_class if empty_weight is None else []:
+            if counts is not None and not counts.all():
+                names = distribution.names or range(len(counts))
+                empty = [names[k] for k in np.flatnonzero(counts == 0)[:10]]
+                raise ValueError(
+                    f"alpha: {method!r} has no weight for classes without {kind} in train_dataset, {empty}; add examples, "
+                    "leave the classes out of the labels, or choose their weight with alpha_empty_weight (the flag "
+                    "--focal_alpha_empty_weight)"
+                )
+        return distribution.alpha(method, beta=beta, max_ratio=max_ratio, empty_weight=empty_weight)
+
+    def _by_class_id(self, alpha: Mapping[str, float]) -> list[float]:
+        """Weights by class name in the order of the class ids."""
+        names = names_by_id(self._config())
+        if alpha.keys() != {*names}:
+            raise ValueError(f"alpha: expected a weight for each of {names}, but got {dict(alpha)}")
+        return [alpha[name] for name in names]
+
     def _alpha_from_data(self, method: AlphaMethod) -> float | Sequence[float] | Tensor | None:
         check_alpha_method(method)
         if self.train_dataset is None:
@@ -544,7 +641,7 @@ class FocalTrainer(Trainer):
         beta = self._setting("beta")
         check_beta(beta)
         try:
-            return self.label_distribution().alpha(method, beta=beta)
+            return self._alpha_of_counts(method, beta)
         except ValueError as error:
             raise ValueError(f"{error} (or pass FocalTrainer the weights: alpha=compute_alpha(...))") from error
 
@@ -559,9 +656,56 @@ class FocalTrainer(Trainer):
     def _is_causal(self) -> bool:
         return is_one_of(self._core_model(), CAUSAL_LANGUAGE_MODELS)
 
-    def _aligned(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and what they predict, which of causal language models is the next token."""
-        return (logits, F.pad(labels[..., 1:], (0, 1), value=-100)) if self._is_causal() else (logits, labels)
+    def _aligned(self, labels: Tensor) -> Tensor:
+        """What the logits predict, which of causal language models is the next token."""
+        return F.pad(labels[..., 1:], (0, 1), value=-100) if self._is_causal() else labels
+
+    def _with_targets(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A copy of a batch, from which Trainer takes the labels, with the labels that the logits are compared with."""
+        inputs = dict(inputs)
+        names = [name for name in self.label_names or ["labels"] if inputs.get(name) is not None]
+        if len(names) > 1:
+            raise ValueError(
+                f"label_names: the batch holds {' and '.join(names)}, but FocalTrainer trains on one kind of labels; name "
+                "it with TrainingArguments(label_names=[...]) and leave the others out of the data"
+            )
+        if not names:
+            raise ValueError(f"labels: missing from the batch, which holds {', '.join(inputs)}. {_SUPPORTED}")
+        labels = inputs.pop(names[0])
+        if self._is_causal():
+            labels = inputs["shift_labels"] if "shift_labels" in inputs else self._aligned(labels)
+        elif is_one_of(self._core_model(), SEQUENCE_TO_SEQUENCE_MODELS) and not inputs.keys() & _DECODER_INPUTS:
+            # Which models make of the labels that they are not shown.
+            shifted = getattr(self._core_model(), "prepare_decoder_input_ids_from_labels")  # noqa: B009
+            inputs["decoder_input_ids"] = shifted(labels=labels)
+        return {**inputs, "labels": labels}
+
+    def _record(self) -> None:
+        """Stores the settings in the model's config, before any callback reads it."""
+        self._check_settings()  # a search has changed them since the trainer was made
+        settings = self.recorded_settings()
+        if not isinstance(settings, FocalSettings):
+            raise ValueError(f"recorded_settings: expected FocalSettings, but got {settings!r:.80}")
+        if self._config() is not None:
+            settings.store_in(self._config())
+
+    def _warn_of_what_is_left_out(self, model: nn.Module) -> None:
+        if not self._has_computed_loss:
+            warnings.warn(
+                f"{type(self).__name__}.compute_loss does not call FocalTrainer's: this is not focal loss, and the loss of "
+                "each micro-batch has to be scaled by it",
+                stacklevel=3,
+            )
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # which keep gradients elsewhere
+            return
+        idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        if idle:
+            warnings.warn(
+                f"{type(self._core_model()).__name__}: the loss of its logits gives no gradient to {len(idle)} trainable "
+                f"parameters, among them {', '.join(idle[:3])}; a loss that the model makes of its labels itself, of a "
+                "second head say, is not part of FocalTrainer's",
+                stacklevel=3,
+            )
 
     def _check_model(self) -> None:
         name, config = type(self._core_model()).__name__, self._config()
@@ -574,6 +718,15 @@ class FocalTrainer(Trainer):
         task = unsupported_task_of(self._core_model())
         if task is not None:
             raise ValueError(f"model: {name} is made for {task}, whose targets are not classes. {_SUPPORTED}")
+        if len(self.args.label_names or []) > 1:
+            raise ValueError(
+                f"label_names: expected one name, as FocalTrainer trains on one kind of labels, but got {self.args.label_names}"
+            )
+        if getattr(config, "output_router_logits", False) and getattr(config, "router_aux_loss_coef", 0):
+            raise ValueError(
+                f"model: {name} adds the balancing loss of its router, which it makes only of labels that it is shown, and "
+                "FocalTrainer would leave out; set config.output_router_logits = False to train without it"
+            )
         parameter = inspect.signature(self._core_model().forward).parameters.get("labels")
         if parameter is not None and parameter.default is parameter.empty:
             raise ValueError(
@@ -597,12 +750,13 @@ class FocalTrainer(Trainer):
         elif has_several_labels or (counts is not None and counts.negatives is not None):
             sigmoid_weights(alpha, num_classes)
         else:
-            softmax_weights(alpha, num_classes)
-
-    def _finish_statistics(self) -> None:
-        """Turns what all processes have added up into entries of the log."""
-        self._step_logs = self._statistics.logs(partial(self.accelerator.reduce, reduction="sum"))
-        self._statistics = LossStatistics()
+            weights = softmax_weights(alpha, num_classes)
+            if weights is not None and not isinstance(alpha, Sequence) and (weights == 0).any():
+                warnings.warn(
+                    f"alpha: {alpha} with two classes means the weights {weights.tolist()}, one of which is not learned; for "
+                    "equal weights leave alpha out",
+                    stacklevel=3,
+                )
 
     def _counts_for_the_record(self) -> LabelDistribution | None:
         """The label distribution, if it has been counted or that costs nothing."""
@@ -614,40 +768,15 @@ class FocalTrainer(Trainer):
             return None
 
 
-def _on_main_process(function: Callable[[], Any]) -> Any:
-    """What `function` returns or raises on the main process, on every process."""
-    outcome: list[Any] = [None]
-    if PartialState().is_main_process:
-        try:
-            outcome = [function()]
-        except Exception as error:  # the other processes wait for it
-            outcome = [error]
-    (result,) = broadcast_object_list(outcome)
-    if isinstance(result, Exception):
-        raise result
-    return result
+def _without_cycle(method: Callable) -> Callable:
+    """The method of an object that is freed with its last other reference, as trainers with their models are."""
+    reference = WeakMethod(method)
 
+    def call(*args: Any, **kwargs: Any) -> Any:
+        alive = reference()
+        return None if alive is None else alive(*args, **kwargs)
 
-class _Recorder(TrainerCallback):
-    """Writes the settings that train a model into its config, and what a step has shown into its log."""
-
-    def __init__(self, trainer: FocalTrainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer._check_settings()  # a search has changed them since the trainer was made
-        if self.trainer._config() is not None:
-            self.trainer.recorded_settings().store_in(self.trainer._config())
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.trainer._finish_statistics()
-        if not self.trainer._has_computed_loss:
-            self.trainer._has_computed_loss = True  # one warning is enough
-            warnings.warn(
-                f"{type(self.trainer).__name__}.compute_loss does not call FocalTrainer's: this is not focal loss, and "
-                "the loss of each micro-batch has to be scaled by it",
-                stacklevel=2,
-            )
+    return call
 
 
 class _CachedKernel(NamedTuple):
@@ -660,40 +789,40 @@ class _CachedKernel(NamedTuple):
         return self.form == form and all(now is before for now, before in zip(made_from, self.made_from))
 
 
-def _check_labels(labels: Tensor, num_classes: int, kernel: FocalKernel) -> None:
-    expected, fits = _fitting(labels, num_classes, kernel)
-    if not fits.all():
-        found = labels[labels != -100]
-        raise ValueError(f"labels: expected {expected}, but got values from {found.min():g} to {found.max():g}")
-    if isinstance(kernel, SoftmaxFocal) and labels.is_floating_point():
-        check_distributions("labels", labels)
-
-
-def _fitting(labels: Tensor, num_classes: int, kernel: FocalKernel) -> tuple[str, Tensor]:
-    """What labels of a kernel are expected to be, and which ones are."""
-    is_ignored = labels == -100
-    if isinstance(kernel, SoftmaxFocal) and not labels.is_floating_point():
-        return f"class ids from 0 to {num_classes - 1}, or -100", (labels >= 0) & (labels < num_classes) | is_ignored
-    if isinstance(kernel, SigmoidFocal) and kernel.has_soft_targets is False:
-        return "0, 1 or -100", (labels == 0) | (labels == 1) | is_ignored
-    return "probabilities in [0, 1]", (labels >= 0) & (labels <= 1 + 1e-5) | is_ignored
-
-
 def _plain(numbers: float | Sequence[float] | Tensor) -> float | list[float]:
     return torch.as_tensor(numbers, dtype=torch.float64).tolist()
 
 
-def _logits_of(outputs: Any) -> Tensor:
+def _logits_of(outputs: Any, num_classes: int | None) -> Tensor:
     if isinstance(outputs, dict):
         if "logits" not in outputs:
             raise ValueError(f"model: returned {', '.join(outputs)} but no logits. {_SUPPORTED}")
         logits = outputs["logits"]
     else:
-        # A model that was not given labels may have left a gap in its tuple for the loss.
-        logits = next((o for o in outputs if o is not None), None) if isinstance(outputs, (tuple, list)) else outputs
+        # A model that was not given labels may have left a gap in its tuple for the loss, or a number.
+        entries = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+        tensors = [entry for entry in entries if isinstance(entry, Tensor) and entry.dim() > 1]
+        fitting = [tensor for tensor in tensors if tensor.shape[-1] == num_classes]
+        if len(fitting) > 1:
+            raise ValueError(
+                f"model: returned {' and '.join(map(describe, fitting))} in a tuple, which may all be the logits of "
+                f"{num_classes} classes; return a dict with `logits`. {_SUPPORTED}"
+            )
+        logits = next(iter(fitting or tensors), None)
     if not isinstance(logits, Tensor) or logits.dim() < 2:
-        raise ValueError(f"model: expected logits of shape (batch, ..., classes), but got {logits!r}. {_SUPPORTED}")
+        found = ", ".join(map(_shown, outputs)) if isinstance(outputs, (tuple, list)) else _shown(outputs)
+        raise ValueError(f"model: expected logits of shape (batch, ..., classes), but got {found}. {_SUPPORTED}")
     return logits
+
+
+def _shown(value: Any) -> str:
+    return describe(value) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """That of each label, of the shape of the labels; 0 where it is -100."""
+    kernel, rows = SoftmaxFocal(gamma=0.0, ignore_index=-100), logits.detach().reshape(-1, logits.shape[-1])
+    return evaluate(kernel, rows, labels.reshape(-1, 1), 1, "none").reshape(labels.shape)
 
 
 def _with_columns(rows: Tensor) -> Tensor:

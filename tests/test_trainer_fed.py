@@ -1,0 +1,393 @@
+"""What the trainer is fed is what it counts and trains on, with the stock class or a number made by hand beside it."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from datasets import ClassLabel, Dataset
+from exactness import tiny_dataset, tiny_model
+from test_trainer import drift, make_trainer
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertLMHeadModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
+
+from hf_focal import FocalSettings, FocalTrainer, FocalTrainingArguments, LabelDistribution, compute_alpha, focal_loss
+
+
+IDS = {"spam": 0, "ham": 1}
+
+
+def spam(**config):
+    """Four of spam and twenty of ham, as strings, for a model whose ids are not in the order of the alphabet."""
+    model = tiny_model(num_labels=2, label2id=IDS, id2label={0: "spam", 1: "ham"}, **config)
+    names = ["spam"] * 4 + ["ham"] * 20
+    return model, Dataset.from_dict({"input_ids": tiny_dataset(num_examples=24)["input_ids"][:], "label": names})
+
+
+def collate(examples):
+    return default_data_collator([{**example, "label": IDS[example["label"]]} for example in examples])
+
+
+class TestStrings:
+    def test_a_collator_makes_ids_of_them(self, tmp_path):
+        model, data = spam()
+        trainer = make_trainer(tmp_path, model=model, train_dataset=data, data_collator=collate, alpha="inverse")
+        assert trainer.alpha.tolist() == pytest.approx([3.0, 0.6])
+        trainer.train()
+        settings = FocalSettings.from_config(model.config)
+        assert settings.label_counts == [4, 20] and settings.class_prior == pytest.approx([4 / 24, 20 / 24])
+
+    def test_of_which_the_model_knows_nothing(self, tmp_path):
+        _, data = spam()
+        trainer = make_trainer(tmp_path, model=tiny_model(num_labels=2), train_dataset=data, data_collator=collate)
+        trainer.train()
+        assert FocalSettings.from_config(trainer.model.config).label_counts is None
+        with pytest.raises(ValueError, match="labels: the training data hold strings.*class_encode_column"):
+            make_trainer(
+                tmp_path, model=tiny_model(num_labels=2), train_dataset=data, data_collator=collate, alpha="inverse"
+            )
+
+    def test_that_nobody_maps_are_refused_when_the_trainer_is_made(self, tmp_path):
+        model, data = spam()
+        for alpha in (None, "inverse"):
+            with pytest.raises(ValueError, match=r"holds strings, which cannot reach.*class_encode_column\('label'\)"):
+                make_trainer(tmp_path, model=model, train_dataset=data, alpha=alpha)
+
+    def test_class_encoded_ones_follow_their_class_label(self, tmp_path):
+        model, data = spam()
+        encoded = data.class_encode_column("label")
+        assert isinstance(encoded.features["label"], ClassLabel)
+        trainer = make_trainer(tmp_path, model=model, train_dataset=encoded, alpha="inverse")
+        assert trainer.alpha.tolist() == pytest.approx([0.6, 3.0])  # the ids that are fed are those of the alphabet
+
+
+class TestTransforms:
+    def flipped(self):
+        data = Dataset.from_dict({"input_ids": [[1, 2, 3]] * 24, "label": [0] * 4 + [1] * 20})
+        data.set_transform(lambda batch: {**batch, "label": [1 - label for label in batch["label"]]})
+        return data
+
+    def test_what_the_dataset_hands_out_is_counted(self, tmp_path):
+        trainer = make_trainer(
+            tmp_path,
+            model=tiny_model(num_labels=2),
+            train_dataset=self.flipped(),
+            alpha="inverse",
+            remove_unused_columns=False,
+        )
+        assert trainer.label_distribution().counts.tolist() == [20, 4]
+        trainer.train()
+        assert FocalSettings.from_config(trainer.model.config).label_counts == [20, 4]
+
+    def test_by_the_function_too(self):
+        assert LabelDistribution.from_dataset(self.flipped()).counts.tolist() == [20, 4]
+
+
+class TestKindsOfLabels:
+    def test_booleans_are_two_classes(self, tmp_path):
+        ids = tiny_dataset(num_examples=12)["input_ids"][:]
+        is_rare = [k % 4 == 0 for k in range(12)]
+        losses = []
+        for labels in (is_rare, list(map(int, is_rare))):
+            data = Dataset.from_dict({"input_ids": ids, "labels": labels})
+            model = tiny_model(num_labels=2)
+            trainer = make_trainer(tmp_path, model=model, train_dataset=data, alpha="inverse")
+            losses.append(trainer.train().training_loss)
+            assert FocalSettings.from_config(model.config).label_counts == [9, 3]
+        assert losses[0] == losses[1]
+
+    def test_another_name(self, tmp_path):
+        class Named(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.model = tiny_model()
+
+            def forward(self, input_ids, target=None):
+                logits = self.model(input_ids).logits
+                return (
+                    {"logits": logits}
+                    if target is None
+                    else {"loss": F.cross_entropy(logits, target), "logits": logits}
+                )
+
+        data = tiny_dataset().rename_column("labels", "target")
+        trained = []
+        for trainer_class, settings in ((Trainer, {}), (FocalTrainer, {"gamma": 0})):
+            trainer = make_trainer(
+                tmp_path,
+                model=Named(),
+                train_dataset=data,
+                eval_dataset=data,
+                trainer_class=trainer_class,
+                label_names=["target"],
+                **settings,
+            )
+            trainer.train()
+            trained.append((trainer.model.state_dict(), trainer.evaluate()["eval_loss"]))
+        assert drift(trained[1][0], trained[0][0]) < 1e-6
+        assert trained[1][1] == pytest.approx(trained[0][1], rel=1e-5)
+
+    def test_two_names_are_refused(self, tmp_path):
+        with pytest.raises(ValueError, match="label_names: expected one name"):
+            make_trainer(tmp_path, label_names=["start_labels", "end_labels"])
+
+    def test_an_evaluation_without_a_known_label_is_not_perfect(self, tmp_path):
+        data = tiny_dataset("tokens", 4).map(lambda row: {"labels": [-100] * len(row["labels"])})
+        loss = make_trainer(tmp_path, task="tokens").evaluate(data)["eval_loss"]
+        assert loss != loss
+
+
+class TestAlpha:
+    def test_by_class_name(self, tmp_path):
+        model, data = spam()
+        data = data.map(lambda row: {"label": IDS[row["label"]]})
+        trainer = make_trainer(tmp_path, model=model, train_dataset=data, alpha={"ham": 1.0, "spam": 5.0})
+        assert trainer.alpha == [5.0, 1.0]
+        with pytest.raises(ValueError, match=r"alpha: expected a weight for each of \['spam', 'ham'\]"):
+            make_trainer(tmp_path, model=model, train_dataset=data, alpha={"spam": 5.0})
+
+    def test_balanced_is_another_name_of_inverse(self):
+        labels = [0] * 20 + [1] * 4
+        assert compute_alpha(labels, "balanced").tolist() == compute_alpha(labels, "inverse").tolist()
+        FocalTrainingArguments("folder", focal_alpha="balanced", use_cpu=True)
+
+    def test_a_weight_of_0_is_warned_about(self, tmp_path):
+        data = Dataset.from_dict({"input_ids": [[1, 2], [3, 4]], "labels": [0, 1]})
+        with pytest.warns(UserWarning, match=r"alpha: 1 with two classes means the weights \[0.0, 1.0\]"):
+            make_trainer(tmp_path, model=tiny_model(num_labels=2), train_dataset=data, alpha=1)
+
+    def test_a_beta_that_does_nothing_is_warned_about(self):
+        distribution = LabelDistribution([900_000, 700_000, 60_000])
+        with pytest.warns(UserWarning, match=r"beta: with 0.999 the classes weigh the same.*beta=0.99999889"):
+            distribution.alpha("effective_number")
+        alpha = distribution.alpha("effective_number", beta=0.99999889)
+        assert alpha.max() / alpha.min() > 5
+
+    @pytest.mark.parametrize("by", ["keyword", "flag"])
+    def test_a_class_without_examples_and_a_cap(self, tmp_path, by):
+        data = tiny_dataset().filter(lambda row: row["labels"] != 1)
+        settings = {"alpha": "inverse", "alpha_empty_weight": 1.0, "alpha_max_ratio": 2.0}
+        with pytest.raises(
+            ValueError, match=r"classes without examples in train_dataset, \[1\].*--focal_alpha_empty_weight"
+        ):
+            make_trainer(tmp_path, train_dataset=data, alpha="inverse")
+        if by == "flag":
+            flags = {f"focal_{name}": value for name, value in settings.items()}
+            trainer = make_trainer(tmp_path, train_dataset=data, args_class=FocalTrainingArguments, **flags)
+        else:
+            trainer = make_trainer(tmp_path, train_dataset=data, **settings)
+        expected = compute_alpha(data, num_labels=3, empty_weight=1.0, max_ratio=2.0)
+        assert trainer.alpha.tolist() == expected.tolist()
+        assert expected[2] == pytest.approx(2 * expected[0].item())
+
+    def test_one_id_in_each_row(self):
+        assert LabelDistribution.from_dataset([[0], [1], [1]], multi_label=True).counts.tolist() == [1, 2]
+        with pytest.raises(ValueError, match="num_labels: expected a positive integer, but got True"):
+            LabelDistribution.from_dataset([0, 1], num_labels=True)
+
+
+class TestLossesThatWereLost:
+    def test_an_encoder_decoder_is_shown_its_own_targets(self, tmp_path):
+        config = BartConfig(
+            vocab_size=30,
+            d_model=16,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=16,
+            decoder_ffn_dim=16,
+            max_position_embeddings=16,
+            dropout=0.0,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            decoder_start_token_id=2,
+        )
+        torch.manual_seed(0)
+        weights = BartForConditionalGeneration(config).state_dict()
+        ids = tiny_dataset()["input_ids"][:]
+        data = Dataset.from_dict({"input_ids": ids, "labels": [[(k + 3) % 27 + 3 for k in row] for row in ids]})
+        trained = []
+        for trainer_class, settings in ((Trainer, {}), (FocalTrainer, {"gamma": 0})):
+            model = BartForConditionalGeneration(config)
+            model.load_state_dict(weights)
+            arguments = {"max_steps": 4, "optim": "sgd", "learning_rate": 1.0, "per_device_train_batch_size": 8}
+            trainer = make_trainer(
+                tmp_path, model=model, train_dataset=data, trainer_class=trainer_class, **arguments, **settings
+            )
+            trainer.train()
+            trained.append((model.state_dict(), trainer.evaluate(data)["eval_loss"]))
+        assert drift(trained[1][0], trained[0][0]) < 1e-5
+        assert trained[1][1] == pytest.approx(trained[0][1], rel=1e-4)
+
+    def test_the_loss_of_a_router_is_refused(self, tmp_path):
+        model = tiny_model(output_router_logits=True, router_aux_loss_coef=0.01)
+        with pytest.raises(ValueError, match="balancing loss of its router.*output_router_logits = False"):
+            make_trainer(tmp_path, model=model)
+
+    def test_a_second_kind_of_labels_is_refused(self, tmp_path):
+        class TwoHeads(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.model = tiny_model()
+
+            def forward(self, input_ids, labels=None, other_labels=None):
+                return {"logits": self.model(input_ids).logits}
+
+        data = tiny_dataset()
+        data = data.add_column("other_labels", data["labels"][:])
+        with pytest.raises(ValueError, match="label_names: the batch holds labels and other_labels"):
+            make_trainer(tmp_path, model=TwoHeads(), train_dataset=data).train()
+
+    def test_parameters_without_a_gradient_are_warned_about(self, tmp_path):
+        class WithTerm(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.model, self.term = tiny_model(), torch.nn.Linear(1, 1)
+
+            def forward(self, input_ids, labels=None):
+                logits = self.model(input_ids).logits
+                if labels is None:
+                    return {"logits": logits}
+                term = self.term(logits[:, :1]).pow(2).mean()
+                return {"loss": F.cross_entropy(logits, labels) + term, "logits": logits}
+
+        with pytest.warns(
+            UserWarning, match="no gradient to 2 trainable parameters, among them term.weight, term.bias"
+        ):
+            make_trainer(tmp_path, model=WithTerm(), max_steps=1).train()
+
+    def test_shifted_labels_of_the_batch_are_used(self, tmp_path):
+        model = BertLMHeadModel(BertConfig(**{**tiny_model().config.to_dict(), "is_decoder": True}))
+        ids = torch.tensor(tiny_dataset()["input_ids"][:4])
+        shifted = F.pad(ids[:, 1:], (0, 1), value=-100)
+        trainer = make_trainer(tmp_path, model=model, train_dataset=None)
+        batch = {"input_ids": ids, "labels": ids.flip(0), "shift_labels": shifted}
+        loss = trainer.compute_loss(WithoutShift(model), batch)
+        expected = focal_loss(model(ids).logits.transpose(1, 2), shifted)
+        torch.testing.assert_close(loss, expected)
+        _, num_targets = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
+        assert num_targets == (shifted != -100).sum()
+
+    def test_infinity_at_the_true_class_is_a_divergence(self):
+        for num_classes in (3, 70):
+            logits = torch.zeros(2, num_classes)
+            logits[0, 1] = torch.inf
+            logits.requires_grad_()
+            assert F.cross_entropy(logits, torch.tensor([1, 0])).isnan()
+            loss = focal_loss(logits, torch.tensor([1, 0]))
+            loss.backward()
+            assert loss.isnan() and logits.grad[0].isnan().any() and logits.grad[1].isfinite().all()
+
+
+class TestTuples:
+    @pytest.mark.parametrize("extra", ["hidden states", "a number"])
+    def test_the_logits_are_those_of_the_classes(self, tmp_path, extra):
+        class Tuples(type(tiny_model())):
+            def forward(self, input_ids, labels=None):
+                logits = super().forward(input_ids).logits
+                return (0.0 if extra == "a number" else torch.zeros(len(input_ids), 16), logits)
+
+        model = Tuples(tiny_model().config)
+        batch = {name: torch.tensor(tiny_dataset()[name][:4]) for name in ("input_ids", "labels")}
+        trainer = make_trainer(tmp_path, model=model)
+        expected = focal_loss(model(batch["input_ids"])[1], batch["labels"])
+        torch.testing.assert_close(trainer.compute_loss(model, batch), expected)
+
+    def test_two_that_fit_are_refused_and_no_tensor_is_printed(self, tmp_path):
+        class Twice(type(tiny_model())):
+            def forward(self, input_ids, labels=None):
+                logits = super().forward(input_ids).logits
+                return (logits, logits)
+
+        with pytest.raises(
+            ValueError, match=r"torch.float32 of shape \(8, 3\) and torch.float32 of shape \(8, 3\)"
+        ) as error:
+            make_trainer(tmp_path, model=Twice(tiny_model().config)).train()
+        assert "tensor(" not in str(error.value)
+
+
+class TestLanguageModels:
+    def test_record_log_and_perplexity(self, tmp_path):
+        model = BertLMHeadModel(BertConfig(**{**tiny_model().config.to_dict(), "is_decoder": True}))
+        ids = tiny_dataset()["input_ids"][:]
+        data = Dataset.from_dict({"input_ids": ids, "labels": ids})
+        arguments = {"logging_strategy": "steps", "logging_steps": 1, "max_steps": 1, "learning_rate": 0.0}
+        trainer = make_trainer(tmp_path, model=model, train_dataset=data, gamma=5, **arguments)
+        trainer.train()
+        settings = FocalSettings.from_config(model.config)
+        assert settings.label_counts is None and settings.class_prior is None
+        assert not any("loss_share_head" in log for log in trainer.state.log_history)
+        metrics = trainer.evaluate(data)
+        logits = model(torch.tensor(ids)).logits[:, :-1].transpose(1, 2)
+        targets = torch.tensor(ids)[:, 1:]
+        assert metrics["eval_loss"] == pytest.approx(focal_loss(logits, targets, gamma=5).item(), rel=1e-5)
+        assert metrics["eval_cross_entropy"] == pytest.approx(F.cross_entropy(logits, targets).item(), rel=1e-5)
+
+
+class WithoutShift(torch.nn.Module):
+    """A language model that is not told of shifted labels, which BERT's does not take."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, shift_labels=None, **inputs):
+        return self.model(**inputs)
+
+
+class TestWhatOthersSee:
+    def test_the_record_is_there_before_any_callback(self, tmp_path):
+        seen = []
+
+        class Looks(TrainerCallback):
+            def on_train_begin(self, args, state, control, model=None, **kwargs):
+                seen.append(FocalSettings.from_config(model.config).gamma)
+
+        make_trainer(tmp_path, gamma=3, max_steps=1, callbacks=[Looks()]).train()
+        assert seen == [3]
+
+    def test_no_callback_is_added(self, tmp_path):
+        trainers = [make_trainer(tmp_path, trainer_class=trainer_class) for trainer_class in (Trainer, FocalTrainer)]
+        stock, ours = ([type(callback) for callback in t.callback_handler.callbacks] for t in trainers)
+        assert ours == stock
+
+    def test_the_model_is_freed_with_the_trainer(self, tmp_path):
+        trainer = make_trainer(tmp_path, max_steps=1)
+        trainer.train()
+        gc.collect()
+        gc.disable()
+        try:
+            model = weakref.ref(trainer.model)
+            del trainer
+            assert model() is None
+        finally:
+            gc.enable()
+
+    def test_eight_positional_arguments(self, tmp_path):
+        args = TrainingArguments(str(tmp_path), use_cpu=True)
+        trainer = FocalTrainer(tiny_model(), args, None, tiny_dataset(), None, None, None, None, gamma=1)
+        assert trainer.gamma == 1
+        with pytest.raises(ValueError, match="compute_loss_func: FocalTrainer computes the loss itself"):
+            FocalTrainer(tiny_model(), args, None, tiny_dataset(), None, None, None, lambda *args: 0)
+
+    def test_a_search_over_names_without_prefix_is_refused(self, tmp_path):
+        pytest.importorskip("optuna")
+        trainer = FocalTrainer(
+            args=FocalTrainingArguments(str(tmp_path), max_steps=1, use_cpu=True),
+            model_init=lambda: tiny_model(),
+            train_dataset=tiny_dataset(),
+            eval_dataset=tiny_dataset(),
+        )
+        with pytest.raises(ValueError, match="hp_space: expected names of FocalTrainingArguments, focal_gamma"):
+            trainer.hyperparameter_search(lambda trial: {"gamma": trial.suggest_float("gamma", 0, 2)}, n_trials=1)
