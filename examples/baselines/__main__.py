@@ -63,6 +63,7 @@ def verify(args: Namespace, flags: list[str]) -> None:
 def cell(args: Namespace, flags: list[str]) -> None:
     from baselines.cell import Cell, parse_cell
 
+    flags = ["--output_dir", "outputs/cell", *flags]
     record = Cell(flags, Path(parse_cell(flags)[-1].output_dir)).test()
     print(json.dumps(record["metrics"], indent=2))
     end_processes()
@@ -117,7 +118,10 @@ def main() -> None:
     args, flags = parser.parse_known_args()
     if flags and not args.takes_flags:
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
-    args.run(args, flags)
+    try:
+        args.run(args, flags)
+    except (ValueError, OSError) as error:  # what is wrong with a recipe, a card or a flag, in a line
+        parser.exit(1, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
 
 
 if __name__ == "__main__":
