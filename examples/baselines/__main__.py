@@ -118,11 +118,11 @@ def main() -> None:
     args, flags = parser.parse_known_args()
     if flags and not args.takes_flags:
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
-    try:
-        args.run(args, flags)
-    except (ValueError, OSError) as error:  # what is wrong with a recipe, a card or a flag, in a line
-        parser.exit(1, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
+    args.run(args, flags)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:  # what is wrong with a recipe, a card or a flag, in a line
+        sys.exit(f"python -m baselines: error: {' '.join(str(error).split())}")
