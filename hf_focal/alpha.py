@@ -465,7 +465,11 @@ def _weights(counts: np.ndarray, method: AlphaMethod, beta: float) -> np.ndarray
 
 def _capped(weights: np.ndarray, max_ratio: float | None) -> np.ndarray:
     """Lowers the largest weights of each label (of all classes) until they are `max_ratio` times the smallest."""
-    return weights if max_ratio is None else np.minimum(weights, max_ratio * weights.min(axis=0))
+    if max_ratio is None:
+        return weights
+    if not weights.all():
+        raise ValueError(f"max_ratio: expected weights above 0, of which there is a ratio, but got {weights.tolist()}")
+    return np.minimum(weights, max_ratio * weights.min(axis=0))
 
 
 def _warn_of_equal(weights: np.ndarray, beta: float, largest: int) -> None:

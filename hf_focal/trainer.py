@@ -359,12 +359,15 @@ class FocalTrainer(Trainer):
     ) -> tuple[list, Tensor | int | None]:
         """As [`~transformers.Trainer.get_batch_samples`]; of causal language models, counts what is predicted."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        (name,) = self.label_names[:1] or ["labels"]
+        name = self._names_of_labels()[0]
         if name != "labels" or self._is_causal():
             # Trainer counts `labels`, and those of some causal models as if the first token were predicted too.
             counted = [{"labels": self._counted_labels(batch, name)} for batch in batches if name in batch]
             _, num_items = super().get_batch_samples(iter(counted), len(counted), device)
         return batches, num_items
+
+    def _names_of_labels(self) -> list[str]:
+        return [name for name in self.label_names or [] if name != "shift_labels"] or ["labels"]
 
     def _counted_labels(self, batch: dict[str, Any], name: str) -> Tensor:
         if not self._is_causal():
@@ -663,7 +666,7 @@ class FocalTrainer(Trainer):
     def _with_targets(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """A copy of a batch, from which Trainer takes the labels, with the labels that the logits are compared with."""
         inputs = dict(inputs)
-        names = [name for name in self.label_names or ["labels"] if inputs.get(name) is not None]
+        names = [name for name in self._names_of_labels() if inputs.get(name) is not None]
         if len(names) > 1:
             raise ValueError(
                 f"label_names: the batch holds {' and '.join(names)}, but FocalTrainer trains on one kind of labels; name "
@@ -718,7 +721,7 @@ class FocalTrainer(Trainer):
         task = unsupported_task_of(self._core_model())
         if task is not None:
             raise ValueError(f"model: {name} is made for {task}, whose targets are not classes. {_SUPPORTED}")
-        if len(self.args.label_names or []) > 1:
+        if len({*(self.args.label_names or [])} - {"shift_labels"}) > 1:
             raise ValueError(
                 f"label_names: expected one name, as FocalTrainer trains on one kind of labels, but got {self.args.label_names}"
             )

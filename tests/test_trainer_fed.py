@@ -189,6 +189,10 @@ class TestAlpha:
         assert trainer.alpha.tolist() == expected.tolist()
         assert expected[2] == pytest.approx(2 * expected[0].item())
 
+    def test_a_ratio_to_a_weight_of_0_is_refused(self):
+        with pytest.raises(ValueError, match=r"max_ratio: expected weights above 0, .* but got \[0.0, 1.0\]"):
+            compute_alpha([0, 0, 1], lambda counts: [0.0, 1.0], max_ratio=2)
+
     def test_one_id_in_each_row(self):
         assert LabelDistribution.from_dataset([[0], [1], [1]], multi_label=True).counts.tolist() == [1, 2]
         with pytest.raises(ValueError, match="num_labels: expected a positive integer, but got True"):
@@ -271,10 +275,12 @@ class TestLossesThatWereLost:
         model = BertLMHeadModel(BertConfig(**{**tiny_model().config.to_dict(), "is_decoder": True}))
         ids = torch.tensor(tiny_dataset()["input_ids"][:4])
         shifted = F.pad(ids[:, 1:], (0, 1), value=-100)
-        trainer = make_trainer(tmp_path, model=model, train_dataset=None)
+        taker = TakesShiftedLabels(model.config)
+        taker.load_state_dict(model.state_dict())
+        trainer = make_trainer(tmp_path, model=taker, train_dataset=None)
         batch = {"input_ids": ids, "labels": ids.flip(0), "shift_labels": shifted}
-        loss = trainer.compute_loss(WithoutShift(model), batch)
-        expected = focal_loss(model(ids).logits.transpose(1, 2), shifted)
+        loss = trainer.compute_loss(taker.eval(), batch)
+        expected = focal_loss(model.eval()(ids).logits.transpose(1, 2), shifted)
         torch.testing.assert_close(loss, expected)
         _, num_targets = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
         assert num_targets == (shifted != -100).sum()
@@ -335,15 +341,11 @@ class TestLanguageModels:
         assert metrics["eval_cross_entropy"] == pytest.approx(F.cross_entropy(logits, targets).item(), rel=1e-5)
 
 
-class WithoutShift(torch.nn.Module):
-    """A language model that is not told of shifted labels, which BERT's does not take."""
+class TakesShiftedLabels(BertLMHeadModel):
+    """Whose signature names both kinds of labels, as those of the models that train without padding do."""
 
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, shift_labels=None, **inputs):
-        return self.model(**inputs)
+    def forward(self, input_ids=None, shift_labels=None, labels=None, **kwargs):
+        return super().forward(input_ids, labels=labels, **kwargs)
 
 
 class TestWhatOthersSee:
