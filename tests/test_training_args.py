@@ -53,7 +53,7 @@ def test_gamma_stays_a_float_for_searches():
         ("focal_beta", {"focal_beta": "0.9"}),
         ("focal_alpha: expected finite numbers >= 0", {"focal_alpha": "1,-2"}),
         ("focal_alpha: expected a number or one per class", {"focal_alpha": ["a"]}),
-        ("focal_alpha: expected none, one of inverse.*but got 'balanced'", {"focal_alpha": "balanced"}),
+        ("focal_alpha: expected none, one of inverse.*but got 'uniform'", {"focal_alpha": "uniform"}),
     ],
 )
 def test_refuses(message, kwargs):
