@@ -16,8 +16,13 @@ from ._upstream import is_split_by_node
 from .alpha import LabelDistribution
 
 
-def count_training_labels(dataset: Any, model: nn.Module) -> LabelDistribution:
+def count_training_labels(dataset: Any, model: nn.Module, column: str | None) -> LabelDistribution:
     """Counted by the main process for all of them, or by all where each has a shard of a stream.
+
+    Args:
+        dataset: The training data.
+        model (`nn.Module`): Without wrappers.
+        column (`str`, *optional*): The name of the labels, if it is not ``label`` or ``labels``.
 
     Raises:
         `ValueError`: If they cannot be counted, or are strings that are none of the model's `label2id`.
@@ -27,9 +32,11 @@ def count_training_labels(dataset: Any, model: nn.Module) -> LabelDistribution:
     if is_one_of(model, LANGUAGE_MODELS | TOKEN_CLASSIFIERS):
         multi_label = False
     num_labels = num_classes_of(model)
-    count = partial(LabelDistribution.from_dataset, dataset, num_labels=num_labels, multi_label=multi_label)
+    count = partial(
+        LabelDistribution.from_dataset, dataset, column=column, num_labels=num_labels, multi_label=multi_label
+    )
     counted = count() if is_split_by_node(dataset) else _on_main_process(count)
-    if counted.names is None or _has_class_label(dataset):
+    if counted.names is None or _has_class_label(dataset, ["label", "labels"] if column is None else [column]):
         return counted
     return _by_id(counted, names_by_id(config))
 
@@ -73,12 +80,12 @@ def _by_id(counted: LabelDistribution, names: list[str]) -> LabelDistribution:
     return replace(counted, counts=counts, negatives=negatives, names=names)
 
 
-def _has_class_label(dataset: Any) -> bool:
+def _has_class_label(dataset: Any, columns: Sequence[str]) -> bool:
     """Whether the names are those of a `ClassLabel`, whose order is that of the ids."""
     if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
         return False
     features = getattr(dataset, "features", None) or {}
-    labels = [features.get(name) for name in ("label", "labels")]
+    labels = [features.get(name) for name in columns]
     return any(isinstance(getattr(feature, "feature", feature), ClassLabel) for feature in labels)
 
 

@@ -428,7 +428,9 @@ class FocalTrainer(Trainer):
         if self._counted is None or self._counted[0] != source:
             outcome: LabelDistribution | ValueError
             try:
-                outcome = count_training_labels(self.train_dataset, self._core_model())
+                name = self._names_of_labels()[0]
+                column = None if name == "labels" else name
+                outcome = count_training_labels(self.train_dataset, self._core_model(), column)
             except ValueError as error:  # which it would be the next time too
                 outcome = error
             self._counted = (source, outcome)
@@ -679,8 +681,8 @@ class FocalTrainer(Trainer):
             labels = inputs["shift_labels"] if "shift_labels" in inputs else self._aligned(labels)
         elif is_one_of(self._core_model(), SEQUENCE_TO_SEQUENCE_MODELS) and not inputs.keys() & _DECODER_INPUTS:
             # Which models make of the labels that they are not shown.
-            shifted = getattr(self._core_model(), "prepare_decoder_input_ids_from_labels")  # noqa: B009
-            inputs["decoder_input_ids"] = shifted(labels=labels)
+            model: Any = self._core_model()
+            inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
         return {**inputs, "labels": labels}
 
     def _record(self) -> None:

@@ -136,6 +136,13 @@ class TestKindsOfLabels:
         assert drift(trained[1][0], trained[0][0]) < 1e-6
         assert trained[1][1] == pytest.approx(trained[0][1], rel=1e-5)
 
+    def test_the_column_of_that_name_is_counted(self, tmp_path):
+        data = Dataset.from_dict({"input_ids": [[1, 2]] * 4, "target": [0, 0, 0, 1], "label": [1, 1, 1, 0]})
+        model = tiny_model(num_labels=2)
+        trainer = make_trainer(tmp_path, model=model, train_dataset=data, label_names=["target"], alpha="inverse")
+        assert trainer.label_distribution().counts.tolist() == [3, 1]
+        assert trainer.alpha.tolist() == pytest.approx([4 / 6, 2])
+
     def test_two_names_are_refused(self, tmp_path):
         with pytest.raises(ValueError, match="label_names: expected one name"):
             make_trainer(tmp_path, label_names=["start_labels", "end_labels"])
