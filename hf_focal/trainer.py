@@ -360,14 +360,17 @@ class FocalTrainer(Trainer):
         """As [`~transformers.Trainer.get_batch_samples`]; of causal language models, counts what is predicted."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         name = self._names_of_labels()[0]
-        if name != "labels" or self._is_causal():
+        is_counted_otherwise = name != "labels" or self._is_causal()
+        if is_counted_otherwise and batches and all(name in batch for batch in batches):
             # Trainer counts `labels`, and those of some causal models as if the first token were predicted too.
-            counted = [{"labels": self._counted_labels(batch, name)} for batch in batches if name in batch]
+            counted = [{"labels": self._counted_labels(batch, name)} for batch in batches]
             _, num_items = super().get_batch_samples(iter(counted), len(counted), device)
         return batches, num_items
 
     def _names_of_labels(self) -> list[str]:
-        return [name for name in self.label_names or [] if name != "shift_labels"] or ["labels"]
+        """`labels` first, as Trainer lists whatever a model's signature names so, label_mask say, in its order."""
+        names = [name for name in self.label_names or [] if name != "shift_labels"]
+        return sorted(names, key=lambda name: name != "labels") or ["labels"]
 
     def _counted_labels(self, batch: dict[str, Any], name: str) -> Tensor:
         if not self._is_causal():
@@ -429,7 +432,7 @@ class FocalTrainer(Trainer):
             outcome: LabelDistribution | ValueError
             try:
                 name = self._names_of_labels()[0]
-                column = None if name == "labels" else name
+                column = None if name in ("label", "labels") else name
                 outcome = count_training_labels(self.train_dataset, self._core_model(), column)
             except ValueError as error:  # which it would be the next time too
                 outcome = error
@@ -674,6 +677,8 @@ class FocalTrainer(Trainer):
                 f"label_names: the batch holds {' and '.join(names)}, but FocalTrainer trains on one kind of labels; name "
                 "it with TrainingArguments(label_names=[...]) and leave the others out of the data"
             )
+        if not names and "labels" in inputs:
+            names = ["labels"]  # what collators make of a column `label`
         if not names:
             raise ValueError(f"labels: missing from the batch, which holds {', '.join(inputs)}. {_SUPPORTED}")
         labels = inputs.pop(names[0])

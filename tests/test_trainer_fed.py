@@ -136,6 +136,26 @@ class TestKindsOfLabels:
         assert drift(trained[1][0], trained[0][0]) < 1e-6
         assert trained[1][1] == pytest.approx(trained[0][1], rel=1e-5)
 
+    @pytest.mark.parametrize("other", ["label", "label_mask"])
+    def test_another_argument_with_label_in_its_name_changes_nothing(self, tmp_path, other):
+        class Masked(type(tiny_model())):
+            def forward(self, input_ids, label=None, label_mask=None, labels=None):
+                return super().forward(input_ids)
+
+        class Label(type(tiny_model())):
+            def forward(self, input_ids, label=None):
+                return super().forward(input_ids)
+
+        model = (Masked if other == "label_mask" else Label)(tiny_model().config)
+        trainer = make_trainer(tmp_path, model=model)
+        assert trainer.label_names[0] == "label"
+        assert trainer.label_distribution().total == len(tiny_dataset())
+        batches = [{name: torch.tensor(tiny_dataset()[name][:4]) for name in ("input_ids", "labels")}] * 2
+        _, num_targets = trainer.get_batch_samples(iter(batches), 2, torch.device("cpu"))
+        assert num_targets == 8
+        expected = focal_loss(model(batches[0]["input_ids"]).logits, batches[0]["labels"])
+        torch.testing.assert_close(trainer.compute_loss(model, batches[0]), expected)
+
     def test_the_column_of_that_name_is_counted(self, tmp_path):
         data = Dataset.from_dict({"input_ids": [[1, 2]] * 4, "target": [0, 0, 0, 1], "label": [1, 1, 1, 0]})
         model = tiny_model(num_labels=2)
