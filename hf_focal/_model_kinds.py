@@ -57,6 +57,12 @@ def num_classes_of(model: nn.Module) -> int | None:
 
 
 def is_multi_label(config: Any) -> bool | None:
-    """Whether an example has several labels; None where the config does not say."""
+    """Whether each logit tells if an example has one label; None where the config does not say.
+
+    The one logit of a binary classifier does, too: pipelines of transformers take its sigmoid.
+    """
     problem_type = getattr(config, "problem_type", None)
-    return None if problem_type is None else problem_type == "multi_label_classification"
+    if problem_type is None:
+        return None
+    is_binary = problem_type == "single_label_classification" and getattr(config, "num_labels", None) == 1
+    return is_binary or problem_type == "multi_label_classification"

@@ -32,10 +32,16 @@ def count_training_labels(dataset: Any, model: nn.Module, column: str | None) ->
     if is_one_of(model, LANGUAGE_MODELS | TOKEN_CLASSIFIERS):
         multi_label = False
     num_labels = num_classes_of(model)
+    is_binary = multi_label and num_labels == 1
+    if is_binary:  # the labels are those of two classes, whether or not each stands in a row of its own
+        num_labels, multi_label, dataset = 2, False, _with_class_ids(dataset, column)
     count = partial(
         LabelDistribution.from_dataset, dataset, column=column, num_labels=num_labels, multi_label=multi_label
     )
     counted = count() if is_split_by_node(dataset) else _on_main_process(count)
+    if is_binary:
+        negatives, positives = counted.counts
+        return replace(counted, counts=np.array([positives]), negatives=np.array([negatives]), names=None)
     if counted.names is None or _has_class_label(dataset, ["label", "labels"] if column is None else [column]):
         return counted
     return _by_id(counted, names_by_id(config))
@@ -78,6 +84,19 @@ def _by_id(counted: LabelDistribution, names: list[str]) -> LabelDistribution:
     counts[[names.index(name) for name in counted.names or []]] = counted.counts
     negatives = None if counted.negatives is None else (counted.num_rows or 0) - counts
     return replace(counted, counts=counts, negatives=negatives, names=names)
+
+
+def _with_class_ids(dataset: Any, column: str | None) -> Any:
+    """With class ids for the whole numbers in floats that losses of one logit ask for."""
+    names = {"label", "labels"} if column is None else {column}
+    features = dataset.features if isinstance(dataset, Dataset) and dataset.format["type"] != "custom" else {}
+    for name in names & features.keys():
+        feature = features[name]
+        if getattr(getattr(feature, "feature", feature), "dtype", "").startswith("float"):
+            labels = np.asarray(dataset.select_columns(name).with_format("numpy")[:][name]).ravel()
+            if (labels == np.rint(labels)).all():
+                return Dataset.from_dict({name: labels.astype(np.int64)})
+    return dataset
 
 
 def _has_class_label(dataset: Any, columns: Sequence[str]) -> bool:

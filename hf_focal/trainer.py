@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakMethod
@@ -30,6 +31,7 @@ from ._model_kinds import (
     num_classes_of,
     unsupported_task_of,
 )
+from ._sample_weights import USUAL_NAMES, check_sample_weights, sum_weights, weigh_targets
 from ._trainer_card import write_trainer_card
 from ._training_labels import check_strings_are_mapped, count_training_labels, names_by_id
 from ._upstream import assert_async
@@ -58,7 +60,8 @@ class FocalTrainer(Trainer):
 
     What the labels look like decides the loss: class ids, one per example or per token (or class probabilities, with
     ``problem_type="single_label_classification"``), take [`focal_loss`]; float rows of the shape of the logits (any
-    rows, with ``problem_type="multi_label_classification"``) take [`sigmoid_focal_loss`]. ``label_smoothing_factor``
+    rows, with ``problem_type="multi_label_classification"``), and 0 or 1 for the one logit of a model with
+    ``num_labels=1``, take [`sigmoid_focal_loss`]. ``label_smoothing_factor``
     is honoured, except for multi-label, where `Trainer` disables it too. The logits of causal language models are
     shifted against their labels as `Trainer` does it. During training the settings are stored in the model's config as
     ``focal_loss`` (gamma, alpha, label_smoothing, label_counts, class_prior), and saved with it; beside a PEFT adapter,
@@ -79,6 +82,10 @@ class FocalTrainer(Trainer):
             all (without a dataset, the weights stored in the model's config are used); or ``"none"``.
         alpha_max_ratio, alpha_empty_weight (`float`, *optional*): For a method, the cap of the largest weight over the
             smallest, and the weight of classes without examples, as in [`LabelDistribution.alpha`].
+        sample_weight_column (`str`, *optional*): The column of the data that holds a weight for each example. The loss of
+            its targets is multiplied by it, and their number is replaced by the sum of their weights. An evaluation does
+            the same where its data have the column, and hands the weights to `compute_metrics` as ``sample_weight``, if it
+            takes them, as [`compute_metrics`] does.
 
     A keyword that is given wins over [`FocalTrainingArguments`]; without either, gamma is 2 and there is no alpha.
     Cross entropy under the same contract is ``gamma=0`` without alpha.
@@ -118,6 +125,7 @@ class FocalTrainer(Trainer):
         alpha: float | Sequence[float] | Mapping[str, float] | Tensor | AlphaMethod | None = None,
         alpha_max_ratio: float | None = None,
         alpha_empty_weight: float | None = None,
+        sample_weight_column: str | None = None,
         **kwargs: Any,
     ):
         position = [*inspect.signature(Trainer).parameters].index("compute_loss_func")
@@ -128,12 +136,16 @@ class FocalTrainer(Trainer):
             "alpha": alpha,
             "alpha_max_ratio": alpha_max_ratio,
             "alpha_empty_weight": alpha_empty_weight,
+            "sample_weight_column": sample_weight_column,
         }
         self._counted: tuple[tuple, LabelDistribution | ValueError] | None = None
         self._kernel: _CachedKernel | None = None
         self._checked_form: tuple | None = None
-        self._evaluated: list[Tensor] | None = None  # during an evaluation: loss and number of targets of each row
-        self._evaluated_batch: Tensor | None = None
+        self._evaluated: list[dict[str, Tensor]] | None = (
+            None  # during an evaluation: sums over the targets of each row
+        )
+        self._evaluated_batch: dict[str, Tensor] | None = None
+        self._sample_weights: Tensor | None = None  # of the batch whose loss is computed
         self._has_computed_loss = self._has_trained = False
         self._statistics = LossStatistics()
         # In every version of Trainer since 4.46 the presence of this function makes it count the labels of the whole
@@ -146,7 +158,12 @@ class FocalTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._check_model()
         check_strings_are_mapped(self.train_dataset, self.data_collator, self.label_names)
+        self._check_sample_weights()
         self._check_settings()
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        _check_bases(cls)
 
     @property
     def gamma(self) -> Gamma:
@@ -174,9 +191,24 @@ class FocalTrainer(Trainer):
 
         Arguments and result as in [`~transformers.Trainer.compute_loss`]; without `num_items_in_batch`, the mean.
         """
-        loss, outputs = super().compute_loss(
-            model, self._with_targets(inputs), return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
+        inputs = self._with_targets(self._without_sample_weights(inputs))
+        try:
+            loss, outputs = super().compute_loss(
+                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
+        except (AttributeError, KeyError, TypeError) as error:
+            if self._has_computed_loss or not ("labels" in error.args or "NoneType" in str(error)):
+                raise
+            name = type(self._core_model()).__name__
+            raise ValueError(
+                f"model: {name}.forward cannot do without labels, which FocalTrainer keeps for its own loss ({error!r}); "
+                "return logits where labels is None"
+            ) from error
+        if not self._has_computed_loss:
+            raise ValueError(
+                f"{type(self).__name__}: a class that it is made of, beside FocalTrainer, computes a loss of its own; this "
+                "is not focal loss"
+            )
         if not return_outputs:
             return loss
         if isinstance(outputs, dict):
@@ -209,14 +241,22 @@ class FocalTrainer(Trainer):
             self._warn_of_what_is_left_out(model)
         return loss
 
-    def prediction_step(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, Any, Any]:
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Tensor | Any], *args: Any, **kwargs: Any
+    ) -> tuple[Any, Any, Any]:
         """As [`~transformers.Trainer.prediction_step`]; keeps the loss of each row for `evaluation_loop`."""
-        self._evaluated_batch = None
-        result = super().prediction_step(*args, **kwargs)
+        self._evaluated_batch = self._sample_weights = None
+        inputs = self._without_sample_weights(inputs)
+        loss: Any
+        loss, predictions, labels = super().prediction_step(model, inputs, *args, **kwargs)
+        if loss is not None and self._evaluated_batch is None:  # the model's own: Seq2SeqTrainer has generated
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss = self.compute_loss(model, inputs)
         if self._evaluated is not None and self._evaluated_batch is not None:
             # Leaves out the rows that only fill up the last batch; `self.gather_function` may gather lists of objects.
-            self._evaluated.append(self.accelerator.gather_for_metrics(self._evaluated_batch))
-        return result
+            sums = self.accelerator.gather_for_metrics(torch.stack([*self._evaluated_batch.values()], 1))
+            self._evaluated.append(dict(zip(self._evaluated_batch, sums.unbind(1))))
+        return loss, predictions, labels
 
     def evaluation_loop(
         self,
@@ -229,17 +269,36 @@ class FocalTrainer(Trainer):
         """As [`~transformers.Trainer.evaluation_loop`]; the loss is the mean over all targets of the dataset."""
         self._evaluated = []
         try:
-            output = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
+            with self._metrics_take_weights():
+                output = super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                )
             if self._evaluated and output.metrics is not None:
-                loss, num_targets, *cross_entropy = torch.cat(self._evaluated).cpu().double().sum(0)
-                output.metrics[f"{metric_key_prefix}_loss"] = (loss / num_targets).item()  # NaN without a known label
-                if cross_entropy:  # whose exponential is the perplexity
-                    output.metrics[f"{metric_key_prefix}_cross_entropy"] = (cross_entropy[0] / num_targets).item()
+                sums = {
+                    name: torch.cat([batch[name] for batch in self._evaluated]).cpu().double().sum()
+                    for name in self._evaluated[0]
+                }
+                for name in ("loss", "cross_entropy"):  # of language models, whose exponential is the perplexity
+                    if name in sums:  # NaN without a known label
+                        output.metrics[f"{metric_key_prefix}_{name}"] = (sums[name] / sums["targets"]).item()
         finally:
             self._evaluated = None
         return output
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As [`~transformers.Trainer.get_train_dataloader`]; keeps the column of sample weights."""
+        with self._keeping_sample_weights():
+            return super().get_train_dataloader()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As [`~transformers.Trainer.get_eval_dataloader`]; keeps the column of sample weights."""
+        with self._keeping_sample_weights():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """As [`~transformers.Trainer.get_test_dataloader`]; keeps the column of sample weights."""
+        with self._keeping_sample_weights():
+            return super().get_test_dataloader(test_dataset)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As [`~transformers.Trainer.log`], with the statistics of a logging step beside its loss."""
@@ -365,7 +424,27 @@ class FocalTrainer(Trainer):
             # Trainer counts `labels`, and those of some causal models as if the first token were predicted too.
             counted = [{"labels": self._counted_labels(batch, name)} for batch in batches]
             _, num_items = super().get_batch_samples(iter(counted), len(counted), device)
+        column = self._setting("sample_weight_column")
+        if column is not None and num_items is not None:
+            num_items = num_items * self._mean_weight(batches, column, name, device)
         return batches, num_items
+
+    def _mean_weight(self, batches: list[dict[str, Any]], column: str, name: str, device: torch.device) -> Tensor:
+        """The mean weight of a target of the global batch."""
+        missing = next((batch for batch in batches if column not in batch), None)
+        if missing is not None:
+            raise ValueError(
+                f"sample_weight_column: {column!r} is missing from the batch, which holds {', '.join(missing)}; the "
+                "collator has to keep it"
+            )
+        of_batches = [
+            sum_weights(self._counted_labels(batch, name if name in batch else "labels"), batch[column]).to(device)
+            for batch in batches
+        ]
+        sums = torch.stack(of_batches).sum(0)
+        if self.args.average_tokens_across_devices:
+            sums = self.accelerator.reduce(sums, reduction="sum")
+        return sums[0] / sums[1].clamp_min(1)
 
     def _names_of_labels(self) -> list[str]:
         """`labels` first, as Trainer lists whatever a model's signature names so, label_mask say, in its order."""
@@ -461,7 +540,9 @@ class FocalTrainer(Trainer):
         if labels.dtype == torch.bool:
             labels = labels.long()
         has_several_labels = self._has_several_labels(logits, labels)
-        if labels.shape == (*logits.shape[:-1], 1) and not has_several_labels:
+        if has_several_labels and logits.shape[-1] == 1 and labels.shape == logits.shape[:-1]:
+            labels = labels.unsqueeze(-1)
+        if not has_several_labels and labels.shape == (*logits.shape[:-1], 1):
             labels = labels.squeeze(-1)
         is_distribution = labels.is_floating_point() and not has_several_labels
         if not has_several_labels and labels.shape != (logits.shape if is_distribution else logits.shape[:-1]):
@@ -487,22 +568,32 @@ class FocalTrainer(Trainer):
         else:
             is_target = labels != -100
             losses = losses.where(is_target, 0)
+        counted = is_target
+        weights, self._sample_weights = self._sample_weights, None
+        if weights is not None:
+            counted = is_target * weigh_targets(weights, losses)
+            losses = losses * counted
         is_language_model = is_one_of(self._core_model(), LANGUAGE_MODELS)
         if self._evaluated is not None:
-            columns = [losses, is_target]
+            of_targets = {"loss": losses, "targets": counted}
             if is_language_model:
-                columns.append(_cross_entropy(logits, labels))
-            rows = [_with_columns(column).flatten(1).float().sum(1) for column in columns]
-            self._evaluated_batch = torch.stack(rows, 1)
+                cross_entropy = _cross_entropy(logits, labels)
+                of_targets["cross_entropy"] = cross_entropy if weights is None else cross_entropy * counted
+            self._evaluated_batch = {
+                name: _with_columns(values).flatten(1).float().sum(1) for name, values in of_targets.items()
+            }
+            if weights is not None:
+                self._evaluated_batch["weight"] = weights.flatten().float()
         elif self._is_logging_step() and not is_distribution:
             counts = None if is_language_model else self._counts_for_the_record()
             label_counts = None if counts is None else counts.counts.tolist()
             self._statistics.add(logits.detach(), labels, losses.detach(), is_target, label_counts)
         if num_items_in_batch is None:
-            return losses.sum() / is_target.sum().clamp_min(1)
-        entries_per_target = logits.shape[-1] if is_distribution else 1
-        num_targets = torch.as_tensor(num_items_in_batch, device=logits.device) / entries_per_target
-        return losses.sum() / num_targets.clamp_min(1)
+            num_targets = counted.sum()
+        else:
+            entries_per_target = logits.shape[-1] if is_distribution else 1
+            num_targets = torch.as_tensor(num_items_in_batch, device=logits.device) / entries_per_target
+        return losses.sum() / num_targets.where(num_targets > 0, 1)
 
     def _kernel_for(self, logits: Tensor, labels: Tensor, has_several_labels: bool) -> FocalKernel:
         """The loss in force, made when it is first used or a setting has changed, as its checks read numbers back."""
@@ -557,13 +648,17 @@ class FocalTrainer(Trainer):
         self._checked_form = form
 
     def _has_several_labels(self, logits: Tensor, labels: Tensor) -> bool:
-        """Decides as the heads in transformers do, and remembers it in the config, which pipelines read."""
+        """Whether each logit is a decision of its own, as is the one logit of two classes.
+
+        Decides as the heads in transformers do, and remembers it in the config, which pipelines read.
+        """
         config = self._config()
         known = is_multi_label(config)
         if known is not None:
             return known
-        has_row_per_target = labels.shape == logits.shape
-        if has_row_per_target and not labels.is_floating_point():
+        is_binary = logits.shape[-1] == 1
+        has_row_per_target = labels.shape == logits.shape or is_binary
+        if has_row_per_target and not (labels.is_floating_point() or is_binary):
             raise ValueError(
                 f"labels: {labels.dtype} of the shape of the logits, {tuple(labels.shape)}; for multi-label "
                 'classification make them float or set config.problem_type = "multi_label_classification"'
@@ -690,6 +785,61 @@ class FocalTrainer(Trainer):
             inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
         return {**inputs, "labels": labels}
 
+    def _without_sample_weights(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A batch as the model takes it; its weights are kept for the loss."""
+        column = self._setting("sample_weight_column")
+        if column in inputs:
+            self._sample_weights = inputs[column]
+        return {name: value for name, value in inputs.items() if name != column}
+
+    @contextmanager
+    def _keeping_sample_weights(self) -> Iterator[None]:
+        """Trainer drops the columns that are neither arguments of the model nor labels."""
+        column, names = self._setting("sample_weight_column"), self.label_names
+        if column is not None:
+            self.label_names = [*names, column]
+        try:
+            yield
+        finally:
+            self.label_names = names
+
+    @contextmanager
+    def _metrics_take_weights(self) -> Iterator[None]:
+        compute_metrics: Any = self.compute_metrics
+
+        def weighted(prediction: Any, **kwargs: Any) -> dict[str, float]:
+            batches = (self._evaluated or [])[-1 if self.args.batch_eval_metrics else 0 :]
+            if any("weight" in batch for batch in batches):
+                kwargs["sample_weight"] = torch.cat([batch["weight"] for batch in batches]).cpu().numpy()
+            return compute_metrics(prediction, **kwargs)
+
+        if compute_metrics is not None and _takes_weights(compute_metrics):
+            self.compute_metrics = weighted
+        try:
+            yield
+        finally:
+            self.compute_metrics = compute_metrics
+
+    def _check_sample_weights(self) -> None:
+        column = self._setting("sample_weight_column")
+        if column is None:
+            names = {*(getattr(self.train_dataset, "column_names", None) or [])}
+            taken = inspect.signature(self._core_model().forward).parameters.keys() | {*(self.label_names or [])}
+            for name in sorted(names & USUAL_NAMES - taken):
+                warnings.warn(
+                    f"train_dataset: its column {name!r} has no effect; if it holds the weights of the examples, pass "
+                    f"sample_weight_column={name!r} (the flag --focal_sample_weight_column {name})",
+                    stacklevel=3,
+                )
+            return
+        if self.train_dataset is not None:
+            check_sample_weights(self.train_dataset, column)
+        if self.compute_metrics is not None and not _takes_weights(self.compute_metrics):
+            warnings.warn(
+                "compute_metrics: takes no `sample_weight`, so that each example counts alike in its metrics",
+                stacklevel=3,
+            )
+
     def _record(self) -> None:
         """Stores the settings in the model's config, before any callback reads it."""
         self._check_settings()  # a search has changed them since the trainer was made
@@ -723,7 +873,9 @@ class FocalTrainer(Trainer):
         if problem_type == "regression" or (problem_type is None and num_classes_of(self._core_model()) == 1):
             raise ValueError(
                 f"model: {name} is a regression head (num_labels={config.num_labels}, problem_type={problem_type!r}), "
-                f"where there are no classes to weigh. {_SUPPORTED}"
+                "where there are no classes to weigh. For two classes make the model with num_labels=2, or with "
+                'num_labels=1 and problem_type="multi_label_classification", whose one logit is that of class 1. '
+                f"{_SUPPORTED}"
             )
         task = unsupported_task_of(self._core_model())
         if task is not None:
@@ -778,6 +930,31 @@ class FocalTrainer(Trainer):
             return None
 
 
+def _check_bases(trainer_class: type) -> None:
+    """Refuses a class whose other bases would make its loss another one."""
+    position = trainer_class.__mro__.index(FocalTrainer)
+    for base in trainer_class.__mro__[:position]:
+        if issubclass(base, Trainer) and not issubclass(base, FocalTrainer):
+            raise ValueError(
+                f"{trainer_class.__name__}: FocalTrainer has to be named before {base.__name__}, which knows nothing of "
+                f"focal loss: class {trainer_class.__name__}(FocalTrainer, {base.__name__})"
+            )
+    for base in trainer_class.__mro__[position + 1 : trainer_class.__mro__.index(Trainer)]:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(base).parameters
+        takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
+        if issubclass(base, Trainer) and "compute_loss_func" not in parameters and not takes_any:
+            raise ValueError(
+                f"{trainer_class.__name__}: {base.__name__} takes no compute_loss_func, as it computes a loss of its own, "
+                "where FocalTrainer's has no place"
+            )
+
+
+def _takes_weights(compute_metrics: Callable) -> bool:
+    return "sample_weight" in inspect.signature(compute_metrics).parameters
+
+
 def _without_cycle(method: Callable) -> Callable:
     """The method of an object that is freed with its last other reference, as trainers with their models are."""
     reference = WeakMethod(method)
@@ -819,6 +996,11 @@ def _logits_of(outputs: Any, num_classes: int | None) -> Tensor:
                 f"{num_classes} classes; return a dict with `logits`. {_SUPPORTED}"
             )
         logits = next(iter(fitting or tensors), None)
+    if hasattr(outputs, "logits") and not isinstance(outputs, (dict, tuple)):
+        raise ValueError(
+            f"model: returned a {type(outputs).__name__}, of which Trainer takes no loss; return a dict, a tuple or a "
+            "transformers.utils.ModelOutput"
+        )
     if not isinstance(logits, Tensor) or logits.dim() < 2:
         found = ", ".join(map(_shown, outputs)) if isinstance(outputs, (tuple, list)) else _shown(outputs)
         raise ValueError(f"model: expected logits of shape (batch, ..., classes), but got {found}. {_SUPPORTED}")

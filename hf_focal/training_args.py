@@ -26,6 +26,7 @@ class FocalTrainingArguments(TrainingArguments):
         focal_alpha_max_ratio (`float`, *optional*): For a method of alpha, the cap of the largest weight over the smallest.
         focal_alpha_empty_weight (`float`, *optional*): For a method of alpha, the weight of classes without examples, which
             are an error otherwise.
+        focal_sample_weight_column (`str`, *optional*): The column of the data that holds a weight for each example.
         focal_statistics (`bool`, defaults to `True`): Whether the logs hold the mean p_t and the share of the loss that
             head, mid and tail classes carry.
 
@@ -69,6 +70,9 @@ class FocalTrainingArguments(TrainingArguments):
             "help": "Weight of classes without training examples, for a method of --focal_alpha; without it they are an "
             "error."
         },
+    )
+    focal_sample_weight_column: str | None = field(
+        default=None, metadata={"help": "Column of the data that holds a weight >= 0 for each example."}
     )
     focal_statistics: bool = field(
         default=True,

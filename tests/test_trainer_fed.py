@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -348,6 +349,47 @@ class TestTuples:
         ) as error:
             make_trainer(tmp_path, model=Twice(tiny_model().config)).train()
         assert "tensor(" not in str(error.value)
+
+
+class TestModelsThatNeedTheirLabels:
+    @pytest.mark.parametrize("form", ["keyword", "loss", "shape"])
+    def test_are_told_before_the_first_step(self, tmp_path, form):
+        class Needs(type(tiny_model())):
+            def forward(self, input_ids, labels=None, **kwargs):
+                logits = super().forward(input_ids).logits
+                if form == "keyword":
+                    labels = {}["labels"]
+                if form == "shape":
+                    return {"logits": logits, "loss": F.cross_entropy(logits, labels.view(-1))}
+                return {"logits": logits, "loss": F.cross_entropy(logits, labels)}
+
+        model = Needs(tiny_model().config)
+        start = {name: weight.clone() for name, weight in model.state_dict().items()}
+        with pytest.raises(ValueError, match="model: Needs.forward cannot do without labels.*where labels is None"):
+            make_trainer(tmp_path, model=model).train()
+        assert drift(model.state_dict(), start) == 0
+
+    def test_errors_of_another_kind_are_the_models_own(self, tmp_path):
+        class Broken(type(tiny_model())):
+            def forward(self, input_ids, labels=None):
+                raise KeyError("token_type_ids")
+
+        with pytest.raises(KeyError, match="token_type_ids"):
+            make_trainer(tmp_path, model=Broken(tiny_model().config)).train()
+
+    def test_outputs_that_are_no_dict(self, tmp_path):
+        @dataclass
+        class Output:
+            logits: torch.Tensor
+
+        class Dataclasses(type(tiny_model())):
+            def forward(self, input_ids, labels=None):
+                return Output(super().forward(input_ids).logits)
+
+        with pytest.raises(
+            ValueError, match="model: returned a Output, of which Trainer takes no loss; .*ModelOutput"
+        ):
+            make_trainer(tmp_path, model=Dataclasses(tiny_model().config)).train()
 
 
 class TestLanguageModels:
