@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, get_last_checkpoint
 
-from ._checks import as_gamma, as_numbers, check_distributions, describe
+from ._checks import as_gamma, as_numbers, check_distributions
 from ._class_weights import sigmoid_weights, softmax_weights
 from ._kernels import FocalKernel, SigmoidFocal, SoftmaxFocal, beside, evaluate
 from ._loss_statistics import LossStatistics
@@ -29,9 +29,9 @@ from ._model_kinds import (
     is_multi_label,
     is_one_of,
     num_classes_of,
-    unsupported_task_of,
 )
 from ._sample_weights import USUAL_NAMES, check_sample_weights, sum_weights, weigh_targets
+from ._supported import SUPPORTED, check_bases, check_model, find_logits, shown
 from ._trainer_card import write_trainer_card
 from ._training_labels import check_strings_are_mapped, count_training_labels, names_by_id
 from ._upstream import assert_async
@@ -45,10 +45,6 @@ from .training_args import FocalTrainingArguments, parse_alpha
 __all__ = ["FocalTrainer"]
 
 _DECODER_INPUTS = {"decoder_input_ids", "decoder_inputs_embeds"}
-_SUPPORTED = (
-    "FocalTrainer supports single-label, multi-label and token classification and language modelling: the batch holds "
-    "`labels`, the model returns `logits` with one entry per class in the last dimension (the first entry of a tuple)."
-)
 
 
 class FocalTrainer(Trainer):
@@ -156,14 +152,14 @@ class FocalTrainer(Trainer):
         else:
             kwargs["compute_loss_func"] = loss
         super().__init__(*args, **kwargs)
-        self._check_model()
+        check_model(self._core_model(), self.args)
         check_strings_are_mapped(self.train_dataset, self.data_collator, self.label_names)
         self._check_sample_weights()
         self._check_settings()
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        _check_bases(cls)
+        check_bases(cls, FocalTrainer)
 
     @property
     def gamma(self) -> Gamma:
@@ -536,7 +532,7 @@ class FocalTrainer(Trainer):
     def _scaled_loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """The sum of the losses of all targets over their number in the global batch."""
         self._has_computed_loss = True
-        logits = _logits_of(outputs, num_classes_of(self._core_model()))
+        logits = find_logits(outputs, num_classes_of(self._core_model()))
         if labels.dtype == torch.bool:
             labels = labels.long()
         has_several_labels = self._has_several_labels(logits, labels)
@@ -548,14 +544,14 @@ class FocalTrainer(Trainer):
         if not has_several_labels and labels.shape != (logits.shape if is_distribution else logits.shape[:-1]):
             raise ValueError(
                 f"labels: {labels.dtype} of shape {tuple(labels.shape)} do not fit logits of shape "
-                f"{tuple(logits.shape)}. {_SUPPORTED}"
+                f"{tuple(logits.shape)}. {SUPPORTED}"
             )
         self._check_labels(labels, logits.shape[-1], has_several_labels)
         losses = self.target_losses(logits, labels)
         expected = labels.shape if has_several_labels else logits.shape[:-1]
         if not isinstance(losses, Tensor) or losses.shape != expected or not losses.is_floating_point():
             raise ValueError(
-                f"target_losses: expected one loss per target, of shape {tuple(expected)}, but got {_shown(losses)}"
+                f"target_losses: expected one loss per target, of shape {tuple(expected)}, but got {shown(losses)}"
             )
         if logits.requires_grad and not losses.requires_grad:
             raise ValueError(
@@ -775,7 +771,7 @@ class FocalTrainer(Trainer):
         if not names and "labels" in inputs:
             names = ["labels"]  # what collators make of a column `label`
         if not names:
-            raise ValueError(f"labels: missing from the batch, which holds {', '.join(inputs)}. {_SUPPORTED}")
+            raise ValueError(f"labels: missing from the batch, which holds {', '.join(inputs)}. {SUPPORTED}")
         labels = inputs.pop(names[0])
         if self._is_causal():
             labels = inputs["shift_labels"] if "shift_labels" in inputs else self._aligned(labels)
@@ -867,40 +863,6 @@ class FocalTrainer(Trainer):
                 stacklevel=3,
             )
 
-    def _check_model(self) -> None:
-        name, config = type(self._core_model()).__name__, self._config()
-        problem_type = getattr(config, "problem_type", None)
-        if problem_type == "regression" or (problem_type is None and num_classes_of(self._core_model()) == 1):
-            raise ValueError(
-                f"model: {name} is a regression head (num_labels={config.num_labels}, problem_type={problem_type!r}), "
-                "where there are no classes to weigh. For two classes make the model with num_labels=2, or with "
-                'num_labels=1 and problem_type="multi_label_classification", whose one logit is that of class 1. '
-                f"{_SUPPORTED}"
-            )
-        task = unsupported_task_of(self._core_model())
-        if task is not None:
-            raise ValueError(f"model: {name} is made for {task}, whose targets are not classes. {_SUPPORTED}")
-        if len({*(self.args.label_names or [])} - {"shift_labels"}) > 1:
-            raise ValueError(
-                f"label_names: expected one name, as FocalTrainer trains on one kind of labels, but got {self.args.label_names}"
-            )
-        if getattr(config, "output_router_logits", False) and getattr(config, "router_aux_loss_coef", 0):
-            raise ValueError(
-                f"model: {name} adds the balancing loss of its router, which it makes only of labels that it is shown, and "
-                "FocalTrainer would leave out; set config.output_router_logits = False to train without it"
-            )
-        parameter = inspect.signature(self._core_model().forward).parameters.get("labels")
-        if parameter is not None and parameter.default is parameter.empty:
-            raise ValueError(
-                f"model: {name}.forward requires labels, which FocalTrainer keeps for its own loss; give them a default, "
-                "labels=None, and return logits without them"
-            )
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                f"args: {self.args.n_gpu} GPUs in one process (nn.DataParallel) are not supported; start one process "
-                "per GPU with `accelerate launch` or `torchrun`, or choose one with CUDA_VISIBLE_DEVICES"
-            )
-
     def _check_settings(self) -> None:
         """Refuses the settings that the loss would refuse at the first step."""
         counts, alpha, num_classes = self._counts_for_the_record(), self.alpha, num_classes_of(self._core_model())
@@ -930,27 +892,6 @@ class FocalTrainer(Trainer):
             return None
 
 
-def _check_bases(trainer_class: type) -> None:
-    """Refuses a class whose other bases would make its loss another one."""
-    position = trainer_class.__mro__.index(FocalTrainer)
-    for base in trainer_class.__mro__[:position]:
-        if issubclass(base, Trainer) and not issubclass(base, FocalTrainer):
-            raise ValueError(
-                f"{trainer_class.__name__}: FocalTrainer has to be named before {base.__name__}, which knows nothing of "
-                f"focal loss: class {trainer_class.__name__}(FocalTrainer, {base.__name__})"
-            )
-    for base in trainer_class.__mro__[position + 1 : trainer_class.__mro__.index(Trainer)]:
-        if "__init__" not in vars(base):
-            continue
-        parameters = inspect.signature(base).parameters
-        takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
-        if issubclass(base, Trainer) and "compute_loss_func" not in parameters and not takes_any:
-            raise ValueError(
-                f"{trainer_class.__name__}: {base.__name__} takes no compute_loss_func, as it computes a loss of its own, "
-                "where FocalTrainer's has no place"
-            )
-
-
 def _takes_weights(compute_metrics: Callable) -> bool:
     return "sample_weight" in inspect.signature(compute_metrics).parameters
 
@@ -978,37 +919,6 @@ class _CachedKernel(NamedTuple):
 
 def _plain(numbers: float | Sequence[float] | Tensor) -> float | list[float]:
     return torch.as_tensor(numbers, dtype=torch.float64).tolist()
-
-
-def _logits_of(outputs: Any, num_classes: int | None) -> Tensor:
-    if isinstance(outputs, dict):
-        if "logits" not in outputs:
-            raise ValueError(f"model: returned {', '.join(outputs)} but no logits. {_SUPPORTED}")
-        logits = outputs["logits"]
-    else:
-        # A model that was not given labels may have left a gap in its tuple for the loss, or a number.
-        entries = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
-        tensors = [entry for entry in entries if isinstance(entry, Tensor) and entry.dim() > 1]
-        fitting = [tensor for tensor in tensors if tensor.shape[-1] == num_classes]
-        if len(fitting) > 1:
-            raise ValueError(
-                f"model: returned {' and '.join(map(describe, fitting))} in a tuple, which may all be the logits of "
-                f"{num_classes} classes; return a dict with `logits`. {_SUPPORTED}"
-            )
-        logits = next(iter(fitting or tensors), None)
-    if hasattr(outputs, "logits") and not isinstance(outputs, (dict, tuple)):
-        raise ValueError(
-            f"model: returned a {type(outputs).__name__}, of which Trainer takes no loss; return a dict, a tuple or a "
-            "transformers.utils.ModelOutput"
-        )
-    if not isinstance(logits, Tensor) or logits.dim() < 2:
-        found = ", ".join(map(_shown, outputs)) if isinstance(outputs, (tuple, list)) else _shown(outputs)
-        raise ValueError(f"model: expected logits of shape (batch, ..., classes), but got {found}. {_SUPPORTED}")
-    return logits
-
-
-def _shown(value: Any) -> str:
-    return describe(value) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

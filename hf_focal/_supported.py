@@ -1,0 +1,118 @@
+"""What FocalTrainer can train, and the refusal of what it cannot."""
+
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+
+from ._checks import describe
+from ._model_kinds import num_classes_of, unsupported_task_of
+
+
+SUPPORTED = (
+    "FocalTrainer supports single-label, multi-label and token classification and language modelling: the batch holds "
+    "`labels`, the model returns `logits` with one entry per class in the last dimension (the first entry of a tuple)."
+)
+
+
+def check_bases(trainer_class: type, focal_trainer: type) -> None:
+    """Refuses a subclass of FocalTrainer whose other bases would make its loss another one.
+
+    Raises:
+        `ValueError`: With the order of the bases that works, where there is one.
+    """
+    order = trainer_class.__mro__
+    for base in order[: order.index(focal_trainer)]:
+        if issubclass(base, Trainer) and not issubclass(base, focal_trainer):
+            raise ValueError(
+                f"{trainer_class.__name__}: FocalTrainer has to be named before {base.__name__}, which knows nothing of "
+                f"focal loss: class {trainer_class.__name__}(FocalTrainer, {base.__name__})"
+            )
+    for base in order[order.index(focal_trainer) + 1 : order.index(Trainer)]:
+        if "__init__" not in vars(base) or not issubclass(base, Trainer):
+            continue
+        parameters = inspect.signature(base).parameters
+        takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
+        if "compute_loss_func" not in parameters and not takes_any:
+            raise ValueError(
+                f"{trainer_class.__name__}: {base.__name__} takes no compute_loss_func, as it computes a loss of its own, "
+                "where FocalTrainer's has no place"
+            )
+
+
+def check_model(model: nn.Module, args: TrainingArguments) -> None:
+    """Refuses a model, without wrappers, or arguments whose loss would not be that of FocalTrainer.
+
+    Raises:
+        `ValueError`: With what to do instead.
+    """
+    name, config = type(model).__name__, getattr(model, "config", None)
+    problem_type = getattr(config, "problem_type", None)
+    if problem_type == "regression" or (problem_type is None and num_classes_of(model) == 1):
+        raise ValueError(
+            f"model: {name} is a regression head (num_labels={getattr(config, 'num_labels', 1)}, problem_type={problem_type!r}), "
+            "where there are no classes to weigh. For two classes make the model with num_labels=2, or with "
+            'num_labels=1 and problem_type="multi_label_classification", whose one logit is that of class 1. '
+            f"{SUPPORTED}"
+        )
+    task = unsupported_task_of(model)
+    if task is not None:
+        raise ValueError(f"model: {name} is made for {task}, whose targets are not classes. {SUPPORTED}")
+    if len({*(args.label_names or [])} - {"shift_labels"}) > 1:
+        raise ValueError(
+            f"label_names: expected one name, as FocalTrainer trains on one kind of labels, but got {args.label_names}"
+        )
+    if getattr(config, "output_router_logits", False) and getattr(config, "router_aux_loss_coef", 0):
+        raise ValueError(
+            f"model: {name} adds the balancing loss of its router, which it makes only of labels that it is shown, and "
+            "FocalTrainer would leave out; set config.output_router_logits = False to train without it"
+        )
+    parameter = inspect.signature(model.forward).parameters.get("labels")
+    if parameter is not None and parameter.default is parameter.empty:
+        raise ValueError(
+            f"model: {name}.forward requires labels, which FocalTrainer keeps for its own loss; give them a default, "
+            "labels=None, and return logits without them"
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"args: {args.n_gpu} GPUs in one process (nn.DataParallel) are not supported; start one process "
+            "per GPU with `accelerate launch` or `torchrun`, or choose one with CUDA_VISIBLE_DEVICES"
+        )
+
+
+def find_logits(outputs: Any, num_classes: int | None) -> Tensor:
+    """The logits among what a model returns.
+
+    Raises:
+        `ValueError`: If there are none, or of several tensors each may be them.
+    """
+    if isinstance(outputs, dict):
+        if "logits" not in outputs:
+            raise ValueError(f"model: returned {', '.join(outputs)} but no logits. {SUPPORTED}")
+        logits = outputs["logits"]
+    else:
+        # A model that was not given labels may have left a gap in its tuple for the loss, or a number.
+        entries = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+        tensors = [entry for entry in entries if isinstance(entry, Tensor) and entry.dim() > 1]
+        fitting = [tensor for tensor in tensors if tensor.shape[-1] == num_classes]
+        if len(fitting) > 1:
+            raise ValueError(
+                f"model: returned {' and '.join(map(describe, fitting))} in a tuple, which may all be the logits of "
+                f"{num_classes} classes; return a dict with `logits`. {SUPPORTED}"
+            )
+        logits = next(iter(fitting or tensors), None)
+    if hasattr(outputs, "logits") and not isinstance(outputs, (dict, tuple)):
+        raise ValueError(
+            f"model: returned a {type(outputs).__name__}, of which Trainer takes no loss; return a dict, a tuple or a "
+            "transformers.utils.ModelOutput"
+        )
+    if not isinstance(logits, Tensor) or logits.dim() < 2:
+        found = ", ".join(map(shown, outputs)) if isinstance(outputs, (tuple, list)) else shown(outputs)
+        raise ValueError(f"model: expected logits of shape (batch, ..., classes), but got {found}. {SUPPORTED}")
+    return logits
+
+
+def shown(value: Any) -> str:
+    """A value for a message, which never prints a tensor."""
+    return describe(value) if isinstance(value, Tensor) else type(value).__name__
