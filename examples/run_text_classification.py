@@ -214,12 +214,13 @@ def run(
     datasets = {}
     for split in needed:
         dataset = splits[split]
+        weights = {training_args.focal_sample_weight_column} & {*dataset.column_names}
         if labels[split] is not None:
             encoded = encode_labels(labels[split], names, multi_label, split)
-            dataset = dataset.select_columns(data_args.text_columns).add_column("labels", encoded)
+            dataset = dataset.select_columns([*data_args.text_columns, *weights]).add_column("labels", encoded)
         if limits[split] is not None:
             dataset = dataset.select(range(min(limits[split], len(dataset))))
-        unused = [name for name in dataset.column_names if name != "labels"]
+        unused = [name for name in dataset.column_names if name != "labels" and name not in weights]
         with training_args.main_process_first(desc=f"tokenizing the {split} split"):
             datasets[split] = dataset.map(tokenize, batched=True, remove_columns=unused, desc=f"Tokenizing {split}")
 

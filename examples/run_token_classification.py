@@ -155,7 +155,8 @@ def main() -> None:
     }
     datasets = {}
     for split in needed:
-        dataset = splits[split].select_columns([words])
+        weights = {training_args.focal_sample_weight_column} & {*splits[split].column_names}
+        dataset = splits[split].select_columns([words, *weights])
         if split in tags:
             dataset = dataset.add_column("labels", encode_tags(tags[split], dataset[words], names, split))
         if limits[split] is not None:

@@ -51,6 +51,20 @@ def test_embedded_default_without_arguments(monkeypatch, capsys):
     assert settings["gamma"] == 2 and settings["label_counts"] == [100, 56, 32, 18, 10]
 
 
+def test_a_column_of_sample_weights(model_folder):
+    """Examples of weight 0 are not learned: the model says nothing of their class."""
+    data = single_label_data()
+    data["importance"] = (data["label"] != "sport").astype(float)
+    file = write(data, "train.csv")
+    flags = [*common_flags(model_folder), "--train_file", file, "--validation_file", file, "--do_train", "--do_eval"]
+    run(SCRIPT, *flags, "--num_train_epochs", 10, "--focal_sample_weight_column", "importance")
+    assert json.loads(Path("out/eval_results.json").read_text())["eval_accuracy"] == 1.0
+    assert {pipeline("text-classification", model="out")(word)[0]["label"] for word in WORDS["sport"]} <= {
+        "chess",
+        "money",
+    }
+
+
 @pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
 def test_single_label_files(model_folder, capsys, kind):
     files = [write(single_label_data(), f"{split}.{kind}") for split in ("train", "valid", "test")]
