@@ -4,29 +4,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._known_labels import known_labels
+
 
 __all__ = ["apply_temperature", "fit_temperature"]
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
 
 
-def fit_temperature(posterior: Tensor, labels: Tensor) -> float:
+def fit_temperature(posterior: Tensor, labels: Tensor, *, multi_label: bool | None = None) -> float:
     r"""The temperature that makes held-out labels most likely (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
 
     It may follow [`class_posterior`], for what its formula cannot know (that the model overfits, say), or, on softmax,
     stand in its place: log-probabilities are logits up to a constant.
 
     Args:
-        posterior (`Tensor`): Probabilities of held-out examples, of any floating dtype: class probabilities of shape (N, C),
-            or, for multi-label data, one independent probability per label, (N, L).
-        labels (`Tensor`): Class ids of shape (N), where -100 is ignored; for multi-label data, 0 or 1 of shape (N, L).
+        posterior (`Tensor`): Probabilities of held-out examples, of any floating dtype: class probabilities of shape
+            (..., C), or, for multi-label data, one independent probability per label, (N, L).
+        labels (`Tensor`): Class ids of shape (...), where -100 is ignored; or, with ``multi_label=False``, rows of shape
+            (..., C), one-hot or class probabilities, where a row of -100 is ignored. For multi-label data, 0 or 1, or
+            their probabilities, of shape (N, L). Of probabilities it is the expected likelihood that is the largest.
+        multi_label (`bool`, *optional*): Whether an example has several labels; by default, if the labels have the shape
+            of `posterior`.
 
     Returns:
         `float`: The temperature, above 1 where the probabilities are over-confident. Held-out data without an error have
         no finite optimum, so it is held between 0.01 and 100.
 
     Raises:
-        `ValueError`: If the shapes do not fit, there are no labels, or they are no class ids.
+        `ValueError`: If the shapes do not fit, there are no labels, or they are neither class ids nor probabilities.
 
     Example:
 
@@ -40,26 +46,23 @@ def fit_temperature(posterior: Tensor, labels: Tensor) -> float:
 
     ```
     """
-    multi_label = labels.shape == posterior.shape
-    if not multi_label:
-        if posterior.dim() != 2 or labels.shape != posterior.shape[:1]:
-            raise ValueError(
-                f"labels: expected shape {tuple(posterior.shape[:1])} or {tuple(posterior.shape)}, as posterior has, but "
-                f"got {tuple(labels.shape)}"
-            )
-        posterior, labels = posterior[labels != -100], labels[labels != -100]
+    if multi_label is None:
+        multi_label = labels.shape == posterior.shape
+    is_known, labels = known_labels(posterior.shape, labels, multi_label)
+    posterior = posterior.reshape(-1, posterior.shape[-1])[is_known]
     if labels.numel() == 0:
         raise ValueError("labels: expected at least one that is not -100, but got none")
+    is_distribution = not multi_label and labels.dim() > 1
     low, high = labels.min().item(), labels.max().item()
-    largest = 1 if multi_label else posterior.shape[1] - 1
-    if low < 0 or high > largest:
+    largest = 1 if multi_label else posterior.shape[-1] - 1
+    if not (is_distribution or (low >= 0 and high <= largest)):
         raise ValueError(f"labels: expected values from 0 to {largest}, but got values from {low:g} to {high:g}")
 
     logits, labels = _logits(posterior, multi_label).detach(), labels.detach()
     log_temperature = torch.zeros((), dtype=torch.float64, device=logits.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
     loss = F.binary_cross_entropy_with_logits if multi_label else F.cross_entropy
-    targets = labels.double() if multi_label else labels.long()
+    targets = labels.double() if multi_label or is_distribution else labels.long()
 
     def negative_log_likelihood() -> Tensor:
         optimizer.zero_grad()

@@ -12,6 +12,7 @@ import torch
 from sklearn.metrics import precision_recall_curve
 from torch import Tensor
 
+from ._known_labels import known_labels
 from ._model_kinds import is_multi_label
 from .calibration import apply_temperature, fit_temperature
 from .posterior import class_posterior, shift_prior, sigmoid_class_posterior
@@ -195,14 +196,18 @@ def calibrate_config(logits: Tensor, labels: Tensor, config: Any) -> dict[str, A
 
     Args:
         logits (`Tensor`): Logits of examples that were not trained on, (..., C), of any floating dtype.
-        labels (`Tensor`): Class ids of shape (...), where -100 is ignored; for multi-label, 0 or 1 of the logits' shape.
+        labels (`Tensor`): Class ids of shape (...), where -100 is ignored; or rows of the logits' shape, which the
+            config's `problem_type` tells apart: of one class per example, one-hot or class probabilities; of several
+            labels, 0 or 1, or their probabilities. A row of -100 is ignored. Probabilities have the temperature of the
+            largest expected likelihood; for the thresholds they stand for the most probable class or answer.
         config (`PreTrainedConfig`): The model's config.
 
     Returns:
         `dict`: What has been stored, plain numbers: ``temperature``, and ``thresholds`` where there are any.
 
     Raises:
-        `ValueError`: If the config holds no settings of focal loss, gamma was a function of p_t, or the labels do not fit.
+        `ValueError`: If the config holds no settings of focal loss, gamma was a function of p_t, the labels do not fit, or
+            they are rows and the config has no `problem_type`.
 
     Example:
 
@@ -220,16 +225,20 @@ def calibrate_config(logits: Tensor, labels: Tensor, config: Any) -> dict[str, A
     """
     settings = replace(FocalSettings.from_config(config), temperature=None, thresholds=None)
     multi_label = bool(is_multi_label(config))
-    posterior = posterior_from_settings(logits, settings, multi_label=multi_label)
-    if not multi_label:
-        posterior, labels = posterior.flatten(0, -2), labels.flatten()
-        posterior, labels = posterior[labels != -100], labels[labels != -100]
-    found: dict[str, Any] = {"temperature": fit_temperature(posterior, labels)}
+    if is_multi_label(config) is None and labels.shape == logits.shape:
+        raise ValueError(
+            "config: labels of the shape of the logits take a problem_type, 'single_label_classification' for class "
+            "probabilities or 'multi_label_classification', but got None"
+        )
+    is_known, labels = known_labels(logits.shape, labels, multi_label)
+    posterior = posterior_from_settings(logits, settings, multi_label=multi_label).flatten(0, -2)[is_known]
+    found: dict[str, Any] = {"temperature": fit_temperature(posterior, labels, multi_label=multi_label)}
     posterior = apply_temperature(posterior, found["temperature"], multi_label=multi_label)
     if multi_label:
-        found["thresholds"] = fit_thresholds(posterior, labels, min_f1=_MIN_F1)
+        found["thresholds"] = fit_thresholds(posterior, (labels > 0.5).long(), min_f1=_MIN_F1)
     elif posterior.shape[-1] == 2:
-        found["thresholds"] = fit_thresholds(posterior[:, 1], labels)
+        classes = labels if labels.dim() == 1 else labels.argmax(-1)
+        found["thresholds"] = fit_thresholds(posterior[:, 1], classes)
     replace(settings, **found).store_in(config)
     return found
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 
 from hf_focal import apply_temperature, fit_temperature
 
@@ -69,6 +70,53 @@ def test_ignored_labels():
     assert fit_temperature(posterior, ignored) == fit_temperature(posterior[:1000], labels)
 
 
+@pytest.mark.parametrize("dtype", [torch.long, torch.bool, torch.bfloat16, torch.float64])
+def test_one_hot_rows_are_class_ids(dtype):
+    logits, labels = drawn(200)
+    rows = torch.nn.functional.one_hot(labels, 4).to(dtype)
+    posterior = (2 * logits).softmax(-1)
+    assert fit_temperature(posterior, rows, multi_label=False) == fit_temperature(posterior, labels)
+    independent = fit_temperature(posterior, rows.double())
+    assert independent == fit_temperature(posterior, rows.double(), multi_label=True)
+    assert independent != pytest.approx(fit_temperature(posterior, labels), rel=0.01)
+
+
+def test_class_probabilities_have_the_largest_expected_likelihood():
+    """The reference is a search over the formula, on tokens, some of which have no label."""
+    logits = drawn(300)[0].reshape(50, 6, 4)
+    targets = (logits / 1.7 + drawn(300)[0].flip(0).reshape(50, 6, 4) / 2).softmax(-1)
+
+    def expected(log_temperature, known):
+        scaled = logits[known] / torch.tensor(log_temperature, dtype=torch.float64).exp()
+        return -(targets[known] * scaled.log_softmax(-1)).sum(-1).mean().item()
+
+    is_known = torch.rand(50, 6, generator=torch.Generator().manual_seed(0)) < 0.7
+    found = {}
+    for name, known in (("all", torch.ones_like(is_known)), ("some", is_known)):
+        labels = targets.masked_fill(~known[..., None], -100)
+        found[name] = fit_temperature(logits.softmax(-1), labels, multi_label=False)
+        best = minimize_scalar(expected, args=(known,), bounds=(-3, 3), method="bounded", options={"xatol": 1e-9})
+        assert found[name] == pytest.approx(torch.tensor(best.x).exp().item(), rel=1e-4)
+    assert found["all"] != pytest.approx(found["some"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "message, rows",
+    [
+        ("expected probabilities that sum to 1, but got sums from 0.5 to 1", [[0.5, 0.0], [0.0, 1.0]]),
+        ("expected probabilities that sum to 1, but got sums from 1 to 2", [[1, 1], [0, 1]]),
+        (r"expected probabilities in \[0, 1\], but got values from -0.5 to 1.5", [[-0.5, 1.5], [0.0, 1.0]]),
+        (r"expected probabilities in \[0, 1\], but got values from -100 to 1", [[-100.0, 1.0], [0.0, 1.0]]),
+        (r"expected probabilities in \[0, 1\], but got values from nan", [[float("nan"), 1.0], [0.0, 1.0]]),
+        ("expected at least one that is not -100", [[-100.0, -100.0], [-100.0, -100.0]]),
+        (r"expected shape \(2,\) or \(2, 2\), but got \(2, 3\)", [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]),
+    ],
+)
+def test_rows_that_are_no_class_probabilities_are_refused(message, rows):
+    with pytest.raises(ValueError, match=f"labels: {message}"):
+        fit_temperature(torch.tensor([[0.7, 0.3], [0.4, 0.6]]), torch.tensor(rows), multi_label=False)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_dtypes(dtype):
     posterior = drawn(100)[0].softmax(-1).to(dtype)
@@ -83,6 +131,7 @@ def test_dtypes(dtype):
         ("labels: expected at least one that is not -100", torch.rand(2, 3), torch.tensor([-100, -100])),
         ("labels: expected values from 0 to 2, but got values from 0 to 3", torch.rand(2, 3), torch.tensor([0, 3])),
         ("labels: expected values from 0 to 1", torch.rand(1, 2), torch.tensor([[0, 2]])),
+        ("labels: expected values from 0 to 1, but got .* nan", torch.rand(1, 2), torch.tensor([[0, float("nan")]])),
     ],
 )
 def test_wrong_labels_are_refused(message, posterior, labels):

@@ -12,6 +12,7 @@ from hf_focal import (
     apply_temperature,
     calibrate_config,
     class_posterior,
+    fit_temperature,
     fit_thresholds,
     flsd_53,
     operating_point_scores,
@@ -229,6 +230,73 @@ class TestCalibrateConfig:
         found = calibrate_config(logits, labels.masked_fill(ignored, -100), config_of(2))
         assert found == calibrate_config(logits[~ignored], labels[~ignored], config_of(2))
         assert found != calibrate_config(logits, labels, config_of(2)) and len(found["thresholds"]) == 1
+
+    @pytest.mark.parametrize("num_labels", [2, 3])
+    @pytest.mark.parametrize("dtype", [torch.long, torch.float32])
+    def test_one_hot_rows_of_a_single_label_are_class_ids(self, num_labels, dtype):
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(60, 3, num_labels, generator=generator)
+        labels = logits.flatten(0, 1).softmax(-1).multinomial(1, generator=generator).reshape(60, 3)
+        rows = torch.nn.functional.one_hot(labels, num_labels).to(dtype)
+        expected = calibrate_config(logits, labels, config_of(num_labels))
+        assert calibrate_config(logits, rows, config_of(num_labels)) == expected
+        labels[::4], rows[::4] = -100, -100
+        expected = calibrate_config(logits, labels, config_of(num_labels))
+        assert calibrate_config(logits, rows, config_of(num_labels)) == expected
+
+    def test_class_probabilities(self):
+        """The temperature is that of `fit_temperature`, the threshold that of the most probable class."""
+        generator = torch.Generator().manual_seed(0)
+        logits, noise = torch.randn(2, 80, 2, generator=generator)
+        probabilities = (3 * logits + noise).softmax(-1)
+        found = calibrate_config(logits, probabilities, config_of(2))
+        posterior = posterior_from_config(logits, config_of(2))
+        assert found["temperature"] == fit_temperature(posterior, probabilities, multi_label=False)
+        scaled = apply_temperature(posterior, found["temperature"])
+        assert found["thresholds"] == fit_thresholds(scaled[:, 1], probabilities.argmax(-1))
+
+    def test_rows_of_several_labels_that_are_not_known(self):
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(80, 3, generator=generator)
+        labels = torch.bernoulli(logits.sigmoid(), generator=generator)
+        labels[::4] = -100
+        known = labels[:, 0] >= 0
+        expected = calibrate_config(logits[known], labels[known], config_of(3, multi_label=True))
+        assert calibrate_config(logits, labels, config_of(3, multi_label=True)) == expected
+
+    def test_labels_of_one_logit(self):
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(80, 1, generator=generator)
+        labels = torch.bernoulli(logits.sigmoid(), generator=generator).long()
+        expected = calibrate_config(logits, labels, config_of(1, multi_label=True))
+        assert calibrate_config(logits, labels[:, 0], config_of(1, multi_label=True)) == expected
+
+    def test_probabilities_of_several_labels(self):
+        generator = torch.Generator().manual_seed(0)
+        logits, noise = torch.randn(2, 80, 2, generator=generator)
+        probabilities = (logits + noise).sigmoid()
+        found = calibrate_config(logits, probabilities, config := config_of(2, multi_label=True))
+        expected = fit_thresholds(posterior_from_config(logits, config), (probabilities > 0.5).long(), min_f1=0.2)
+        assert found["thresholds"] == expected
+
+    @pytest.mark.parametrize(
+        "message, labels, config",
+        [
+            ("labels: expected probabilities that sum to 1, but got sums from 1 to 2", [[1, 1], [0, 1]], config_of(2)),
+            ("labels: expected probabilities in", [[-100.0, 1.0], [0.0, 1.0]], config_of(2)),
+            ("labels: expected shape", [0, 1, 1], config_of(2)),
+            (
+                "config: labels of the shape of the logits take a problem_type",
+                [[1.0, 0.0], [0.0, 1.0]],
+                BertConfig(num_labels=2, focal_loss={"gamma": 2.0, "alpha": None}),
+            ),
+        ],
+    )
+    def test_rows_that_are_refused(self, message, labels, config):
+        before = dict(config.focal_loss)
+        with pytest.raises(ValueError, match=message):
+            calibrate_config(torch.tensor([[1.0, 0.0], [0.0, 0.5]]), torch.tensor(labels), config)
+        assert config.focal_loss == before
 
     def test_a_rare_label_of_several_is_not_predicted_nearly_everywhere(self):
         generator = torch.Generator().manual_seed(0)
