@@ -1,5 +1,6 @@
 """The metrics of imbalanced classification: for `Trainer(compute_metrics=...)` and as an `evaluate` module."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from math import isnan, nan
 from statistics import fmean, stdev
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import evaluate
 import numpy as np
+import torch
 from datasets import Features, List, Value
 from scipy.special import expit, log_expit, log_softmax
 from scipy.stats import rankdata, t
@@ -17,11 +19,15 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
+from ._known_labels import known_labels
+
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction
 
 __all__ = ["ImbalancedClassification", "class_groups", "compute_metrics", "mean_and_interval"]
+
+_IS_MULTI_LABEL = {"single_label_classification": False, "multi_label_classification": True}
 
 
 def class_groups(label_counts: Sequence[float] | np.ndarray) -> dict[str, list[int]]:
@@ -54,10 +60,12 @@ def class_groups(label_counts: Sequence[float] | np.ndarray) -> dict[str, list[i
 class ImbalancedClassification(evaluate.Metric):
     """An `evaluate` metric that shows what accuracy hides on imbalanced data; nothing is loaded from the Hub.
 
-    `compute` takes logits as `predictions`, shape (N, C), and as `references` class ids, shape (N), where -100 is ignored;
-    or, with the configuration ``"multilabel"``, rows of 0 and 1, shape (N, C). Optional are `label_names` (C different
-    strings) and `label_counts` (training examples of each class, shape (C)). The predicted class is the one of the highest
-    logit; for multi-label data, every class with a logit above 0. A logit may be -inf (a masked class). It returns:
+    `compute` takes logits as `predictions`, shape (N, C), and as `references` class ids, shape (N), where -100 is ignored,
+    or rows of shape (N, C), one-hot or class probabilities; or, with the configuration ``"multilabel"``, rows of 0 and 1,
+    shape (N, C). A row of -100 is ignored. One logit, C = 1, is that of a label, whatever the configuration. Optional are
+    `label_names` (C different strings), `label_counts` (training examples of each class, shape (C)) and `sample_weight`
+    (how much each example counts, a number >= 0, shape (N)). The predicted class is the one of the highest logit; for
+    multi-label data, every class with a logit above 0. A logit may be -inf (a masked class). It returns:
 
     - `accuracy` (for multi-label data, of whole rows); for single-label data also `balanced_accuracy`, the mean recall
       of the classes in the references, and `matthews_correlation`, 0 where either side has one class only.
@@ -67,13 +75,21 @@ class ImbalancedClassification(evaluate.Metric):
       occur in references or predictions. A group without any has no entry.
     - `expected_calibration_error` over 15 bins of equal mass, the "adaptive" one of
       [Nixon et al. (2019)](https://arxiv.org/abs/1904.01685); equal confidences share a bin. What is calibrated is the
-      probability of the predicted class; for multi-label data, that of every label of every row, pooled.
+      probability of the predicted class; for multi-label data, that of every label of every row, pooled. A bin has as many
+      examples as the others, whatever their weights, which weigh the means within a bin and the bins.
     - `brier_score`, per example the sum over classes, 0 to 2, as in
       [Brier (1950)](https://doi.org/10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2), and `negative_log_likelihood`,
       infinite if a true class was masked; for multi-label data, both are means over the labels of all rows.
     - For multi-label data, `average_precision_macro` over the labels that occur in the references, if any do.
     - `per_class`: `precision`, `recall`, `f1`, `support` of each class by its name (without names, ``"0"``, ``"1"``, ...),
       and the `average_precision` of multi-label classes that occur in the references.
+
+    The class of an example with class probabilities is the most probable one, of equal ones the first. The calibration
+    error, the Brier score and the likelihood are the expected ones: as if the example stood there once with each class,
+    weighted by its probability.
+
+    With a `sample_weight` of 2 an example counts as if it stood there twice (but for the bins of the calibration error),
+    and with 0 as if it did not. Only `support` is a count of examples whatever their weights.
 
     Args:
         config_name (`str`, *optional*): ``"multilabel"`` for multi-label data.
@@ -82,7 +98,8 @@ class ImbalancedClassification(evaluate.Metric):
 
     Raises:
         `ValueError`: For another configuration. By `compute`, for no labels at all, labels that are not as above, NaN or
-        +inf among the logits, a row of nothing but -inf, or names or counts that are not one per class.
+        +inf among the logits, a row of nothing but -inf, names or counts that are not one per class, or weights that are
+        not one per example, finite, >= 0 and above 0 for some that has a label.
 
     Example:
 
@@ -107,12 +124,13 @@ class ImbalancedClassification(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         # Multi-hot rows are floats, because Arrow would make a 0 of a soft label of 0.7 without a word.
-        references = List(Value("float64")) if self.config_name == "multilabel" else Value("int64")
+        rows, ids = List(Value("float64")), Value("int64")
+        forms = [rows] if self.config_name == "multilabel" else [ids, rows]
         return evaluate.MetricInfo(
             description="The metrics of imbalanced classification, from logits.",
             citation="",
             inputs_description=type(self).__doc__,
-            features=Features({"predictions": List(Value("float64")), "references": references}),
+            features=[Features({"predictions": rows, "references": references}) for references in forms],
         )
 
     def _compute(
@@ -121,8 +139,13 @@ class ImbalancedClassification(evaluate.Metric):
         references: list,
         label_names: Sequence[str] | None = None,
         label_counts: Sequence[float] | np.ndarray | None = None,
+        sample_weight: Sequence[float] | np.ndarray | None = None,
     ) -> dict[str, Any]:
-        return _metrics(np.asarray(predictions), np.asarray(references), label_names, label_counts)
+        weights = _as_weights(sample_weight, len(references))
+        is_multi_label = self.config_name == "multilabel"
+        return _metrics(
+            np.asarray(predictions), np.asarray(references), weights, is_multi_label, label_names, label_counts
+        )
 
 
 def compute_metrics(
@@ -130,23 +153,33 @@ def compute_metrics(
     label_names: Sequence[str] | None = None,
     label_counts: Sequence[float] | np.ndarray | None = None,
     per_class: bool = False,
+    *,
+    problem_type: str | None = None,
+    sample_weight: Sequence[float] | np.ndarray | None = None,
 ) -> dict[str, float]:
     """The metrics of [`ImbalancedClassification`] for `Trainer(compute_metrics=...)`.
 
     Args:
         eval_prediction (`EvalPrediction`): Logits of shape (N, C), or (N, L, C) for tokens, alone or the first of a tuple.
-            The labels are class ids of shape (N), (N, 1) or (N, L), where -100 is ignored, or rows of 0 and 1 of the shape
-            (N, C), which are multi-label.
+            The labels are class ids of shape (N), (N, 1) or (N, L), where -100 is ignored, or rows of the shape of the
+            logits; see `problem_type`.
         label_names (sequence of `str`, *optional*): Name of each class; bind it with `functools.partial`.
         label_counts (sequence or array, shape (C), *optional*): Training examples of each class, for `f1_head`, `f1_mid`
             and `f1_tail`.
         per_class (`bool`, defaults to `False`): Whether to add `spam_precision`, `spam_recall`, ... for every class.
+        problem_type (`str`, *optional*): That of the model's config, to bind as well, as it is what tells how rows of
+            labels are meant: with ``"single_label_classification"`` they are one-hot or class probabilities, with
+            ``"multi_label_classification"`` 0 and 1 for each of several labels. A row of -100 is ignored. Without it rows
+            are multi-label, as they are for a model of transformers whose config does not say, with a warning if each has
+            a single 1.
+        sample_weight (sequence or array, shape (N), *optional*): How much each example, or each token of it, counts; at
+            least 0.
 
     Returns:
         `dict[str, float]`: One number per name, without `per_class`; empty if there are no labels but -100.
 
     Raises:
-        `ValueError`: As [`ImbalancedClassification`] does.
+        `ValueError`: As [`ImbalancedClassification`] does, and for another `problem_type`.
 
     Example:
 
@@ -165,11 +198,15 @@ def compute_metrics(
     """
     logits, labels = eval_prediction.predictions, np.asarray(eval_prediction.label_ids)
     logits = np.asarray(logits[0] if isinstance(logits, tuple) else logits)
-    if labels.shape != logits.shape and labels.shape in (logits.shape[:-1], (*logits.shape[:-1], 1)):
-        logits, labels = logits.reshape(labels.size, -1) if labels.size else logits, labels.ravel()
+    if problem_type not in (None, *_IS_MULTI_LABEL):
+        raise ValueError(f"problem_type: expected one of {', '.join(_IS_MULTI_LABEL)}, but got {problem_type!r}")
+    weights = _as_weights(sample_weight, len(labels))
     if (labels == -100).all():
         return {}
-    metrics = _metrics(logits, labels, label_names, label_counts)
+    is_multi_label = labels.shape == logits.shape if problem_type is None else _IS_MULTI_LABEL[problem_type]
+    if problem_type is None and is_multi_label:
+        _check_multi_hot(labels)
+    metrics = _metrics(logits, labels, weights, is_multi_label, label_names, label_counts)
     by_name = metrics.pop("per_class")
     if per_class:
         metrics |= {f"{name}_{key}": value for name, values in by_name.items() for key, value in values.items()}
@@ -205,25 +242,62 @@ def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
     return fmean(known), float(t.ppf(0.975, len(known) - 1)) * stdev(known) / len(known) ** 0.5
 
 
+def _as_weights(sample_weight: Sequence[float] | np.ndarray | None, num_examples: int) -> np.ndarray:
+    """One weight per example."""
+    if sample_weight is None:
+        return np.ones(num_examples)
+    weights = np.asarray(sample_weight)
+    if weights.shape != (num_examples,):
+        raise ValueError(
+            f"sample_weight: expected one number for each of {num_examples} examples, but got shape {weights.shape}"
+        )
+    if weights.dtype.kind not in "biuf" or not (np.isfinite(weights) & (weights >= 0)).all():
+        raise ValueError(f"sample_weight: expected finite numbers >= 0, but got {weights}")
+    return weights.astype(np.float64)
+
+
+def _check_multi_hot(rows: np.ndarray) -> None:
+    """Whether rows of labels can be those of several labels, and whether they are likely to be."""
+    rows = rows[(rows != -100).any(-1)]
+    is_label = np.isin(rows, [0, 1])
+    if not is_label.all():
+        raise ValueError(
+            f"references: expected rows of 0 and 1, but got {rows[~is_label][0]}; class probabilities take "
+            "problem_type='single_label_classification', bound with functools.partial"
+        )
+    if rows.shape[-1] > 1 and (rows.sum(-1) == 1).all():
+        warnings.warn(
+            "compute_metrics: every row of labels has a single 1, and is taken as one of several labels; bind problem_type="
+            "'single_label_classification' with functools.partial if an example has one class, and "
+            "'multi_label_classification' if not",
+            stacklevel=3,
+        )
+
+
 def _metrics(
     logits: np.ndarray,
     labels: np.ndarray,
+    weights: np.ndarray,
+    is_multi_label: bool,
     label_names: Sequence[str] | None,
     label_counts: Sequence[float] | np.ndarray | None,
 ) -> dict[str, Any]:
-    """The metrics of logits (N, C) and labels, class ids (N) or rows of 0 and 1 (N, C)."""
-    if logits.ndim != 2 or labels.shape not in (logits.shape, logits.shape[:1]):
-        raise ValueError(
-            "predictions: expected logits of shape (N, C) for references of shape (N) or (N, C), but got shapes "
-            f"{logits.shape} and {labels.shape}"
-        )
-    num_classes, is_multi_label = logits.shape[1], labels.ndim == 2
-    if not is_multi_label:
-        logits, labels = logits[labels != -100], labels[labels != -100]
+    """The metrics of logits (N, ..., C), labels, class ids (N, ...) or rows (N, ..., C), and weights (N)."""
+    if logits.ndim < 2:
+        raise ValueError(f"predictions: expected logits of shape (N, C) or (N, L, C), but got {logits.shape}")
+    num_classes = logits.shape[-1]
+    is_multi_label = is_multi_label or num_classes == 1
+    known = known_labels(logits.shape, torch.tensor(labels), is_multi_label, "references")
+    is_known, labels = (part.numpy() for part in known)
+    logits = logits.reshape(-1, num_classes)[is_known]
+    weights = weights.repeat(len(is_known) // len(weights))[is_known]  # of each token, if there are any
     if not labels.size:
         raise ValueError("references: expected at least one label other than -100, but got none")
+    if not weights.any():
+        raise ValueError("sample_weight: expected a number above 0 for some example with a label, but got none")
+    logits, labels, weights = logits[weights > 0], labels[weights > 0], weights[weights > 0]
     is_label = np.isin(labels, [0, 1] if is_multi_label else range(num_classes))
-    if not is_label.all():
+    if (is_multi_label or labels.ndim == 1) and not is_label.all():
         expected = "rows of 0 and 1" if is_multi_label else f"-100 or class ids from 0 to {num_classes - 1}"
         raise ValueError(f"references: expected {expected}, but got {labels[~is_label][0]}")
     logits = logits.astype(np.float64)
@@ -237,24 +311,33 @@ def _metrics(
 
     if is_multi_label:
         truth, guess, p = labels == 1, logits > 0, expit(logits)
-        log_likelihood = log_expit(np.where(truth, logits, -logits))
-        confidence, outcome, squares = p.ravel(), truth.ravel(), (p - truth) ** 2
+        log_likelihood = log_expit(np.where(truth, logits, -logits)).ravel()
+        confidence, outcome, squares = p.ravel(), truth.ravel(), ((p - truth) ** 2).ravel()
     else:
-        truth, guess = (ids[:, None] == np.arange(num_classes) for ids in (labels, logits.argmax(1)))
+        ids, guessed = labels if labels.ndim == 1 else labels.argmax(1), logits.argmax(1)
+        truth, guess = (classes[:, None] == np.arange(num_classes) for classes in (ids, guessed))
+        target = truth.astype(np.float64) if labels.ndim == 1 else labels
         log_p = log_softmax(logits, axis=1)
-        p, log_likelihood = np.exp(log_p), log_p[truth]
-        confidence, outcome, squares = p.max(1), truth[guess], ((p - truth) ** 2).sum(1)
+        p = np.exp(log_p)
+        log_likelihood = np.multiply(target, log_p, out=np.zeros_like(log_p), where=target > 0).sum(1)
+        confidence, outcome = p.max(1), target[guess]
+        squares = ((p - target) ** 2).sum(1) + (target * (1 - target)).sum(
+            1
+        )  # the latter for the variance of the class
+    masses = weights.repeat(len(confidence) // len(weights))  # of each label, if there are several
     # In one column scikit-learn would see two classes, 0 and 1; with a second one it sees labels.
     padded = [np.pad(rows.astype(int), ((0, 0), (0, 1))) for rows in (truth, guess)]
-    settings = {"labels": range(num_classes), "zero_division": 0}
-    precision, recall, f1, support = precision_recall_fscore_support(*padded, **settings)
-    occurs = (truth | guess).any(0)
+    settings = {"labels": range(num_classes), "zero_division": 0, "sample_weight": weights}
+    precision, recall, f1, _ = precision_recall_fscore_support(*padded, **settings)
+    support, occurs = truth.sum(0), (truth | guess).any(0)
 
-    metrics: dict[str, Any] = {"accuracy": (truth == guess).all(1).mean()}
+    metrics: dict[str, Any] = {"accuracy": np.average((truth == guess).all(1), weights=weights)}
     if not is_multi_label:
         metrics["balanced_accuracy"] = recall[support > 0].mean()
         has_classes = truth.any(0).sum() > 1 and guess.any(0).sum() > 1
-        metrics["matthews_correlation"] = matthews_corrcoef(labels, logits.argmax(1)) if has_classes else 0.0
+        metrics["matthews_correlation"] = (
+            matthews_corrcoef(ids, guessed, sample_weight=weights) if has_classes else 0.0
+        )
     metrics["f1_macro"] = (f1 if is_multi_label else f1[occurs]).mean()
     for average in ("micro", "weighted"):
         metrics[f"f1_{average}"] = f1_score(*padded, average=average, **settings)
@@ -265,16 +348,20 @@ def _metrics(
             if occurs[classes].any():
                 metrics[f"f1_{group}"] = f1[classes][occurs[classes]].mean()
     edges = np.quantile(confidence, np.arange(1, 15) / 15)
-    gaps = np.bincount(np.searchsorted(edges, confidence, side="right"), weights=outcome - confidence)
-    metrics["expected_calibration_error"] = np.abs(gaps).sum() / len(confidence)
-    metrics["brier_score"] = squares.mean()
-    metrics["negative_log_likelihood"] = abs(log_likelihood.mean())
+    bins = np.searchsorted(edges, confidence, side="right")
+    gaps = np.bincount(bins, weights=masses * (outcome - confidence))
+    metrics["expected_calibration_error"] = np.abs(gaps).sum() / masses.sum()
+    metrics["brier_score"] = np.average(squares, weights=masses)
+    metrics["negative_log_likelihood"] = abs(np.average(log_likelihood, weights=masses))
 
     per_class = {"precision": precision, "recall": recall, "f1": f1, "support": support}
     metrics["per_class"] = {name: {key: per_class[key][i].item() for key in per_class} for i, name in enumerate(names)}
     if is_multi_label and truth.any():
         ranks = rankdata(logits, method="dense", axis=0)  # all that matters, and finite
-        found = {i: float(average_precision_score(truth[:, i], ranks[:, i])) for i in np.flatnonzero(support)}
+        found = {
+            i: float(average_precision_score(truth[:, i], ranks[:, i], sample_weight=weights))
+            for i in np.flatnonzero(support)
+        }
         for i, average_precision in found.items():
             metrics["per_class"][names[i]]["average_precision"] = average_precision
         metrics["average_precision_macro"] = np.mean(list(found.values()))

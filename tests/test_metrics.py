@@ -7,7 +7,14 @@ import evaluate
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.metrics import average_precision_score, f1_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    f1_score,
+    log_loss,
+    matthews_corrcoef,
+)
 from transformers import EvalPrediction
 
 from hf_focal.metrics import ImbalancedClassification, class_groups, compute_metrics, mean_and_interval
@@ -184,6 +191,207 @@ def test_multi_label_for_trainer():
     labels = np.array([[1.0, 0], [0, 1], [1, 1]])
     result = compute_metrics(EvalPrediction(predictions=10 * labels - 5, label_ids=labels))
     assert result["f1_micro"] == result["average_precision_macro"] == 1 and "balanced_accuracy" not in result
+
+
+as_single_label = partial(compute_metrics, problem_type="single_label_classification", per_class=True)
+
+
+@pytest.mark.parametrize("dtype", [int, bool, np.float32])
+def test_one_hot_rows_of_a_single_label_are_class_ids(dtype):
+    logits, labels = random_data(60)
+    rows = np.eye(4, dtype=dtype)[labels]
+    expected = as_single_label(EvalPrediction(logits, labels))
+    assert as_single_label(EvalPrediction(logits, rows)) == expected
+    assert as_single_label(EvalPrediction(logits.reshape(10, 6, 4), rows.reshape(10, 6, 4))) == expected
+    whole = ImbalancedClassification().compute(predictions=logits, references=rows)
+    assert whole == ImbalancedClassification().compute(predictions=logits, references=labels)
+
+
+def test_rows_of_tokens_without_a_label_do_not_count():
+    logits, labels = random_data(60)
+    rows = np.eye(4)[labels]
+    labels[::3], rows[::3] = -100, -100
+    tokens = EvalPrediction(logits.reshape(10, 6, 4), rows.reshape(10, 6, 4))
+    assert as_single_label(tokens) == as_single_label(EvalPrediction(logits, labels))
+    assert as_single_label(EvalPrediction(logits, np.full((60, 4), -100))) == {}
+
+
+def test_rows_of_several_labels_that_are_not_known_do_not_count():
+    rng = np.random.default_rng(0)
+    rows = (rng.random((60, 4)) < 0.4).astype(int)
+    logits = rng.normal(size=rows.shape) + rows
+    rows[::3] = -100
+    expected = compute_metrics(EvalPrediction(logits[rows[:, 0] >= 0], rows[rows[:, 0] >= 0]))
+    assert compute_metrics(EvalPrediction(logits, rows)) == expected
+    assert compute_metrics(EvalPrediction(logits.reshape(10, 6, 4), rows.reshape(10, 6, 4))) == expected
+
+
+def test_one_logit_is_that_of_a_label():
+    rows = (np.random.default_rng(0).random((60, 1)) < 0.4).astype(int)
+    logits = np.random.default_rng(1).normal(size=rows.shape) + rows
+    expected = compute_metrics(EvalPrediction(logits, rows))
+    assert expected["accuracy"] == ((logits > 0) == rows).mean()
+    for problem_type in (None, "single_label_classification", "multi_label_classification"):
+        for labels in (rows, rows[:, 0]):
+            assert compute_metrics(EvalPrediction(logits, labels), problem_type=problem_type) == expected
+    whole = ImbalancedClassification().compute(predictions=logits, references=rows[:, 0])
+    assert whole == ImbalancedClassification("multilabel").compute(predictions=logits, references=rows)
+
+
+def test_class_probabilities_by_hand():
+    logits = np.log([[0.8, 0.2], [0.3, 0.7]])
+    result = as_single_label(EvalPrediction(logits, np.array([[0.6, 0.4], [0.75, 0.25]])))
+    expected = {
+        "accuracy": 0.5,  # the most probable class is 0 both times
+        "0_recall": 0.5,
+        "0_support": 2,
+        "negative_log_likelihood": -(0.6 * np.log(0.8) + 0.4 * np.log(0.2) + 0.75 * np.log(0.3) + 0.25 * np.log(0.7))
+        / 2,
+        # 2 * 0.2 ** 2 with a probability of 0.6, 2 * 0.8 ** 2 with one of 0.4; and so on
+        "brier_score": (0.6 * 0.08 + 0.4 * 1.28 + 0.75 * 0.98 + 0.25 * 0.18) / 2,
+        "expected_calibration_error": (abs(0.6 - 0.8) + abs(0.25 - 0.7)) / 2,
+    }
+    assert {name: result[name] for name in expected} == pytest.approx(expected)
+
+
+def test_class_probabilities_are_each_class_weighted_by_its_probability():
+    logits, _ = random_data(60)
+    probabilities = softmax(random_data(60, seed=1)[0])
+    soft = ImbalancedClassification().compute(predictions=logits, references=probabilities)
+    spread = ImbalancedClassification().compute(
+        predictions=logits.repeat(4, 0), references=np.tile(range(4), 60), sample_weight=probabilities.ravel()
+    )
+    of_argmax = ImbalancedClassification().compute(predictions=logits, references=probabilities.argmax(1))
+    expected = {**of_argmax, **{name: spread[name] for name in ("brier_score", "negative_log_likelihood")}}
+    del soft["expected_calibration_error"], expected["expected_calibration_error"]
+    assert soft.pop("per_class") == expected.pop("per_class") and soft == pytest.approx(expected)
+
+
+def test_a_masked_class_without_probability_costs_nothing():
+    logits = np.array([[0.0, 0.0, -np.inf]])
+    result = as_single_label(EvalPrediction(logits, np.array([[0.25, 0.75, 0.0]])))
+    assert result["negative_log_likelihood"] == pytest.approx(np.log(2))
+    result = as_single_label(EvalPrediction(logits, np.array([[0.25, 0.5, 0.25]])))
+    assert result["negative_log_likelihood"] == np.inf
+
+
+def test_what_rows_mean_has_to_be_said():
+    logits, labels = random_data(60)
+    one_hot = EvalPrediction(logits, np.eye(4)[labels])
+    with pytest.warns(
+        UserWarning, match="every row of labels has a single 1.*bind problem_type='single_label"
+    ) as found:
+        unsaid = compute_metrics(one_hot)
+    assert unsaid == compute_metrics(one_hot, problem_type="multi_label_classification")
+    assert len(found) == 1 and found[0].filename == __file__
+    assert unsaid["accuracy"] < as_single_label(one_hot)["accuracy"] == (logits.argmax(1) == labels).mean()
+    with pytest.raises(ValueError, match="but got 0.25; class probabilities take problem_type='single_label_class"):
+        compute_metrics(EvalPrediction(logits[:1], np.full((1, 4), 0.25)))
+    one_label = EvalPrediction(logits[:, :1], np.ones((60, 1)))
+    assert compute_metrics(one_label)["f1_micro"] > 0  # without a warning: there is no class but one
+
+
+@pytest.mark.parametrize(
+    "message, labels, problem_type",
+    [
+        ("problem_type: expected one of single_label_classification, multi_label_classification", [0], "regression"),
+        (r"references: expected shape \(1, 2\), but got \(1,\)", [0], "multi_label_classification"),
+        ("references: expected rows of 0 and 1, but got -100", [[1, -100]], "multi_label_classification"),
+        ("references: expected rows of 0 and 1, but got 0.5", [[0.5, 0.5]], "multi_label_classification"),
+        ("references: expected probabilities that sum to 1", [[1, 1]], "single_label_classification"),
+        (r"references: expected probabilities in \[0, 1\]", [[1.0, -100.0]], "single_label_classification"),
+        ("references: expected probabilities in .* nan to nan", [[1.0, np.nan]], "single_label_classification"),
+        ("references: expected -100 or class ids from 0 to 1, but got 2", [2], "single_label_classification"),
+    ],
+)
+def test_labels_that_do_not_fit_the_problem_type(message, labels, problem_type):
+    with pytest.raises(ValueError, match=message):
+        compute_metrics(EvalPrediction(np.array([[0.0, 1.0]]), np.array(labels)), problem_type=problem_type)
+
+
+def without_bins(metrics):
+    """All but the calibration error, whose bins do not heed weights, and the support, which counts examples."""
+    return {name: value for name, value in metrics.items() if name.split("_")[-1] not in ("error", "support")}
+
+
+@pytest.mark.parametrize("kind", ["ids", "probabilities", "multi_label", "tokens"])
+def test_a_weight_is_as_many_examples(kind):
+    rng = np.random.default_rng(3)
+    logits, labels = random_data(60, seed=3)
+    weights = rng.integers(4, size=60)
+    weights[labels == 3] = 0  # a class that does not count at all
+    if kind == "probabilities":
+        labels = softmax(logits + rng.normal(size=logits.shape))
+    elif kind == "multi_label":
+        labels = (rng.random((60, 4)) < 0.3).astype(float)
+    elif kind == "tokens":
+        labels[::5] = -100
+        logits, labels, weights = logits.reshape(20, 3, 4), labels.reshape(20, 3), weights[:20]
+    problem_type = f"{'multi' if kind == 'multi_label' else 'single'}_label_classification"
+    metrics = partial(compute_metrics, problem_type=problem_type, per_class=True, label_counts=[4, 3, 2, 1])
+    weighted = metrics(EvalPrediction(logits, labels), sample_weight=weights)
+    repeated = metrics(EvalPrediction(logits.repeat(weights, 0), labels.repeat(weights, 0)))
+    assert without_bins(weighted) == pytest.approx(without_bins(repeated), rel=1e-12)
+    assert metrics(EvalPrediction(logits, labels), sample_weight=weights / 7) == pytest.approx(weighted)
+    unweighted = metrics(EvalPrediction(logits, labels))
+    assert metrics(EvalPrediction(logits, labels), sample_weight=np.ones(len(logits))) == unweighted
+    assert without_bins(weighted) != pytest.approx(without_bins(unweighted), rel=0.01)
+    counted = metrics(EvalPrediction(logits[weights > 0], labels[weights > 0]))
+    assert {name: counted[name] for name in counted if "support" in name}.items() <= weighted.items()
+
+
+def test_weights_as_in_scikit_learn():
+    logits, labels = random_data()
+    weights, guess, p = np.random.default_rng(0).random(200), logits.argmax(1), softmax(logits)
+    result = ImbalancedClassification().compute(predictions=logits, references=labels, sample_weight=weights)
+    expected = {
+        "accuracy": accuracy_score(labels, guess, sample_weight=weights),
+        "balanced_accuracy": balanced_accuracy_score(labels, guess, sample_weight=weights),
+        "matthews_correlation": matthews_corrcoef(labels, guess, sample_weight=weights),
+        "f1_macro": f1_score(labels, guess, average="macro", sample_weight=weights),
+        "f1_micro": f1_score(labels, guess, average="micro", sample_weight=weights),
+        "f1_weighted": f1_score(labels, guess, average="weighted", sample_weight=weights),
+        "negative_log_likelihood": log_loss(labels, p, sample_weight=weights),
+        "brier_score": np.average(((p - np.eye(4)[labels]) ** 2).sum(1), weights=weights),
+    }
+    assert {name: result[name] for name in expected} == pytest.approx(expected)
+    rows = (np.random.default_rng(1).random((200, 4)) < 0.3).astype(float)
+    result = ImbalancedClassification("multilabel").compute(
+        predictions=logits, references=rows, sample_weight=list(weights)
+    )
+    assert result["average_precision_macro"] == pytest.approx(
+        average_precision_score(rows, logits, average="macro", sample_weight=weights)
+    )
+
+
+def test_weights_of_the_calibration_error():
+    """They weigh the examples of a bin and the bins, which hold two examples each whatever their weights."""
+    confidence, is_right = np.linspace(0.6, 0.9, 30), np.arange(30) % 2 == 0
+    weights = np.random.default_rng(0).integers(1, 9, 30)
+    pairs = (weights * (is_right - confidence)).reshape(15, 2)
+    logits = np.stack([np.log(confidence), np.log1p(-confidence)], 1)
+    result = compute_metrics(EvalPrediction(logits, np.where(is_right, 0, 1)), sample_weight=weights)
+    assert result["expected_calibration_error"] == pytest.approx(np.abs(pairs.sum(1)).sum() / weights.sum())
+
+
+@pytest.mark.parametrize(
+    "message, weights",
+    [
+        ("expected one number for each of 2 examples, but got shape \\(3,\\)", [1, 1, 1]),
+        ("expected one number for each of 2 examples, but got shape \\(2, 1\\)", [[1], [1]]),
+        ("expected finite numbers >= 0, but got", [1, -1]),
+        ("expected finite numbers >= 0, but got", [1, float("nan")]),
+        ("expected finite numbers >= 0, but got", [1, float("inf")]),
+        ("expected finite numbers >= 0, but got", ["a", "b"]),
+        ("expected a number above 0 for some example with a label", [0, 1]),
+    ],
+)
+def test_weights_that_are_refused(message, weights):
+    logits, labels = np.zeros((2, 2)), np.array([1, -100])
+    with pytest.raises(ValueError, match=f"sample_weight: {message}"):
+        compute_metrics(EvalPrediction(logits, labels), sample_weight=weights)
+    with pytest.raises(ValueError, match=f"sample_weight: {message}"):
+        ImbalancedClassification().compute(predictions=logits, references=labels, sample_weight=weights)
 
 
 def test_mean_and_interval():
