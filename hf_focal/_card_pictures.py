@@ -65,12 +65,13 @@ def confusion_matrix(
     return figure
 
 
-def reliability_diagram(probabilities: Mapping[str, Tensor], labels: Tensor, multi_label: bool) -> "Figure":
+def reliability_diagram(probabilities: Mapping[str, Tensor], targets: Tensor, multi_label: bool) -> "Figure":
     """Confidence against accuracy, or for several labels probability against the share of positives, in 15 bins.
 
     Args:
         probabilities (mapping of `Tensor`): By name, (N, C).
-        labels (`Tensor`): Class ids, (N), or for several labels rows of 0 and 1, (N, C).
+        targets (`Tensor`): What they ought to be, (N, C): class probabilities, 0 or 1 where the class is known, or for
+            several labels 0 or 1.
         multi_label (`bool`): Whether an example has several labels.
     """
     from matplotlib.figure import Figure
@@ -80,7 +81,7 @@ def reliability_diagram(probabilities: Mapping[str, Tensor], labels: Tensor, mul
     axes.plot([0, 1], [0, 1], color="lightgray")
     for name, p in probabilities.items():
         confidence = (p.flatten() if multi_label else p.amax(-1)).numpy()
-        outcome = (labels.flatten() if multi_label else p.argmax(-1) == labels).double().numpy()
+        outcome = (targets if multi_label else targets.gather(-1, p.argmax(-1, keepdim=True))).flatten().numpy()
         bins = [k for k in np.array_split(np.argsort(confidence, kind="stable"), 15) if len(k)]
         axes.plot([confidence[k].mean() for k in bins], [outcome[k].mean() for k in bins], "o-", label=name)
     share = "share of positives" if multi_label else "accuracy"

@@ -21,6 +21,7 @@ from transformers import Trainer
 from transformers.modelcard import TrainingSummary
 from transformers.trainer_utils import PredictionOutput, has_length
 
+from ._known_labels import known_labels
 from ._model_kinds import is_multi_label, task_of
 from .metrics import ImbalancedClassification
 from .model_card import TOLERANCE, ModelCardContents, describe_hardware, write_model_card
@@ -42,7 +43,10 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass
 class _Results:
-    """Of the model in memory: all that is known, so the logits (N, C) and their labels only where it could predict."""
+    """Of the model in memory: all that is known, so the logits (N, C) and their labels only where it could predict.
+
+    The labels are class ids (N), class probabilities (N, C), or of several labels 0 and 1 (N, C).
+    """
 
     metrics: dict[str, float] = field(default_factory=dict)
     per_class: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -94,9 +98,8 @@ def write_trainer_card(
         dataset_args=_as_list(dataset_args),
     )
     label_names = [str(config.id2label[k]) for k in range(config.num_labels)]
-    multi_label = bool(is_multi_label(config))
-    results = _results(trainer, multi_label, label_names, settings.label_counts)
-    contents = _contents(trainer, multi_label, settings, label_names, summary, results)
+    results = _results(trainer, is_multi_label(config), label_names, settings.label_counts)
+    contents = _contents(trainer, bool(is_multi_label(config)), settings, label_names, summary, results)
     path = write_model_card(folder, contents, results.logits, results.labels)
     wrapped = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(wrapped, "create_or_update_model_card"):  # PEFT's, which replaces the tags
@@ -152,7 +155,9 @@ def _contents(
     )
 
 
-def _results(trainer: Trainer, multi_label: bool, label_names: list[str], label_counts: list[int] | None) -> _Results:
+def _results(
+    trainer: Trainer, multi_label: bool | None, label_names: list[str], label_counts: list[int] | None
+) -> _Results:
     name, dataset = _evaluated(trainer)
     # Trainer lets one process write the card, which would wait for the others forever if it predicted; during training
     # a prediction is in the way; and a stream may be readable only once.
@@ -175,19 +180,21 @@ def _results(trainer: Trainer, multi_label: bool, label_names: list[str], label_
 
 
 def _logits_and_labels(
-    output: PredictionOutput, multi_label: bool
+    output: PredictionOutput, multi_label: bool | None
 ) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
-    """Logits (N, C) and labels, (N) or for multi-label (N, C), of all examples or tokens that have one."""
+    """Those of `_Results`, of all examples or tokens that have a label."""
     logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
     labels = output.label_ids
     if not (isinstance(logits, np.ndarray) and isinstance(labels, np.ndarray) and logits.ndim > 1):
         return None, None
-    if not multi_label and labels.shape == (*logits.shape[:-1], 1):
-        labels = labels[..., 0]
-    if labels.shape != (logits.shape if multi_label else logits.shape[:-1]):
-        return None, None  # class probabilities, say
-    if not multi_label:
-        logits, labels = logits[labels != -100], labels[labels != -100]
+    shapes = [] if multi_label is None else [logits.shape]  # of rows, whose meaning only the config can tell
+    if not multi_label or logits.shape[-1] == 1:
+        shapes += [logits.shape[:-1], (*logits.shape[:-1], 1)]
+    if labels.shape not in shapes:
+        return None, None
+    known = known_labels(logits.shape, torch.tensor(labels), bool(multi_label))
+    is_known, labels = (part.numpy() for part in known)
+    logits = logits.reshape(-1, logits.shape[-1])[is_known]
     return (logits, labels) if labels.size else (None, None)
 
 

@@ -22,12 +22,14 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from torch import Tensor
 
 from . import __version__
 from ._card_pictures import confusion_matrix, readings, reliability_diagram, short
+from ._known_labels import known_labels
 from ._markdown import escape_markdown, markdown_table
 from .alpha import LabelDistribution
 from .metrics import mean_and_interval
@@ -190,7 +192,8 @@ def write_model_card(
         contents ([`ModelCardContents`]): What it says.
         logits (`Tensor` or array, *optional*): Of the examples that the results are from, (..., C).
         labels (`Tensor` or array, *optional*): Class ids of the shape of `logits` without the last dimension, where
-            -100 is ignored; for multi-label, 0 or 1 of the shape of `logits`.
+            -100 is ignored, or class probabilities of the shape of `logits`; for multi-label, 0 or 1 of the shape of
+            `logits`. A row of -100 is ignored.
 
     Returns:
         `Path`: Of the README.md.
@@ -444,32 +447,30 @@ def _draw(folder: Path, contents: ModelCardContents, examples: tuple[Tensor, Ten
         pictures["label_distribution.png"] = "Labels of the training data"
     if examples is None:
         return pictures
-    logits, labels = examples
+    logits, targets = examples
     if not contents.multi_label:
-        figure = confusion_matrix(logits, labels, contents.label_names, settings.label_counts)
+        figure = confusion_matrix(logits, targets.argmax(-1), contents.label_names, settings.label_counts)
         figure.savefig(folder / "confusion_matrix.png")
         pictures["confusion_matrix.png"] = "Confusion matrix"
     probabilities = readings(logits, settings, alpha, contents.multi_label)
-    reliability_diagram(probabilities, labels, contents.multi_label).savefig(folder / "reliability_diagram.png")
+    reliability_diagram(probabilities, targets, contents.multi_label).savefig(folder / "reliability_diagram.png")
     pictures["reliability_diagram.png"] = "Reliability diagram"
     return pictures
 
 
 def _examples(contents: ModelCardContents, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (N, C) in float64, and class ids (N), or for multi-label rows of 0 and 1 (N, C)."""
+    """Logits and what their probabilities ought to be, class probabilities or several of 0 and 1, (N, C) in float64."""
     num_classes, multi_label = len(contents.label_names), contents.multi_label
-    shape = logits.shape if multi_label else logits.shape[:-1]
-    fits = logits.dim() > 1 and logits.shape[-1] == num_classes and labels.shape == shape
-    found = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
-    _check("logits", found, f"shape (..., {num_classes}), and labels to fit", fits)
-    logits, labels = logits.detach().cpu().double().flatten(0, -2), labels.cpu()
-    labels = labels.flatten(0, -2) if multi_label else labels.flatten()
-    if not multi_label:
-        logits, labels = logits[labels != -100], labels[labels != -100]
+    fits = logits.dim() > 1 and logits.shape[-1] == num_classes
+    _check("logits", tuple(logits.shape), f"shape (..., {num_classes})", fits)
+    is_known, labels = known_labels(logits.shape, labels.cpu(), multi_label)
+    logits = logits.detach().cpu().double().flatten(0, -2)[is_known]
+    if not multi_label and labels.dim() > 1:
+        return logits, labels
     highest = 1 if multi_label else num_classes - 1
     is_label = labels.numel() > 0 and bool(torch.isin(labels, torch.arange(highest + 1)).all())
     _check("labels", labels, f"some from 0 to {highest}, and no other than -100", is_label)
-    return logits, labels.long()
+    return logits, (labels if multi_label else F.one_hot(labels.long(), num_classes)).double()
 
 
 def _is_focal(contents: ModelCardContents) -> bool:

@@ -18,7 +18,7 @@ from scipy import stats
 from transformers import BertConfig
 
 from hf_focal import FocalSettings, LabelDistribution, posterior_from_config
-from hf_focal._card_pictures import confusion_matrix, readings
+from hf_focal._card_pictures import confusion_matrix, readings, reliability_diagram
 from hf_focal._markdown import escape_markdown, markdown_table
 from hf_focal.metrics import ImbalancedClassification
 from hf_focal.model_card import (
@@ -721,15 +721,49 @@ class TestPictures:
         for file in ("confusion_matrix.png", "reliability_diagram.png"):
             assert (tmp_path / "tokens" / file).read_bytes() == (tmp_path / "flat" / file).read_bytes()
 
+    @pytest.mark.parametrize("dtype", [int, np.float32])
+    def test_one_hot_rows_are_class_ids(self, tmp_path, dtype):
+        logits, labels = random_data()
+        rows = np.eye(3, dtype=dtype)[labels]
+        labels[::4], rows[::4] = -100, -100
+        write_model_card(tmp_path / "ids", contents_of(), logits, labels)
+        write_model_card(tmp_path / "rows", contents_of(), logits, rows)
+        for file in ("confusion_matrix.png", "reliability_diagram.png"):
+            assert (tmp_path / "rows" / file).read_bytes() == (tmp_path / "ids" / file).read_bytes()
+
+    def test_class_probabilities(self, monkeypatch, tmp_path):
+        """Confused are the most probable classes; confidence is held against the probability of the class predicted."""
+        logits, noise = random_data()[0], random_data(seed=1)[0]
+        probabilities = torch.tensor(logits + noise).softmax(-1)
+        write_model_card(tmp_path / "ids", contents_of(), logits, probabilities.argmax(-1))
+        drawn = []
+        monkeypatch.setattr(
+            "hf_focal.model_card.reliability_diagram",
+            lambda *args: drawn.append(figure := reliability_diagram(*args)) or figure,
+        )
+        write_model_card(tmp_path / "rows", contents_of(), logits, probabilities)
+        confused = [(tmp_path / name / "confusion_matrix.png").read_bytes() for name in ("ids", "rows")]
+        assert confused[0] == confused[1]
+        line = next(line for line in drawn[0].axes[0].lines if line.get_label() == "raw softmax")
+        p, outcome = (
+            torch.tensor(logits).softmax(-1).max(-1).values,
+            probabilities.numpy()[range(300), logits.argmax(-1)],
+        )
+        bins = p.argsort().numpy().reshape(15, 20)
+        np.testing.assert_allclose(line.get_ydata(), outcome[bins].mean(1))
+
     @pytest.mark.parametrize(
         "message, logits, labels",
         [
             ("labels: expected logits and labels, or neither", np.zeros((2, 3)), None),
-            (r"logits: expected shape \(..., 3\), and labels to fit, but got '\(2, 4\) and", np.zeros((2, 4)), [0, 1]),
-            (r"logits: expected shape", np.zeros((2, 3)), [0, 1, 2]),
+            (r"logits: expected shape \(..., 3\), but got \(2, 4\)", np.zeros((2, 4)), [0, 1]),
+            (r"labels: expected shape \(2,\) or \(2, 3\), but got \(3,\)", np.zeros((2, 3)), [0, 1, 2]),
             ("labels: expected some from 0 to 2", np.zeros((2, 3)), [0, 3]),
             ("labels: expected some from 0 to 2", np.zeros((2, 3)), [0.5, 1]),
             ("labels: expected some from 0 to 2", np.zeros((2, 3)), [-100, -100]),
+            ("labels: expected some from 0 to 2", np.zeros((2, 3)), [[-100] * 3] * 2),
+            ("labels: expected probabilities that sum to 1, but got a sum of 2", np.zeros((2, 3)), [[0, 1, 1]] * 2),
+            (r"labels: expected probabilities in \[0, 1\]", np.zeros((2, 3)), [[-100.0, 1, 0]] * 2),
             ("logits: expected a finite largest logit", np.full((2, 3), np.nan), [0, 1]),
         ],
     )

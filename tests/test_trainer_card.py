@@ -29,6 +29,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    DefaultDataCollator,
     PreTrainedModel,
     Trainer,
     TrainerCallback,
@@ -118,6 +119,12 @@ def evaluations(trainer):
 def card_of(trainer, **said):
     trainer.create_model_card(**said)
     return read_model_card(Path(trainer.args.output_dir) / "README.md")
+
+
+def assert_close(found, expected):
+    """Apart from the groups of classes, which need their counts in training."""
+    names = expected.keys() - {"f1_head", "f1_mid", "f1_tail"}
+    assert all(found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5) for name in names)
 
 
 def is_own_of_trainer(folder):
@@ -306,6 +313,82 @@ class TestTasks:
         assert contents.multi_label and "average_precision_macro" in contents.metrics
         assert [contents.per_class[f"LABEL_{k}"]["support"] for k in range(3)] == [[n] for n in labels.sum(0)]
         assert {path.name for path in tmp_path.glob("*.png")} == {"label_distribution.png", "reliability_diagram.png"}
+
+    @pytest.mark.parametrize("task", ["single_label", "tokens"])
+    def test_one_hot_rows_and_their_pictures(self, tmp_path, task):
+        """Results, pictures and calibration are those of the same labels as class ids."""
+        ids = tiny_dataset(task, 24).map(lambda row: {"labels": np.maximum(row["labels"], 0)})
+        data = {"ids": ids, "rows": ids.map(lambda row: {"labels": np.eye(3)[row["labels"]]})}
+        trainers, written = {}, {}
+        for name, rows in data.items():
+            model = tiny_model(task, problem_type="single_label_classification")
+            trainers[name] = quick_trainer(
+                tmp_path / name,
+                model=model,
+                train_dataset=rows,
+                eval_dataset=rows,
+                data_collator=DefaultDataCollator(),
+            )
+            trainers[name].train()
+            written[name] = card_of(trainers[name])
+        assert_close(written["rows"].metrics, written["ids"].metrics)
+        for label, expected in written["ids"].per_class.items():
+            assert_close(written["rows"].per_class[label], expected)
+        logits = trainers["rows"].predict(data["rows"]).predictions
+        is_right = logits.argmax(-1) == np.array(ids["labels"][:])
+        assert written["rows"].metrics["accuracy"] == [pytest.approx(is_right.mean())]
+        matrix, expected = ((tmp_path / name / "confusion_matrix.png").read_bytes() for name in ("rows", "ids"))
+        assert matrix == expected and (tmp_path / "rows" / "reliability_diagram.png").exists()
+        found, expected = (trainers[name].calibrate()["temperature"] for name in ("rows", "ids"))
+        assert found == pytest.approx(expected, rel=1e-3)
+        trainers["rows"].model.load_state_dict(trainers["ids"].model.state_dict())
+        assert trainers["rows"].calibrate() == trainers["ids"].calibrate()
+
+    def test_several_labels_of_tokens(self, tmp_path):
+        """Those without a label have a row of -100."""
+        rows = np.random.default_rng(0).integers(2, size=(24, 6, 3))
+        rows[::4, 3:] = -100
+        data = Dataset.from_dict({"input_ids": tiny_dataset(num_examples=24)["input_ids"][:], "labels": rows.tolist()})
+        model = tiny_model("tokens", problem_type="multi_label_classification")
+        trainer = quick_trainer(
+            tmp_path, model=model, train_dataset=data, eval_dataset=data, data_collator=DefaultDataCollator()
+        )
+        trainer.train()
+        contents = card_of(trainer)
+        known = rows[rows[..., 0] >= 0]
+        assert [contents.per_class[f"LABEL_{k}"]["support"] for k in range(3)] == [[n] for n in known.sum(0)]
+        assert len(trainer.calibrate()["thresholds"]) == 3
+
+    def test_one_logit_and_its_pictures(self, tmp_path):
+        labels = [int(k % 4 == 0) for k in range(24)]
+        data = Dataset.from_dict({"input_ids": tiny_dataset(num_examples=24)["input_ids"][:], "labels": labels})
+        model = tiny_model(num_labels=1, problem_type="multi_label_classification")
+        trainer = quick_trainer(tmp_path, model=model, train_dataset=data, eval_dataset=data)
+        trainer.train()
+        contents, logits = card_of(trainer), trainer.predict(data).predictions[:, 0]
+        assert contents.metrics["accuracy"] == [pytest.approx(((logits > 0) == labels).mean())]
+        assert contents.per_class["LABEL_0"]["support"] == [6] and len(trainer.calibrate()["thresholds"]) == 1
+        assert (tmp_path / "reliability_diagram.png").exists()
+
+    def test_class_probabilities_and_their_pictures(self, tmp_path):
+        generator = torch.Generator().manual_seed(2)
+        probabilities = torch.randn(24, 3, generator=generator).softmax(-1)
+        ids = tiny_dataset(num_examples=24)["input_ids"][:]
+        data = Dataset.from_dict({"input_ids": ids, "labels": probabilities.tolist()})
+        model = tiny_model(problem_type="single_label_classification")
+        trainer = quick_trainer(tmp_path, model=model, train_dataset=data, eval_dataset=data)
+        trainer.train()
+        contents = card_of(trainer)
+        logits = torch.tensor(trainer.predict(data).predictions)
+        classes = probabilities.argmax(-1)
+        assert contents.metrics["accuracy"] == [pytest.approx((logits.argmax(-1) == classes).double().mean().item())]
+        assert [contents.per_class[f"LABEL_{k}"]["support"] for k in range(3)] == [
+            [(classes == k).sum()] for k in range(3)
+        ]
+        expected = torch.nn.functional.cross_entropy(logits, probabilities).item()
+        assert contents.metrics["negative_log_likelihood"] == [pytest.approx(expected)]
+        pictures = {path.name for path in tmp_path.glob("*.png")}
+        assert pictures >= {"confusion_matrix.png", "reliability_diagram.png"}
 
     @pytest.mark.parametrize("gamma, shown", [(flsd_53, "flsd_53"), ([0.0, 1.0, 2.0], [0.0, 1.0, 2.0])])
     def test_any_gamma(self, tmp_path, gamma, shown):
@@ -630,12 +713,19 @@ class TestNeverAReasonToFail:
         with pytest.warns(match="the card is Trainer's own"), pytest.warns(match="there is no card"):
             trainer.create_model_card()
 
-    def test_class_probabilities_have_no_results_per_class(self, tmp_path):
-        data = tiny_dataset("multi_label").map(lambda row: {"labels": [0.5, 0.25, 0.25]})
-        model = tiny_model(problem_type="single_label_classification")
-        trainer = quick_trainer(tmp_path, model=model, train_dataset=data, eval_dataset=data)
+    def test_rows_of_tokens_of_which_nobody_says_what_they_mean(self, tmp_path):
+        """Trained as several labels of a token, but the config does not say so."""
+        ids = tiny_dataset()["input_ids"][:]
+        data = Dataset.from_dict({"input_ids": ids, "labels": [[[1.0, 0.0, 0.0]] * len(row) for row in ids]})
+        model = tiny_model("tokens")
+        trainer = quick_trainer(
+            tmp_path, model=model, train_dataset=data, eval_dataset=data, data_collator=DefaultDataCollator()
+        )
         trainer.train()
+        assert model.config.problem_type is None
         assert card_of(trainer).metrics.keys() == {"loss"}
+        with pytest.raises(ValueError, match="config: labels of the shape of the logits take a problem_type"):
+            trainer.calibrate()
 
 
 class TestHub:
