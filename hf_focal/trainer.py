@@ -265,7 +265,7 @@ class FocalTrainer(Trainer):
         """As [`~transformers.Trainer.evaluation_loop`]; the loss is the mean over all targets of the dataset."""
         self._evaluated = []
         try:
-            with self._metrics_take_weights():
+            with self._metrics_are_told():
                 output = super().evaluation_loop(
                     dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
                 )
@@ -540,6 +540,8 @@ class FocalTrainer(Trainer):
             labels = labels.unsqueeze(-1)
         if not has_several_labels and labels.shape == (*logits.shape[:-1], 1):
             labels = labels.squeeze(-1)
+        if not (has_several_labels or labels.is_floating_point()) and labels.shape == logits.shape:
+            labels = labels.to(logits.dtype)  # one-hot rows
         is_distribution = labels.is_floating_point() and not has_several_labels
         if not has_several_labels and labels.shape != (logits.shape if is_distribution else logits.shape[:-1]):
             raise ValueError(
@@ -547,6 +549,10 @@ class FocalTrainer(Trainer):
                 f"{tuple(logits.shape)}. {SUPPORTED}"
             )
         self._check_labels(labels, logits.shape[-1], has_several_labels)
+        is_target = labels != -100
+        if is_distribution:
+            is_target = is_target.any(-1)
+            labels = labels.where(is_target.unsqueeze(-1), 0)
         losses = self.target_losses(logits, labels)
         expected = labels.shape if has_several_labels else logits.shape[:-1]
         if not isinstance(losses, Tensor) or losses.shape != expected or not losses.is_floating_point():
@@ -559,11 +565,7 @@ class FocalTrainer(Trainer):
             )
         if losses.dtype != torch.float64:
             losses = losses.float()  # a sum of half-precision numbers loses digits, or overflows
-        if is_distribution:
-            is_target = torch.ones_like(losses, dtype=torch.bool)
-        else:
-            is_target = labels != -100
-            losses = losses.where(is_target, 0)
+        losses = losses.where(is_target, 0)
         counted = is_target
         weights, self._sample_weights = self._sample_weights, None
         if weights is not None:
@@ -625,6 +627,8 @@ class FocalTrainer(Trainer):
     def _check_labels(self, labels: Tensor, num_classes: int, has_several_labels: bool) -> None:
         """Refuses labels that are none: the first ones in words, later ones without waiting for a GPU."""
         is_ignored = labels == -100
+        if labels.is_floating_point() and not has_several_labels:
+            is_ignored = is_ignored.all(-1, keepdim=True).expand_as(labels)  # class probabilities are known as a row
         if not (has_several_labels or labels.is_floating_point()):
             expected = f"class ids from 0 to {num_classes - 1}, or -100"
             fits = (labels >= 0) & (labels < num_classes) | is_ignored
@@ -640,7 +644,7 @@ class FocalTrainer(Trainer):
             found = labels[~is_ignored]
             raise ValueError(f"labels: expected {expected}, but got values from {found.min():g} to {found.max():g}")
         if labels.is_floating_point() and not has_several_labels:
-            check_distributions("labels", labels)
+            check_distributions("labels", labels[~is_ignored[..., 0]])
         self._checked_form = form
 
     def _has_several_labels(self, logits: Tensor, labels: Tensor) -> bool:
@@ -800,17 +804,21 @@ class FocalTrainer(Trainer):
             self.label_names = names
 
     @contextmanager
-    def _metrics_take_weights(self) -> Iterator[None]:
+    def _metrics_are_told(self) -> Iterator[None]:
+        """Hands `compute_metrics` what it takes of the weights of the examples and the problem type of the config."""
         compute_metrics: Any = self.compute_metrics
+        takes = {} if compute_metrics is None else inspect.signature(compute_metrics).parameters
 
-        def weighted(prediction: Any, **kwargs: Any) -> dict[str, float]:
+        def told(prediction: Any, **kwargs: Any) -> dict[str, float]:
+            if "problem_type" in takes and takes["problem_type"].default is None:  # nobody has bound another
+                kwargs["problem_type"] = getattr(self._config(), "problem_type", None)
             batches = (self._evaluated or [])[-1 if self.args.batch_eval_metrics else 0 :]
-            if any("weight" in batch for batch in batches):
+            if "sample_weight" in takes and any("weight" in batch for batch in batches):
                 kwargs["sample_weight"] = torch.cat([batch["weight"] for batch in batches]).cpu().numpy()
             return compute_metrics(prediction, **kwargs)
 
-        if compute_metrics is not None and _takes_weights(compute_metrics):
-            self.compute_metrics = weighted
+        if {"problem_type", "sample_weight"} & {*takes}:
+            self.compute_metrics = told
         try:
             yield
         finally:

@@ -4,6 +4,7 @@ import gc
 import weakref
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,15 @@ from transformers import (
     default_data_collator,
 )
 
-from hf_focal import FocalSettings, FocalTrainer, FocalTrainingArguments, LabelDistribution, compute_alpha, focal_loss
+from hf_focal import (
+    FocalSettings,
+    FocalTrainer,
+    FocalTrainingArguments,
+    LabelDistribution,
+    compute_alpha,
+    compute_metrics,
+    focal_loss,
+)
 
 
 IDS = {"spam": 0, "ham": 1}
@@ -105,6 +114,29 @@ class TestKindsOfLabels:
             losses.append(trainer.train().training_loss)
             assert FocalSettings.from_config(model.config).label_counts == [9, 3]
         assert losses[0] == losses[1]
+
+    @pytest.mark.parametrize("dtype", ["int64", "float32"])
+    def test_one_hot_rows_are_class_ids(self, tmp_path, dtype):
+        data = tiny_dataset(num_examples=12)
+        ids = [-100 if k % 5 == 0 else label for k, label in enumerate(data["labels"][:])]
+        rows = [[-100] * 3 if label == -100 else [int(label == k) for k in range(3)] for label in ids]
+        columns = data.remove_columns("labels").to_dict()
+        outcomes = []
+        for labels in (ids, np.array(rows, dtype).tolist()):
+            model = tiny_model(problem_type="single_label_classification")
+            trainer = make_trainer(
+                tmp_path,
+                model=model,
+                train_dataset=Dataset.from_dict({**columns, "labels": labels}),
+                eval_dataset=Dataset.from_dict({**columns, "labels": labels}),
+                compute_metrics=compute_metrics,
+                label_smoothing_factor=0.1,
+            )
+            trainer.train()
+            found = {name: value for name, value in trainer.evaluate().items() if "_time" not in name}
+            found |= {"temperature": trainer.calibrate()["temperature"]}
+            outcomes.append({name: found[name] for name in found if not name.endswith(("runtime", "second"))})
+        assert outcomes[1] == pytest.approx(outcomes[0], rel=1e-5)
 
     def test_another_name(self, tmp_path):
         class Named(torch.nn.Module):
