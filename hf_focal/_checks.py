@@ -1,7 +1,9 @@
 """Checks of arguments: what is wrong is a `ValueError` that names the argument, what was expected and what came."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +12,30 @@ from ._upstream import is_traced
 
 
 Numbers = float | Sequence[float] | Tensor
+
+
+class ArgumentError(ValueError):
+    """What is wrong with an argument, apart from the name that somebody knows it by.
+
+    Args:
+        argument (`str`): The one that is wrong.
+        fact (`str`): What was expected and what came.
+        advice (`str`, *optional*): What helps, whoever calls.
+        remedy (`str`, *optional*): An argument that helps when it is set.
+    """
+
+    def __init__(self, argument: str, fact: str, advice: str | None = None, remedy: str | None = None):
+        super().__init__(argument, fact, advice, remedy)  # all of them, so that it can be sent to another process
+
+    def __str__(self) -> str:
+        return self.for_caller({}, {})
+
+    def for_caller(self, names: Mapping[str, str], remedies: Mapping[str, str]) -> str:
+        """The message for someone who knows arguments by other names, and other ways to set them."""
+        argument, fact, advice, remedy = self.args
+        setting = None if remedy is None else remedies.get(remedy, f"set {names.get(remedy, remedy)}")
+        ways = ", or ".join(way for way in (advice, setting) if way)
+        return f"{names.get(argument, argument)}: {fact}" + (f"; {ways}" if ways else "")
 
 
 def as_number(name: str, value: float, upper: float = math.inf) -> float:
@@ -24,7 +50,7 @@ def as_number(name: str, value: float, upper: float = math.inf) -> float:
     return number
 
 
-def as_numbers(name: str, values: Numbers) -> Tensor:
+def as_numbers(name: str, values: Numbers, may_be_all_zero: bool = True) -> Tensor:
     """Finite numbers of at least 0: a tensor of dimension 0 or 1, in float32 at least."""
     try:
         if isinstance(values, Tensor):
@@ -39,6 +65,8 @@ def as_numbers(name: str, values: Numbers) -> Tensor:
         low, high = extremes(numbers)
         if not (low >= 0 and high < math.inf):
             raise ValueError(f"{name}: expected finite numbers >= 0, but got {numbers.tolist()}")
+        if high == 0 and numbers.dim() and not may_be_all_zero:
+            raise ValueError(f"{name}: expected a number > 0 for at least one class, but got {numbers.tolist()}")
     return numbers
 
 
@@ -55,9 +83,34 @@ def as_gamma(
     return gamma if gamma.dim() else gamma.item()
 
 
+def checked_gamma(
+    name: str, gamma: float | Tensor | Callable[[Tensor], Tensor]
+) -> float | Tensor | Callable[[Tensor], Tensor]:
+    """The same; a function of p_t complains of what it gives, where it is not one number per target."""
+    if not callable(gamma):
+        return gamma
+    function = gamma
+
+    def of_targets(p_t: Tensor) -> Tensor:
+        found: Any = function(p_t)
+        if not (found.shape == p_t.shape if isinstance(found, Tensor) else isinstance(found, (int, float))):
+            raise ValueError(
+                f"{name}: expected a function that gives one number per target, shape {tuple(p_t.shape)}, but got "
+                f"{describe(found)}"
+            )
+        return found
+
+    return of_targets
+
+
 def check_length(name: str, numbers: Tensor, num_classes: int | None) -> None:
     if num_classes is not None and numbers.dim() and len(numbers) != num_classes:
         raise ValueError(f"{name}: expected one number for each of {num_classes} classes, but got {len(numbers)}")
+
+
+def check_ignore_index(ignore_index: int) -> None:
+    if not isinstance(ignore_index, Integral) or isinstance(ignore_index, bool):
+        raise ValueError(f"ignore_index: expected an integer, but got {ignore_index!r}")
 
 
 def check_floating(name: str, tensor: Tensor) -> None:

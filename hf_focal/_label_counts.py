@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from ._checks import ArgumentError
 from ._label_sources import LabelSource, open_labels
 
 
@@ -35,6 +36,7 @@ def count_labels(
     num_labels: int | None = None,
     multi_label: bool | None = None,
     max_rows: int | None = None,
+    one_hot: bool = False,
 ) -> LabelCounts:
     """Counts the examples of each class; arguments and errors as in `LabelDistribution.from_dataset`.
 
@@ -49,15 +51,20 @@ def count_labels(
     """
     for name, number in (("num_labels", num_labels), ("max_rows", max_rows)):
         if number is not None and not (isinstance(number, Integral) and not isinstance(number, bool) and number > 0):
-            raise ValueError(f"{name}: expected a positive integer, but got {number!r}")
+            raise ArgumentError(name, f"expected a positive integer, but got {number!r}")
+    if num_labels is not None and num_labels > _MAX_CLASSES:
+        raise ArgumentError("num_labels", f"expected at most {_MAX_CLASSES}, but got {num_labels}")
+    if one_hot and multi_label:
+        raise ArgumentError("one_hot", "expected False with multi_label=True, but got True")
+    multi_label = False if one_hot else multi_label
     labels = open_labels(data, column)
+    counter = _LabelCounter(labels.name, labels.class_names, num_labels, multi_label, one_hot)
     if labels.is_shard:
-        return _sum_over_processes(lambda: _count(labels, num_labels, multi_label, max_rows))
-    return _count(labels, num_labels, multi_label, max_rows)
+        return _sum_over_processes(lambda: _count(labels, counter, max_rows))
+    return _count(labels, counter, max_rows)
 
 
-def _count(labels: LabelSource, num_labels: int | None, multi_label: bool | None, max_rows: int | None) -> LabelCounts:
-    counter = _LabelCounter(labels.name, labels.class_names, num_labels, multi_label)
+def _count(labels: LabelSource, counter: "_LabelCounter", max_rows: int | None) -> LabelCounts:
     for block in labels.blocks(max_rows):
         counter.add(block)
     is_sample = counter.num_rows == max_rows and labels.num_rows != max_rows
@@ -89,10 +96,12 @@ def _sum_over_processes(count: Callable[[], LabelCounts]) -> LabelCounts:
 
 
 class _LabelCounter:
-    """Counts class ids and, as long as rows of labels may be multi-hot, the ones of each column."""
+    """Counts class ids and, as long as rows of labels may be multi-hot (or one-hot), the ones of each column."""
 
-    def __init__(self, source: str, names: list[str] | None, num_labels: int | None, multi_label: bool | None):
-        self.source, self.names, self.multi_label = source, names, multi_label
+    def __init__(
+        self, source: str, names: list[str] | None, num_labels: int | None, multi_label: bool | None, one_hot: bool
+    ):
+        self.source, self.names, self.multi_label, self.one_hot = source, names, multi_label, one_hot
         self.num_labels = num_labels or (names and len(names))
         self.num_rows = self.num_values = self.num_missing = 0
         self.class_counts = np.zeros(self.num_labels or 0, np.int64)
@@ -101,7 +110,7 @@ class _LabelCounter:
         self.widths: set[int] = set()
         self.ones = np.zeros(1, np.int64)  # as many as the rows are long, from the first one on
         # Lists of a ClassLabel hold ids of classes, whatever their values.
-        self.may_be_multi_hot = multi_label is not False and names is None
+        self.may_be_multi_hot = names is None
         self.has_ignored = self.has_repeats = False
         self.wrong_dtype: np.dtype | None = None
 
@@ -120,8 +129,8 @@ class _LabelCounter:
                 block = pc.list_flatten(block)
                 self.num_missing += block.null_count
             if pa.types.is_nested(block.type):
-                raise ValueError(
-                    f"data: expected labels in one or two dimensions, but {self.source} holds {block.type}"
+                raise ArgumentError(
+                    "data", f"expected labels in one or two dimensions, but {self.source} holds {block.type}"
                 )
             if widths is not None and block.null_count:  # without those, rows would be shorter than their widths
                 self.num_values += len(block) - block.null_count
@@ -135,6 +144,10 @@ class _LabelCounter:
             self.wrong_dtype = values.dtype
         elif len(values):
             ids = values.astype(np.int64, copy=False)
+            if values.dtype == np.uint64 and ids.min() < 0:  # too large for int64, where they are others, -100 say
+                is_large = ids < 0
+                self.outside.update(np.unique(values[is_large]).tolist())
+                ids[is_large] = _IGNORE_INDEX
             if widths is not None and (self.multi_label or not self.has_repeats):
                 distinct = _distinct_in_rows(ids, widths)
                 self.has_repeats |= len(distinct) < len(ids)
@@ -144,32 +157,44 @@ class _LabelCounter:
     def counts(self, is_sample: bool) -> LabelCounts:
         """What has been counted, once it is known to be labels of one kind."""
         if self.num_missing and self.num_values:
-            raise ValueError(
-                f"data: {self.num_missing} labels are missing (null) in {self.source}; filter those rows out"
+            raise ArgumentError(
+                "data",
+                f"{self.num_missing} labels are missing (null) in {self.source}",
+                advice="filter those rows out",
             )
-        if self.may_be_multi_hot and self.widths and self.num_values:
-            return LabelCounts(self.ones, self.num_rows - self.ones, None, self.num_rows, is_sample)
+        is_in_columns = self.multi_label is not False or self.one_hot or self.wrong_dtype is not None
+        if self.may_be_multi_hot and self.widths and self.num_values and is_in_columns:
+            negatives = None if self.multi_label is False else self.num_rows - self.ones
+            return LabelCounts(self.ones, negatives, None, self.num_rows, is_sample)
         if self.wrong_dtype is not None:
+            kind = "one-hot" if self.multi_label is False else "multi-label"
             rows = f" in rows of {min(self.widths)}" if len(self.widths) == 1 else ""
-            raise ValueError(
-                f"data: expected integer class ids, or multi-label rows of {self.num_labels or 'C'} entries that are 0 or "
-                f"1, but {self.source} holds {self.wrong_dtype} values{rows}; cast class ids to integers"
+            raise ArgumentError(
+                "data",
+                f"expected integer class ids, or {kind} rows of {self.num_labels or 'C'} entries that are 0 or 1, but "
+                f"{self.source} holds {self.wrong_dtype} values{rows}",
+                advice=None if rows else "cast class ids to integers",
             )
         if not self.class_counts.any() and self.outside <= {-1}:
-            raise ValueError(f"data: {self.source} holds no labels (is it the test split of a challenge?)")
+            raise ArgumentError("data", f"{self.source} holds no labels (is it the test split of a challenge?)")
         if self.outside:
-            raise ValueError(
-                f"data: expected class ids from 0 to {(self.num_labels or len(self.class_counts)) - 1} (or {_IGNORE_INDEX}, "
-                f"ignored), but {self.source} also holds {sorted(self.outside)[:5]}; map the labels to 0..C-1, or set "
-                "num_labels"
+            num_labels = self.num_labels or len(self.class_counts)
+            are_of_more = self.num_labels is not None and all(num_labels <= k < _MAX_CLASSES for k in self.outside)
+            raise ArgumentError(
+                "data",
+                f"expected class ids from 0 to {num_labels - 1} (or {_IGNORE_INDEX}, ignored), but {self.source} also "
+                f"holds {sorted(self.outside)[:5]}",
+                advice="map the labels to 0..C-1",
+                remedy="num_labels" if are_of_more else None,
             )
         counts, names = self.class_counts, self.names
         if self.id_of_string:
             names = sorted(self.id_of_string)  # the order of class_encode_column of datasets
             if self.num_labels not in (None, len(names)):
-                raise ValueError(
-                    f"num_labels: {self.num_labels}, but {self.source} holds {len(names)} different strings; to train on "
-                    "them, turn them into class ids, with your own mapping or dataset.class_encode_column(column)"
+                raise ArgumentError(
+                    "num_labels",
+                    f"{self.num_labels}, but {self.source} holds {len(names)} different strings",
+                    advice="turn them into class ids, with your own mapping or dataset.class_encode_column(column)",
                 )
             counts = counts[[self.id_of_string[name] for name in names]]
         elif names is not None:
@@ -205,26 +230,30 @@ class _LabelCounter:
         self.class_counts = counts
 
     def _add_multi_hot(self, values: np.ndarray) -> None:
-        self.may_be_multi_hot &= (
-            len(self.widths) == 1
+        self.may_be_multi_hot = (
+            self.may_be_multi_hot
+            and len(self.widths) == 1
             and not (self.multi_label and self.widths == {1} and self.num_labels != 1)  # one id in each row
             and self.widths <= {self.num_labels or min(self.widths)}
             and bool(((values == 0) | (values == 1)).all())
         )
         if self.may_be_multi_hot:
-            self.ones = self.ones + values.reshape(-1, max(1, *self.widths)).sum(axis=0, dtype=np.int64)
+            rows = values.reshape(-1, max(1, *self.widths))
+            self.ones = self.ones + rows.sum(axis=0, dtype=np.int64)
+            self.may_be_multi_hot = self.multi_label is not False or bool((rows.sum(axis=1) == 1).all())
 
     def _is_multi_label(self) -> bool:
         """Whether the ids of a row are all labels of one example, rather than each the label of a token."""
         if self.multi_label and not self.widths:
-            raise ValueError(f"multi_label: expected rows of labels, but {self.source} holds one label per row")
+            raise ArgumentError("multi_label", f"expected rows of labels, but {self.source} holds one label per row")
         if self.multi_label:
             return True
         is_ambiguous = not (self.has_repeats or self.has_ignored or self.widths <= {1})
         if self.multi_label is None and is_ambiguous:
-            raise ValueError(
-                f"multi_label: {self.source} holds rows of class ids, which may be the labels of an example or those of "
-                "its tokens; set multi_label=True or multi_label=False"
+            raise ArgumentError(
+                "data",
+                f"{self.source} holds rows of class ids, which may be the labels of an example or those of its tokens",
+                remedy="multi_label",
             )
         return False
 
@@ -235,5 +264,6 @@ def _is_nested(type: pa.DataType) -> bool:
 
 def _distinct_in_rows(ids: np.ndarray, widths: np.ndarray) -> np.ndarray:
     row = np.repeat(np.arange(len(widths)), widths)
-    _, first = np.unique(row * 2**32 + ids, return_index=True)
+    # Ids of more than 32 bits, all of them out of range, would be taken for others of other rows.
+    _, first = np.unique(row * 2**32 + ids.clip(-(2**31), 2**31 - 1), return_index=True)
     return ids[first]

@@ -16,6 +16,7 @@ from datasets.arrow_dataset import Column
 from datasets.utils import tqdm
 from torch import Tensor
 
+from ._checks import ArgumentError
 from ._upstream import is_split_by_node, select_only, stored_column
 
 
@@ -41,7 +42,7 @@ class LabelSource:
 def open_labels(data: Any, column: str | None) -> LabelSource:
     """Raises a `ValueError` if `data` is nothing that holds labels, or has no such column."""
     if isinstance(data, (DatasetDict, IterableDatasetDict)):
-        raise ValueError(f"data: expected one split, but got a {type(data).__name__}; choose one of {list(data)}")
+        raise ArgumentError("data", f"expected one split, but got a {type(data).__name__}; choose one of {list(data)}")
     if isinstance(data, Column) and isinstance(data.source, Dataset):
         data, column = data.source, data.column_name
     if isinstance(data, Dataset) and data.format["type"] == "custom":
@@ -54,9 +55,9 @@ def open_labels(data: Any, column: str | None) -> LabelSource:
         return _open_torch_dataset(data, column)
     if isinstance(data, pd.DataFrame):
         column = _label_column(list(data.columns), column)
-        return _open_array(pa.Array.from_pandas(data[column]), f"column {column!r}")
+        return _open_array(_as_arrow(data[column]), f"column {column!r}")
     if column is not None:
-        raise ValueError(f"column: only tables have columns, but data is a {type(data).__name__}")
+        raise ArgumentError("column", f"only tables have columns, but got a {type(data).__name__}")
     return _open_array(_as_array(data))
 
 
@@ -76,31 +77,36 @@ def _as_array(data: Any) -> pa.Array | np.ndarray:
     if isinstance(data, np.ndarray) and data.dtype.kind in "iubf":
         return data
     if isinstance(data, pd.Series):
-        return pa.Array.from_pandas(data)
+        return _as_arrow(data)
     if isinstance(data, pa.ChunkedArray):
         return data.combine_chunks()
     if isinstance(data, pa.Array):
         return data
     if not isinstance(data, (Sequence, np.ndarray)) or isinstance(data, (str, bytes)):
-        raise ValueError(
-            "data: expected a datasets.Dataset, a torch Dataset, a list, an array, a tensor or a pandas object that "
-            f"holds labels, but got {type(data).__name__}"
+        raise ArgumentError(
+            "data",
+            "expected a datasets.Dataset, a torch Dataset, a list, an array, a tensor or a pandas object that holds "
+            f"labels, but got {type(data).__name__}",
         )
     return _as_arrow(list(data))
 
 
-def _as_arrow(labels: list) -> pa.Array:
+def _as_arrow(labels: list | pd.Series) -> pa.Array:
     try:
+        if isinstance(labels, pd.Series):
+            return pa.Array.from_pandas(labels)
         return pa.array([label.tolist() if hasattr(label, "tolist") else label for label in labels])
+    except OverflowError as error:
+        raise ArgumentError("data", "expected class ids, but got integers that do not fit int64") from error
     except pa.ArrowException as error:
-        raise ValueError(
-            f"data: expected class ids or rows of them, but the list could not be read: {error}"
+        raise ArgumentError(
+            "data", f"expected class ids or rows of them, but the labels could not be read: {error}"
         ) from error
 
 
 def _open_array(labels: pa.Array | np.ndarray, name: str = "data") -> LabelSource:
     if isinstance(labels, np.ndarray) and labels.ndim not in (1, 2):
-        raise ValueError(f"data: expected labels in one or two dimensions, but got shape {labels.shape}")
+        raise ArgumentError("data", f"expected labels in one or two dimensions, but got shape {labels.shape}")
 
     def blocks(max_rows: int | None) -> Blocks:
         if max_rows is None:
@@ -136,7 +142,10 @@ def _gathered(labels: pa.ChunkedArray, indices: pa.ChunkedArray) -> Blocks:
     """
     numbers = [chunk.to_numpy() for chunk in labels.chunks if len(chunk)]
     ends = [end for chunk in numbers for end in (chunk.min(), chunk.max())]
-    copied = np.empty(len(labels), np.result_type(*map(np.min_scalar_type, ends)))
+    narrowest = np.result_type(*map(np.min_scalar_type, ends))
+    if narrowest.kind == "f":  # numpy's answer to ids that are below 0 and others beyond 32 bits
+        narrowest = numbers[0].dtype
+    copied = np.empty(len(labels), narrowest)
     np.concatenate(numbers, out=copied, casting="unsafe")
     blocks = (block for chunk in indices.chunks for block in _slices(chunk.to_numpy().view(np.int64)))
     with ThreadPoolExecutor() as pool:
@@ -186,18 +195,21 @@ def _label_of(example: Any, column: str | None) -> Any:
         return example[_label_column(list(example), column)]
     if isinstance(example, (tuple, list)) and column is None:
         return example[-1]
-    raise ValueError(
-        f"data: expected examples that are dicts, or tuples that end with the label, but got {type(example).__name__}"
+    raise ArgumentError(
+        "data",
+        f"expected examples that are dicts, or tuples that end with the label, but got {type(example).__name__}",
     )
 
 
 def _label_column(names: list[str], column: str | None) -> str:
     candidates = ["label", "labels"] if column is None else [column]
-    found = [name for name in candidates if name in names]
+    found = [name for name in names if name in candidates]
     if len(found) != 1:
-        raise ValueError(
-            f"column: expected {'exactly one of ' if column is None else ''}{' and '.join(map(repr, candidates))} in "
-            f"the data, whose columns are {names}; name the label column with column=..."
+        raise ArgumentError(
+            "column",
+            f"expected {'exactly one of ' if column is None else ''}{' and '.join(map(repr, candidates))} in the data, "
+            f"whose columns are {names}",
+            remedy="column" if column is None else None,
         )
     return found[0]
 

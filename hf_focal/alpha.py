@@ -3,7 +3,7 @@
 import math
 import warnings
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -15,6 +15,7 @@ from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from ._checks import ArgumentError
 from ._label_counts import count_labels
 from ._markdown import escape_markdown, markdown_table
 
@@ -39,7 +40,7 @@ class LabelDistribution:
     Attributes:
         counts (`np.ndarray` of int64, shape (C)): Examples (for token labels, tokens) of each class.
         negatives (`np.ndarray` of int64, shape (C), *optional*): For multi-label data, the rows without each label.
-        names (`list[str]`, *optional*): The class names, where the data has them.
+        names (sequence of `str`, *optional*): The class names, where the data has them; kept as a list of strings.
         num_rows (`int`, *optional*): Rows that were read.
         is_sample (`bool`): Whether reading stopped there.
 
@@ -80,10 +81,19 @@ class LabelDistribution:
             given = getattr(self, field)
             if given is None and field == "negatives":
                 continue
-            counts = np.asarray(given)
+            try:
+                counts = np.asarray(given)
+            except (TypeError, ValueError, RuntimeError):  # rows of several lengths, a tensor that asks for a gradient
+                counts = np.empty(0)
             if counts.ndim != 1 or not len(counts) or counts.dtype.kind not in "iu" or (counts < 0).any():
                 raise ValueError(f"{field}: expected one whole number >= 0 per class, but got {given!r}")
+            if counts.sum(dtype=np.float64) >= 2**63:
+                raise ValueError(f"{field}: expected whole numbers whose sum is less than 2**63, but got {given!r}")
             object.__setattr__(self, field, counts.astype(np.int64))
+        if self.names is not None:
+            if isinstance(self.names, str) or not isinstance(self.names, Iterable):
+                raise ValueError(f"names: expected one for each class, but got {self.names!r}")
+            object.__setattr__(self, "names", [str(name) for name in self.names])  # a ClassLabel may have None for one
         for field in ("negatives", "names"):
             if getattr(self, field) is not None and len(getattr(self, field)) != len(self.counts):
                 raise ValueError(
@@ -99,6 +109,7 @@ class LabelDistribution:
         num_labels: int | None = None,
         multi_label: bool | None = None,
         max_rows: int | None = None,
+        one_hot: bool = False,
     ) -> "LabelDistribution":
         """Counts the labels of any kind of data.
 
@@ -119,12 +130,17 @@ class LabelDistribution:
                 and rows with repeated or ignored ids are token labels; what may be both is refused.
             max_rows (`int`, *optional*): Reads no more rows than that: the first ones of a stream, otherwise evenly
                 spread ones.
+            one_hot (`bool`): Whether rows of as many entries as there are classes, one of them 1 and the others 0, are the
+                one class of an example. In floats, where they cannot be token labels, ``multi_label=False`` says so too.
+                Class probabilities are refused, as they are no whole numbers of examples.
 
         Raises:
             `ValueError`: For data without labels, a missing column, missing labels, ids out of range, or rows that could
             be read in two ways.
         """
-        found = count_labels(data, column=column, num_labels=num_labels, multi_label=multi_label, max_rows=max_rows)
+        found = count_labels(
+            data, column=column, num_labels=num_labels, multi_label=multi_label, max_rows=max_rows, one_hot=one_hot
+        )
         return cls(*found)
 
     @property
@@ -204,9 +220,10 @@ class LabelDistribution:
             method (`str` or callable): One of the above.
             beta (`float`): For ``"effective_number"``, in [0, 1): 0 weighs all classes alike, towards 1 it becomes
                 ``"inverse"``.
-            max_ratio (`float`, *optional*): Cap of the largest weight over the smallest, at least 1.
+            max_ratio (`float`, *optional*): Cap of the largest weight over the smallest, at least 1; for multi-label data,
+                of the weights of a label's positives and negatives.
             empty_weight (`float`, *optional*): The weight of classes without examples (for multi-label data, also of
-                those without negatives), which are an error otherwise.
+                those without negatives), which are an error otherwise; or the nearest that `max_ratio` allows.
 
         Returns:
             `Tensor`: float32, shape (C); or None.
@@ -220,19 +237,31 @@ class LabelDistribution:
         if method == "none":
             return None
         occurs = self._check_every_class_occurs() if empty_weight is None else self._occurs()
-        alpha = np.full(len(self.counts), np.nan if empty_weight is None else float(empty_weight))
         positives = self.counts[occurs]
         if len(positives) == 0:
-            raise ValueError("counts: no class has examples, so there is no weight to compute")
+            raise ArgumentError("data", "no class has examples, so there is no weight to compute")
         if self.negatives is None:
             weights = _capped(_weights(positives, method, beta), max_ratio)
             if method == "effective_number" and positives.max() > 1.5 * positives.min():
                 _warn_of_equal(weights, beta, positives.max())
-            alpha[occurs] = weights * (positives.sum() / (weights * positives).sum())
+            weights = weights / weights.max()  # whatever the scale of a function is, no sum is 0 or infinite
+            weights = weights * (positives.sum() / (weights * positives).sum())
         else:
             pairs = np.stack([_weights(n, method, beta) for n in (positives, self.negatives[occurs])])
-            pairs = _capped(pairs, max_ratio)
-            alpha[occurs] = pairs[0] / pairs.sum(axis=0)
+            if not pairs.any(axis=0).all():
+                raise ArgumentError(
+                    "method", "expected a weight above 0 for one of the two counts of each label, but got 0 for both"
+                )
+            pairs = _capped(pairs / pairs.max(axis=0), max_ratio)
+            weights = pairs[0] / pairs.sum(axis=0)
+        alpha = np.empty(len(self.counts))
+        if empty_weight is not None and max_ratio is not None:
+            share = 1 / (1 + max_ratio)  # of the smaller of a label's two weights
+            of_classes = self.negatives is None
+            limits = (weights.max() / max_ratio, weights.min() * max_ratio) if of_classes else (share, 1 - share)
+            empty_weight = np.clip(empty_weight, *limits)
+        alpha[~occurs] = empty_weight
+        alpha[occurs] = weights
         return torch.from_numpy(alpha).float()
 
     def __repr__(self) -> str:
@@ -321,9 +350,11 @@ class LabelDistribution:
             names = dict(enumerate(self.names or []))
             described = ", ".join(f"{k} ({names[k]!r})" if k in names else str(k) for k in empty[:10])
             more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
-            raise ValueError(
-                f"data: no {kind} of class {described}{more}, so there is no weight to compute; add examples, leave the "
-                "classes out of the labels, choose their weight with empty_weight, or pass your own weights as alpha"
+            raise ArgumentError(
+                "data",
+                f"no {kind} of class {described}{more}, so there is no weight to compute",
+                advice="add examples, leave the classes out of the labels",
+                remedy="empty_weight",
             )
         return self._occurs()
 
@@ -419,15 +450,16 @@ def compute_alpha(
 def check_alpha_method(method: AlphaMethod) -> None:
     """Raises a `ValueError` unless it is the name of a method or a function."""
     if not (callable(method) or method == "none" or method in ALPHA_METHODS):
-        raise ValueError(
-            f"method: expected one of {', '.join(ALPHA_METHODS)}, none, or a function of the counts, but got {method!r}"
+        raise ArgumentError(
+            "method",
+            f"expected one of {', '.join(ALPHA_METHODS)}, none, or a function of the counts, but got {method!r}",
         )
 
 
 def check_beta(beta: float) -> None:
     """Raises a `ValueError` unless beta is a number in [0, 1)."""
     if not (_is_number(beta) and 0 <= beta < 1):
-        raise ValueError(f"beta: expected a number in [0, 1), but got {beta!r}")
+        raise ArgumentError("beta", f"expected a number in [0, 1), but got {beta!r}")
 
 
 def _check_arguments(
@@ -436,24 +468,21 @@ def _check_arguments(
     check_alpha_method(method)
     check_beta(beta)
     if max_ratio is not None and not (_is_number(max_ratio) and max_ratio >= 1):
-        raise ValueError(f"max_ratio: expected a number >= 1, but got {max_ratio!r}")
+        raise ArgumentError("max_ratio", f"expected a number >= 1, but got {max_ratio!r}")
     if empty_weight is not None and not (_is_number(empty_weight) and 0 <= empty_weight <= highest):
-        raise ValueError(f"empty_weight: expected a number from 0 to {highest}, but got {empty_weight!r}")
+        raise ArgumentError("empty_weight", f"expected a number from 0 to {highest}, but got {empty_weight!r}")
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
+    """Of what alpha may be made, which is float32."""
+    is_real = isinstance(value, Real) and not isinstance(value, bool)
+    return is_real and abs(value) <= torch.finfo(torch.float32).max
 
 
 def _weights(counts: np.ndarray, method: AlphaMethod, beta: float) -> np.ndarray:
     """The weights of classes that occur, on no particular scale."""
     if callable(method):
-        weights = np.asarray(method(counts.copy()), dtype=np.float64)
-        if weights.shape != counts.shape or not (
-            np.isfinite(weights).all() and (weights >= 0).all() and weights.any()
-        ):
-            raise ValueError(f"method: expected a function that gives one number >= 0 per class, but got {weights}")
-        return weights
+        return _own_weights(method(counts.copy()), counts.shape)
     if method in ("inverse", "balanced"):
         return 1 / counts
     if method == "sqrt_inverse":
@@ -463,12 +492,27 @@ def _weights(counts: np.ndarray, method: AlphaMethod, beta: float) -> np.ndarray
     return (1 - beta) / -np.expm1(counts * np.log(beta))
 
 
+def _own_weights(given: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        weights = np.asarray(given, dtype=None if np.iscomplexobj(given) else np.float64)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        weights = np.empty(0)
+    is_real = weights.dtype == np.float64 and weights.shape == shape
+    if not (is_real and np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
+        raise ArgumentError(
+            "method", f"expected a function that gives one number >= 0 per class, and not 0 for all, but got {given!r}"
+        )
+    return weights
+
+
 def _capped(weights: np.ndarray, max_ratio: float | None) -> np.ndarray:
     """Lowers the largest weights of each label (of all classes) until they are `max_ratio` times the smallest."""
     if max_ratio is None:
         return weights
     if not weights.all():
-        raise ValueError(f"max_ratio: expected weights above 0, of which there is a ratio, but got {weights.tolist()}")
+        raise ArgumentError(
+            "max_ratio", f"expected weights above 0, of which there is a ratio, but got {weights.tolist()}"
+        )
     return np.minimum(weights, max_ratio * weights.min(axis=0))
 
 
@@ -501,6 +545,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--split", default="train", help="split of a saved dataset or of one of the hub (default: train)"
     )
     parser.add_argument("--column", help="label column (default: label or labels)")
+    parser.add_argument("--num_labels", type=int, help="number of classes (default: as the data have it)")
     parser.add_argument("--method", default="inverse", choices=[*ALPHA_METHODS, "none"])
     parser.add_argument("--beta", type=float, default=0.999, help="beta of effective_number (default: 0.999)")
     parser.add_argument("--max_ratio", type=float, help="cap of the largest weight over the smallest")
@@ -515,6 +560,7 @@ def main(arguments: list[str] | None = None) -> None:
         distribution = LabelDistribution.from_dataset(
             _load(args.data, args.config_name, args.split),
             column=args.column,
+            num_labels=args.num_labels,
             multi_label=args.multi_label,
             max_rows=args.max_rows,
         )
@@ -526,7 +572,9 @@ def main(arguments: list[str] | None = None) -> None:
             distribution.plot(alpha, args.plot)
             print(f"\n{args.plot}")
     except Exception as error:  # whatever is wrong with the data, a person wants one line
-        parser.exit(1, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
+        flags = {name: f"--{name}" for name in vars(args) if name != "data"}
+        message = error.for_caller(flags, {}) if isinstance(error, ArgumentError) else str(error)
+        parser.exit(1, f"{parser.prog}: error: {' '.join(message.split())}\n")
 
 
 def _load(data: str, config_name: str | None, split: str) -> Dataset | IterableDataset:

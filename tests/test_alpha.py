@@ -103,6 +103,51 @@ class TestWeights:
         alpha = compute_alpha([[1, 0, 1], [1, 0, 0]], empty_weight=0.5)
         assert alpha.tolist() == [0.5, 0.5, 0.5]
 
+    @pytest.mark.parametrize("method", ["inverse", "sqrt_inverse", "effective_number", lambda counts: 1 / counts])
+    @pytest.mark.parametrize("empty_weight", [0, 1e-3, 1, 100])
+    def test_max_ratio_is_that_of_all_weights(self, method, empty_weight):
+        arguments = {"empty_weight": empty_weight, "beta": 0.9}
+        distribution = LabelDistribution([60, 0, 14, 1])
+        alpha = distribution.alpha(method, max_ratio=5, **arguments)
+        assert alpha.max() / alpha.min() == pytest.approx(5, rel=1e-6)
+        torch.testing.assert_close(
+            alpha[[0, 2, 3]], LabelDistribution([60, 14, 1]).alpha(method, max_ratio=5, beta=0.9)
+        )
+        labels = LabelDistribution([3, 0, 4, 1], negatives=[1, 4, 0, 3])
+        weights = labels.alpha(method, max_ratio=2, **{**arguments, "empty_weight": min(1, empty_weight)})
+        assert (1 / 3 - 1e-6 <= weights).all() and (
+            weights <= 2 / 3 + 1e-6
+        ).all()  # twice what the other answer weighs
+
+    def test_an_empty_weight_within_the_ratio_is_kept(self):
+        # 0.8 and 1.6: the weights 1/3 and 2/3 average to 1 over 3 examples and 1 example after times 2.4.
+        np.testing.assert_allclose(
+            LabelDistribution([3, 0, 1]).alpha(max_ratio=2, empty_weight=1), [0.8, 1, 1.6], rtol=1e-6
+        )
+        np.testing.assert_allclose(
+            LabelDistribution([3, 0, 1]).alpha(max_ratio=2, empty_weight=9), [0.8, 1.6, 1.6], rtol=1e-6
+        )
+        np.testing.assert_allclose(
+            LabelDistribution([3, 0, 1]).alpha(max_ratio=2, empty_weight=0), [0.8, 0.8, 1.6], rtol=1e-6
+        )
+
+    @pytest.mark.parametrize("scale", [1e-320, 1e-200, 1e200, 1e308])
+    def test_the_scale_of_a_function_does_not_matter(self, scale):
+        assert compute_alpha([0, 1, 1], lambda counts: [scale, scale]).tolist() == [1, 1]
+        assert compute_alpha(MULTI_HOT, lambda counts: [scale, scale]).tolist() == [0.5, 0.5]
+
+    def test_what_the_caller_changes_afterwards_changes_nothing(self):
+        counts, names = np.array([3, 1]), ["a", "b"]
+        distribution = LabelDistribution(counts, negatives=counts, names=names)
+        labels = np.array([0, 0, 0, 1])
+        counted = LabelDistribution.from_dataset(labels)
+        counts[0], names[0], labels[:] = 9, "z", 1
+        assert distribution.counts.tolist() == distribution.negatives.tolist() == counted.counts.tolist() == [3, 1]
+        assert distribution.names == ["a", "b"]
+        feature = ClassLabel(names=["x", "y"])
+        LabelDistribution.from_dataset(dataset([0, 1], feature=feature)).names[0] = "z"
+        assert feature.names == ["x", "y"]
+
 
 class TestDistribution:
     def test_numbers(self):
@@ -129,6 +174,12 @@ class TestDistribution:
         ]
         assert len(repr(LabelDistribution(range(1, 1000))).splitlines()) < 30
         assert "in 5 rows (a sample)" in repr(LabelDistribution([9], num_rows=5, is_sample=True))
+
+    def test_a_name_may_be_missing(self):
+        data = dataset([0, 1, 1], feature=ClassLabel(names=[None, "a"]))
+        distribution = LabelDistribution.from_dataset(data)
+        assert distribution.names == ["None", "a"] and "None" in repr(distribution)
+        assert "| None | 1 |" in distribution.to_markdown()
 
     def test_markdown_cannot_be_broken_by_a_class_name(self):
         names = ["a|b", "two\nlines", "<script>"]
@@ -157,6 +208,15 @@ class TestDistribution:
             ("counts: expected one whole number >= 0 per class", {"counts": [1, -1]}),
             ("counts: expected one whole number >= 0 per class", {"counts": [0.5]}),
             ("counts: expected one whole number >= 0 per class", {"counts": []}),
+            ("counts: expected one whole number >= 0 per class", {"counts": [[1], [1, 2]]}),
+            ("counts: expected one whole number >= 0 per class", {"counts": [1, 2**70]}),
+            (
+                "counts: expected whole numbers whose sum is less than",
+                {"counts": np.array([1, 2**64 - 100], np.uint64)},
+            ),
+            ("counts: expected whole numbers whose sum is less than", {"counts": [2**62, 2**62]}),
+            ("names: expected one for each class, but got 'ab'", {"counts": [1, 2], "names": "ab"}),
+            ("names: expected one for each class, but got 5", {"counts": [1, 2], "names": 5}),
             ("names: expected one for each of 2 classes, but got 1", {"counts": [1, 2], "names": ["a"]}),
             ("negatives: expected one for each of 2 classes, but got 1", {"counts": [1, 2], "negatives": [1]}),
         ],
@@ -210,12 +270,17 @@ class TestCommand:
             ("no examples of class 1, 2", ["gap.csv"]),
             ("", ["broken.parquet"]),
             ("", ["someone/no_such_dataset"]),
-            ("max_ratio: expected a number >= 1", ["good.csv", "--max_ratio", "0.5"]),
+            ("error: --max_ratio: expected a number >= 1, but got 0.5", ["good.csv", "--max_ratio", "0.5"]),
+            ("error: --column: expected exactly one of 'label' and 'labels'", ["other.csv"]),
+            ("; set --column", ["other.csv"]),
+            ("leave the classes out of the labels, or set --empty_weight", ["gap.csv"]),
+            ("also holds [1]; map the labels to 0..C-1, or set --num_labels", ["good.csv", "--num_labels", "1"]),
             ("", ["good.csv", "--plot", "no_such_folder/plot.png"]),
         ],
     )
     def test_what_is_wrong_is_one_line(self, tmp_path, monkeypatch, capsys, message, arguments):
-        files = {"text.txt": "x", "good.csv": "label\n0\n1\n", "gap.csv": "label\n0\n3\n", "broken.parquet": "PAR1"}
+        files = {"text.txt": "x", "good.csv": "label\n0\n1\n", "gap.csv": "label\n0\n3\n"}
+        files |= {"broken.parquet": "PAR1", "other.csv": "y\n0\n"}
         for name, text in files.items():
             (tmp_path / name).write_text(text)
         monkeypatch.chdir(tmp_path)
@@ -244,6 +309,19 @@ class TestCommand:
         ("max_ratio: expected a number >= 1, but got 0.5", [0, 1], {"max_ratio": 0.5}),
         ("empty_weight: expected a number from 0 to inf, but got -1", [0, 1], {"empty_weight": -1}),
         ("empty_weight: expected a number from 0 to 1, but got 2", MULTI_HOT, {"empty_weight": 2}),
+        ("empty_weight: expected a number", [0, 1], {"empty_weight": 1e300}),  # in float32 it is infinite
+        ("empty_weight: expected a number", [0, 1], {"empty_weight": 10**400}),
+        ("max_ratio: expected a number", [0, 1], {"max_ratio": 10**400}),
+        ("max_ratio: expected a number", [0, 1], {"max_ratio": True}),
+        ("max_ratio: expected weights above 0", [0, 1], {"method": lambda counts: [0, 1], "max_ratio": 2}),
+        ("method: .* one number >= 0 per class, and not 0 for all", [0, 1], {"method": lambda counts: [0, 0]}),
+        ("method: .* one number >= 0 per class, .* got {}", [0, 1], {"method": lambda counts: {}}),
+        ("method: .* one number >= 0 per class, .* got None", [0, 1], {"method": lambda counts: None}),
+        ("method: .* one number >= 0 per class, .* got ", [0, 1], {"method": lambda counts: ["a", "b"]}),
+        ("method: .* one number >= 0 per class, .* got ", [0, 1], {"method": lambda counts: counts * (1 + 1j)}),
+        # Label 0 has two rows and lacks two: it would weigh 0 / 0.
+        ("method: .* but got 0 for both", [[1, 1], [1, 0], [0, 0], [0, 0]], {"method": lambda counts: counts != 2}),
+        (r"no examples of class 1, 2, .*; add examples, .*, or set empty_weight$", [0, 3], {}),
         ("method: expected a function that gives one number >= 0 per class", [0, 1], {"method": lambda counts: 1}),
         (
             "method: expected a function that gives one number >= 0 per class",

@@ -1,6 +1,7 @@
 """Counts of every kind of labels in every kind of data, and what is refused."""
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -33,10 +34,18 @@ NAMES = ["politics", "sports", "tech", "chess"]
 MULTI_HOT = [[1, 0], [1, 1], [1, 0], [0, 0], [1, 0]]
 TOKENS = [[-100, 0, 0, 1, -100], [-100, 0, 2], [-100, -100]]
 IDS = [[0, 2], [1], [], [2]]
+WRAPS = 2**64 - 100
+TWICE = pd.DataFrame([[0, 0], [1, 1]], columns=["label", "label"])
 
 
 def dataset(labels=LABELS, feature=None, column="label"):
     return Dataset.from_dict({column: labels}, features=feature and Features({column: feature}))
+
+
+def unsigned(labels):
+    return Dataset(
+        pa.table({"label": pa.array(labels, pa.list_(pa.uint64()) if isinstance(labels[0], list) else pa.uint64())})
+    )
 
 
 class Examples:
@@ -163,8 +172,29 @@ class TestSources:
         counts = count_labels(data, multi_label=True)
         assert counts.counts.tolist() == [1, 1, 2] and counts.negatives.tolist() == [3, 3, 2]
         assert count_labels(data, multi_label=False).negatives is None
-        with pytest.raises(ValueError, match="set multi_label=True or multi_label=False"):
+        with pytest.raises(ValueError, match="labels of an example or those of its tokens; set multi_label"):
             count_labels(data)
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            [[0, 1, 0], [1, 0, 0], [0, 1, 0]],
+            [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]],
+            np.array([[0, 1, 0], [1, 0, 0], [0, 1, 0]], bool),
+            dataset([[0, 1, 0], [1, 0, 0], [0, 1, 0]]).shuffle(seed=0),
+        ],
+    )
+    def test_one_hot_rows_are_one_class_each(self, data):
+        counts = count_labels(data, num_labels=3, one_hot=True)
+        assert counts.counts.tolist() == [1, 2, 0] and counts.negatives is None and counts.num_rows == 3
+
+    def test_one_hot_rows_by_what_they_are(self):
+        # Integers may be token labels, of which these are four of class 0 and two of class 1; floats may not.
+        assert count_labels([[0, 1, 0], [1, 0, 0]], multi_label=False).counts.tolist() == [4, 2]
+        assert count_labels([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], multi_label=False).counts.tolist() == [1, 1, 0]
+        # Class ids are class ids, and one row with two classes makes the rows those of tokens.
+        assert count_labels([2, 0, 2], num_labels=3, one_hot=True).counts.tolist() == [1, 0, 2]
+        assert count_labels([[1, 1, 0], [1, 0, 0]], num_labels=3, one_hot=True).counts.tolist() == [3, 3, 0]
 
     def test_a_label_counts_once_in_a_row(self):
         counts = count_labels([[3, 0, 3], [0]], multi_label=True)
@@ -304,7 +334,7 @@ class TestSources:
         ("holds float64 values", [0.5, 1.5], {}),
         ("holds float64 values in rows of 2", [[0.5, 1.0], [1.0, 0.0]], {}),
         ("multi-label rows of 3 entries .* in rows of 2", [[0.0, 1.0], [1.0, 0.0]], {"num_labels": 3}),
-        ("the list could not be read", [[0, 1], "a"], {}),
+        ("the labels could not be read", [[0, 1], "a"], {}),
         ("choose one of \\['train', 'test'\\]", DatasetDict(train=dataset(), test=dataset()), {}),
         ("expected a datasets.Dataset, a torch Dataset, a list, .* but got generator", (x for x in "ab"), {}),
         ("one or two dimensions, but data holds struct", pa.array([{"label": 0}]), {}),
@@ -320,6 +350,50 @@ class TestSources:
         (r"also holds \[2000000000\]", [0, 2_000_000_000], {}),
         ("one or two dimensions", np.zeros((2, 2, 2), dtype=int), {}),
         ("one or two dimensions, but data holds list", [[[0]], [[1]]], {}),
+        # In int64 they would be -100, which is ignored.
+        (r"also holds \[18446744073709551516\]; map", np.array([0, 1, WRAPS], np.uint64), {}),
+        (r"also holds \[18446744073709551516\]; map", np.array([[0, 1, 1], [WRAPS, 0, 0]], np.uint64), {}),
+        (
+            r"also holds \[18446744073709551516\]; map",
+            torch.tensor([0, 1, WRAPS], dtype=torch.uint64),
+            {"num_labels": 3},
+        ),
+        (r"also holds \[18446744073709551516\]; map", pd.DataFrame({"label": [0, 1, WRAPS]}), {}),
+        (r"also holds \[18446744073709551516\]; map", unsigned([0, 1, WRAPS]), {}),
+        (r"also holds \[18446744073709551516\]; map", unsigned([0, 1, WRAPS]).shuffle(seed=0), {}),
+        (r"also holds \[18446744073709551516\]; map", unsigned([0, 1, WRAPS]).to_iterable_dataset(), {}),
+        (r"also holds \[18446744073709551516\]; map", unsigned([[0, 1], [WRAPS, 2]]), {"multi_label": True}),
+        (r"also holds \[9223372036854775808\]; map", pd.Series([0, 2**63]), {}),
+        ("expected class ids, but got integers that do not fit int64", [0, 1, 2**70], {}),
+        ("expected class ids, but got integers that do not fit int64", [[0, 1], [1, -(2**70)]], {}),
+        (
+            "expected class ids, but got integers that do not fit int64",
+            np.array([0, 2**70], object),
+            {"num_labels": 2},
+        ),
+        ("expected class ids, but got integers that do not fit int64", pd.Series([0, 2**70]), {}),
+        ("expected class ids, but got integers that do not fit int64", [{"label": 0}, {"label": 2**70}], {}),
+        ("expected class ids, but got integers that do not fit int64", stream([0, 2**70]), {}),
+        # Beside an id of row 1 that is 2**32 lower, label 0 of row 0 would be no other.
+        (r"also holds \[-4294967296\]", [[0, 1], [-(2**32), 5]], {"multi_label": True}),
+        (r"also holds \[4294967296\]", dataset([0, 2**32, -100]).shuffle(seed=0), {}),
+        ("num_labels: expected at most 16777216, but got 1180591620717411303424", [0, 1], {"num_labels": 2**70}),
+        ("the labels could not be read", pd.Series([0, "a"]), {}),
+        (r"exactly one of .* whose columns are \['label', 'label'\]", TWICE, {}),
+        (r"\[3\]; map the labels to 0..C-1, or set num_labels$", [0, 3], {"num_labels": 2}),
+        (r"\[-1, 3\]; map the labels to 0..C-1$", [0, 3, -1], {"num_labels": 2}),
+        (
+            "or one-hot rows of C entries .* holds float64 values in rows of 2$",
+            [[0.5, 0.5], [1.0, 0.0]],
+            {"one_hot": True},
+        ),
+        (
+            "one-hot rows of C entries .* holds float64 values in rows of 2$",
+            [[1.0, 1.0], [1.0, 0.0]],
+            {"one_hot": True},
+        ),
+        ("one_hot: expected False with multi_label=True", [[0, 1]], {"one_hot": True, "multi_label": True}),
+        ("1 labels are missing", [None, "a"], {}),
     ],
 )
 @pytest.mark.usefixtures("blocks")
@@ -350,3 +424,9 @@ def test_two_processes(tmp_path):
     assert first["trainer_with_shards"] == second["trainer_with_shards"] == {"alpha": alpha, "counted": 1}
     errors = [seen["trainer_with_an_empty_class"]["error"] for seen in (first, second)]
     assert errors[0] == errors[1] and "without examples in train_dataset, [3]" in errors[0]
+
+
+def test_an_error_can_be_sent_to_another_process():
+    with pytest.raises(ValueError) as raised:
+        count_labels([0, 3], num_labels=2)
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
