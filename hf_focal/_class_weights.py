@@ -16,7 +16,7 @@ def softmax_weights(alpha: Alpha, num_classes: int) -> Tensor | None:
     """The weight of each class, (C): a scalar is that of class 1 of two, class 0 has the rest."""
     if alpha is None:
         return None
-    weights = as_numbers("alpha", alpha)
+    weights = as_numbers("alpha", alpha, may_be_all_zero=False)
     if weights.dim() == 0:
         if num_classes != 2:
             raise ValueError(

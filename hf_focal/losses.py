@@ -5,7 +5,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ._checks import as_gamma, as_number, as_numbers, check_distributions, describe, extremes
+from ._checks import (
+    as_gamma,
+    as_number,
+    as_numbers,
+    check_distributions,
+    check_ignore_index,
+    checked_gamma,
+    describe,
+    extremes,
+)
 from ._class_weights import Alpha, sigmoid_weights, softmax_weights
 from ._kernels import SigmoidFocal, SoftmaxFocal, beside, evaluate
 from ._upstream import is_traced
@@ -47,8 +56,8 @@ def focal_loss(
         gamma (`float`, sequence or `Tensor` of shape (C), or callable): Focusing parameter, at least 0: how strongly easy
             examples are suppressed; one for all classes or one per class. Or a function from p_t, a tensor with one
             probability per target, to the gamma of each target, such as [`flsd_53`].
-        alpha (`float`, sequence or `Tensor` of shape (C), *optional*): Weight of each class, at least 0. A scalar in
-            [0, 1] is for two classes: alpha for class 1 and 1 - alpha for class 0, as in the paper.
+        alpha (`float`, sequence or `Tensor` of shape (C), *optional*): Weight of each class, at least 0, and not 0 for all.
+            A scalar in [0, 1] is for two classes: alpha for class 1 and 1 - alpha for class 0, as in the paper.
         ignore_index (`int`): Class index of targets that count neither in the loss nor in its mean.
         label_smoothing (`float`): In [0, 1]: the share of the target that is spread evenly over the classes; without
             alpha as in `cross_entropy`.
@@ -78,12 +87,13 @@ def focal_loss(
     ```
     """
     label_smoothing = as_number("label_smoothing", label_smoothing, upper=1)
+    check_ignore_index(ignore_index)
     _check_reduction(reduction)
     _check_tensors(input, target)
     if input.dim() < 2 or input.shape[1] == 0:
         raise ValueError(f"input: expected logits of shape (N, C) or (N, C, d1, ...), but got {tuple(input.shape)}")
     num_classes = input.shape[1]
-    gamma = as_gamma("gamma", gamma, num_classes)
+    gamma = checked_gamma("gamma", as_gamma("gamma", gamma, num_classes))
     alpha = softmax_weights(alpha, num_classes)
     target = target.to(input.device)
     num_valid: int | Tensor
@@ -155,14 +165,15 @@ def sigmoid_focal_loss(
     ```
     """
     margin = as_number("margin", margin, upper=1)
+    check_ignore_index(ignore_index)
     _check_reduction(reduction)
     _check_tensors(input, target)
     if target.shape != input.shape:
         raise ValueError(f"target: expected the shape of input, {tuple(input.shape)}, but got {describe(target)}")
     num_labels = input.shape[-1] if input.dim() else 1
-    gamma = as_gamma("gamma", gamma, num_labels)
+    gamma = checked_gamma("gamma", as_gamma("gamma", gamma, num_labels))
     if gamma_neg is not None:
-        gamma_neg = as_gamma("gamma_neg", gamma_neg, num_labels)
+        gamma_neg = checked_gamma("gamma_neg", as_gamma("gamma_neg", gamma_neg, num_labels))
     alpha = sigmoid_weights(alpha, num_labels)
     target = target.to(input.device)
     num_valid, found_index = _count_valid(target, 1 + 1e-5, ignore_index, "probabilities in [0, 1]")
@@ -242,12 +253,14 @@ class FocalLoss(nn.Module):
     ):
         super().__init__()
         _check_reduction(reduction)
+        check_ignore_index(ignore_index)
         gamma = as_gamma("gamma", gamma)
         if isinstance(gamma, Tensor):
             self.register_buffer("gamma", gamma.float().clone())
         else:
             self.gamma = gamma
-        self.register_buffer("alpha", None if alpha is None else as_numbers("alpha", alpha).float().clone())
+        weights = None if alpha is None else as_numbers("alpha", alpha, may_be_all_zero=False)
+        self.register_buffer("alpha", None if weights is None else weights.float().clone())
         self.reduction = reduction
         self.ignore_index = ignore_index
         self.label_smoothing = as_number("label_smoothing", label_smoothing, upper=1)
@@ -285,6 +298,9 @@ def _check_tensors(input: Tensor, target: Tensor) -> None:
         raise ValueError(f"input: expected a floating point tensor of logits, but got {describe(input)}")
     if not isinstance(target, Tensor) or target.is_complex():
         raise ValueError(f"target: expected a tensor of class indices or probabilities, but got {describe(target)}")
+    # Beyond the range of int64 they would be other indices there, -100 say.
+    if target.dtype == torch.uint64 and not is_traced() and target.numel() and extremes(target)[0] < 0:
+        raise ValueError("target: expected class indices or probabilities, but got integers that do not fit int64")
 
 
 def _check_class_index_shape(target: Tensor, input_shape: torch.Size) -> None:

@@ -3,7 +3,9 @@
 import copy
 import math
 import pickle
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -306,6 +308,25 @@ class TestModule:
         alpha[0] = -5
         assert criterion.alpha.tolist() == [1, 2]
 
+    @pytest.mark.parametrize("name", ["alpha", "gamma"])
+    @pytest.mark.parametrize(
+        "make",
+        [
+            partial(torch.tensor, dtype=torch.float32),
+            partial(torch.tensor, dtype=torch.float64),
+            partial(np.array, dtype=np.float32),
+            partial(np.array, dtype=np.float64),
+            list,
+        ],
+    )
+    def test_nothing_is_shared_with_the_caller(self, name, make):
+        logits, target = torch.eye(3), torch.tensor([0, 2, 1])
+        given = make([0.5, 1.0, 2.0])
+        criterion = FocalLoss(**{name: given})
+        before = criterion(logits, target)
+        given[0] = 7.0
+        assert getattr(criterion, name).tolist() == [0.5, 1, 2] and criterion(logits, target) == before
+
     def test_copies_give_the_same_loss(self):
         logits, target = torch.eye(3), torch.arange(3)
         criterion = FocalLoss(alpha=[1.0, 2.0, 3.0], ignore_index=1, label_smoothing=0.1)
@@ -462,6 +483,12 @@ class TestSigmoid:
         ("alpha: a scalar is for two classes, but input has 3", {"alpha": 0.25}),
         ("alpha: expected a number or one per class", {"alpha": "inverse"}),
         (r"alpha: expected a number or one per class, but got shape \(3, 3\)", {"alpha": torch.eye(3)}),
+        ("alpha: expected a number > 0 for at least one class, but got .0.0, 0.0, 0.0.", {"alpha": [0, 0, 0]}),
+        (r"gamma: expected a function that gives one number per target, .* but got None", {"gamma": lambda p: None}),
+        (r"gamma: .* one number per target, shape \(2, 1\), .* \(2,\)", {"gamma": lambda p: p[:, 0]}),
+        ("ignore_index: expected an integer, but got None", {"ignore_index": None}),
+        ("ignore_index: expected an integer, but got '-100'", {"ignore_index": "-100"}),
+        ("ignore_index: expected an integer, but got -100.0", {"ignore_index": -100.0}),
         ("reduction: expected 'none', 'mean' or 'sum', but got 'average'", {"reduction": "average"}),
         (r"label_smoothing: expected a finite number in \[0, 1\], but got 1.5", {"label_smoothing": 1.5}),
         (
@@ -513,6 +540,9 @@ def test_scalar_alpha_above_one_is_refused():
         ("alpha: expected one number for each of 3 classes, but got 2", {"alpha": [0.5, 0.5]}),
         ("gamma: expected one number for each of 3 classes, but got 2", {"gamma": [1.0, 2.0]}),
         ("gamma_neg: expected a finite number >= 0, but got -1", {"gamma_neg": -1}),
+        (r"gamma: expected a function that gives one number per target", {"gamma": lambda p: None}),
+        (r"gamma_neg: expected a function that gives one number per target", {"gamma_neg": lambda p: "2"}),
+        ("ignore_index: expected an integer, but got None", {"ignore_index": None}),
         (r"margin: expected a finite number in \[0, 1\], but got 1.5", {"margin": 1.5}),
         (r"target: expected the shape of input, \(2, 3\)", {"target": torch.zeros(2)}),
         (
@@ -530,7 +560,35 @@ def test_sigmoid_focal_loss_refuses(message, kwargs):
         sigmoid_focal_loss(**arguments)
 
 
-@pytest.mark.parametrize("kwargs", [{"gamma": -1}, {"alpha": [-1.0]}, {"reduction": "x"}, {"label_smoothing": -0.1}])
+@pytest.mark.parametrize("loss", [focal_loss, sigmoid_focal_loss])
+def test_an_index_that_wraps_to_the_ignored_one_is_refused(loss):
+    target = torch.tensor([2**64 - 100, 1, 0], dtype=torch.uint64)
+    with pytest.raises(ValueError, match="target: expected .* but got integers that do not fit int64"):
+        loss(torch.zeros(3, 2) if loss is focal_loss else torch.zeros(3), target)
+
+
+def test_two_scalars_of_which_one_is_0_are_weights():
+    logits, target = torch.tensor([[1.0, 2.0], [1.0, 0.0]]), torch.tensor([0, 1])
+    assert focal_loss(logits, target, alpha=0) == focal_loss(logits, target, alpha=[1, 0])
+    assert sigmoid_focal_loss(logits, torch.eye(2), alpha=[0, 0]) > 0  # of negatives
+
+
+def test_a_function_may_give_one_gamma_for_all():
+    logits, target = torch.eye(3), torch.arange(3)
+    assert focal_loss(logits, target, gamma=lambda p: 2.0) == focal_loss(logits, target, gamma=2.0)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"gamma": -1},
+        {"alpha": [-1.0]},
+        {"alpha": [0.0, 0.0]},
+        {"reduction": "x"},
+        {"label_smoothing": -0.1},
+        {"ignore_index": None},
+    ],
+)
 def test_focal_loss_module_refuses_when_it_is_made(kwargs):
     with pytest.raises(ValueError, match=next(iter(kwargs))):
         FocalLoss(**kwargs)
