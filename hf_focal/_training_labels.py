@@ -11,9 +11,35 @@ from accelerate.utils import broadcast_object_list
 from datasets import ClassLabel, Dataset
 from torch import nn
 
+from ._checks import ArgumentError
 from ._model_kinds import LANGUAGE_MODELS, TOKEN_CLASSIFIERS, is_multi_label, is_one_of, num_classes_of
 from ._upstream import is_split_by_node
 from .alpha import LabelDistribution
+
+
+# What a user of the trainer knows of the arguments of `LabelDistribution.from_dataset` and of its `alpha`.
+_NAMES = {
+    "data": "train_dataset",
+    "column": "args.label_names",
+    "multi_label": "model.config.problem_type",
+    "num_labels": "model.config.num_labels",
+    "method": "alpha",
+    "beta": "focal_beta",
+    "max_ratio": "alpha_max_ratio (the flag --focal_alpha_max_ratio)",
+    "empty_weight": "alpha_empty_weight (the flag --focal_alpha_empty_weight)",
+}
+_REMEDIES = {
+    "column": "name the column with TrainingArguments(label_names=[...])",
+    "multi_label": 'set model.config.problem_type to "multi_label_classification" or, if they are those of tokens, to '
+    '"single_label_classification"',
+    "num_labels": "make the model with as many num_labels",
+    "empty_weight": "choose their weight with alpha_empty_weight (the flag --focal_alpha_empty_weight)",
+}
+
+
+def as_trainer_error(error: ArgumentError) -> ValueError:
+    """The same in the words of somebody who has a trainer, and none of the arguments of the functions behind it."""
+    return ValueError(error.for_caller(_NAMES, _REMEDIES))
 
 
 def count_training_labels(dataset: Any, model: nn.Module, column: str | None) -> LabelDistribution:
@@ -29,20 +55,33 @@ def count_training_labels(dataset: Any, model: nn.Module, column: str | None) ->
     """
     config = getattr(model, "config", None)
     multi_label = is_multi_label(config)
-    if is_one_of(model, LANGUAGE_MODELS | TOKEN_CLASSIFIERS):
+    labels_tokens = is_one_of(model, LANGUAGE_MODELS | TOKEN_CLASSIFIERS)
+    if labels_tokens:
         multi_label = False
     num_labels = num_classes_of(model)
+    columns = ["label", "labels"] if column is None else [column]
+    features = _label_features(dataset, columns)
     is_binary = multi_label and num_labels == 1
     if is_binary:  # the labels are those of two classes, whether or not each stands in a row of its own
-        num_labels, multi_label, dataset = 2, False, _with_class_ids(dataset, column)
+        num_labels, multi_label, dataset = 2, False, _with_class_ids(dataset, columns)
+    elif any(_holds_strings(feature) for feature in features):
+        num_labels = None  # of which the data may lack some; the model knows them all by name
     count = partial(
-        LabelDistribution.from_dataset, dataset, column=column, num_labels=num_labels, multi_label=multi_label
+        LabelDistribution.from_dataset,
+        dataset,
+        column=column,
+        num_labels=num_labels,
+        multi_label=multi_label,
+        one_hot=multi_label is False and num_labels is not None and not (labels_tokens or is_binary),
     )
-    counted = count() if is_split_by_node(dataset) else _on_main_process(count)
+    try:
+        counted = count() if is_split_by_node(dataset) else _on_main_process(count)
+    except ArgumentError as error:
+        raise as_trainer_error(error) from error
     if is_binary:
         negatives, positives = counted.counts
         return replace(counted, counts=np.array([positives]), negatives=np.array([negatives]), names=None)
-    if counted.names is None or _has_class_label(dataset, ["label", "labels"] if column is None else [column]):
+    if counted.names is None or any(isinstance(feature, ClassLabel) for feature in features):
         return counted
     return _by_id(counted, names_by_id(config))
 
@@ -64,8 +103,7 @@ def check_strings_are_mapped(dataset: Any, collator: Any, label_names: Sequence[
     if not getattr(collator, "__module__", type(collator).__module__).startswith("transformers."):
         return
     for name in sorted({*(label_names or []), "label", "labels"} & {*dataset.column_names}):
-        feature = dataset.features[name]
-        if getattr(getattr(feature, "feature", feature), "dtype", None) in ("string", "large_string"):
+        if any(_holds_strings(feature) for feature in _label_features(dataset, [name])):
             raise ValueError(
                 f"labels: column {name!r} of train_dataset holds strings, which cannot reach the model; make class ids of "
                 f"them, with dataset.class_encode_column({name!r}) or a mapping of your own"
@@ -86,26 +124,28 @@ def _by_id(counted: LabelDistribution, names: list[str]) -> LabelDistribution:
     return replace(counted, counts=counts, negatives=negatives, names=names)
 
 
-def _with_class_ids(dataset: Any, column: str | None) -> Any:
+def _with_class_ids(dataset: Any, columns: Sequence[str]) -> Any:
     """With class ids for the whole numbers in floats that losses of one logit ask for."""
-    names = {"label", "labels"} if column is None else {column}
-    features = dataset.features if isinstance(dataset, Dataset) and dataset.format["type"] != "custom" else {}
-    for name in names & features.keys():
-        feature = features[name]
-        if getattr(getattr(feature, "feature", feature), "dtype", "").startswith("float"):
+    if not isinstance(dataset, Dataset):
+        return dataset
+    for name in columns:
+        if any(getattr(feature, "dtype", "").startswith("float") for feature in _label_features(dataset, [name])):
             labels = np.asarray(dataset.select_columns(name).with_format("numpy")[:][name]).ravel()
             if (labels == np.rint(labels)).all():
                 return Dataset.from_dict({name: labels.astype(np.int64)})
     return dataset
 
 
-def _has_class_label(dataset: Any, columns: Sequence[str]) -> bool:
-    """Whether the names are those of a `ClassLabel`, whose order is that of the ids."""
+def _label_features(dataset: Any, columns: Sequence[str]) -> list[Any]:
+    """What the columns hold that there are, or their lists; nothing where a transform hands out something else."""
     if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
-        return False
+        return []
     features = getattr(dataset, "features", None) or {}
-    labels = [features.get(name) for name in columns]
-    return any(isinstance(getattr(feature, "feature", feature), ClassLabel) for feature in labels)
+    return [getattr(features[name], "feature", features[name]) for name in columns if name in features]
+
+
+def _holds_strings(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("string", "large_string")
 
 
 def _on_main_process(function: Callable[[], Any]) -> Any:

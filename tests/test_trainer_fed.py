@@ -494,3 +494,98 @@ class TestWhatOthersSee:
         )
         with pytest.raises(ValueError, match="hp_space: expected names of FocalTrainingArguments, focal_gamma"):
             trainer.hyperparameter_search(lambda trial: {"gamma": trial.suggest_float("gamma", 0, 2)}, n_trials=1)
+
+
+def with_labels(labels, column="labels", **others):
+    return Dataset.from_dict({"input_ids": [[1, 2]] * len(labels), column: labels, **others})
+
+
+SINGLE, SEVERAL = "single_label_classification", "multi_label_classification"
+ONE_HOT = [[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0]]
+
+
+class TestOneHotRows:
+    @pytest.mark.parametrize("number", [int, float])
+    def test_count_as_the_class_that_is_trained_on(self, tmp_path, number):
+        data = with_labels([[number(entry) for entry in row] for row in ONE_HOT])
+        model = tiny_model(problem_type=SINGLE)
+        trainer = make_trainer(tmp_path, model=model, train_dataset=data, alpha="inverse")
+        assert trainer.label_distribution().counts.tolist() == [3, 2, 1]
+        assert trainer.label_distribution().negatives is None
+        assert trainer.alpha.tolist() == pytest.approx([6 / 9, 6 / 6, 6 / 3])
+        if number is float:  # integers have to be made class probabilities by a collator
+            trainer.train()
+            assert FocalSettings.from_config(model.config).label_counts == [3, 2, 1]
+
+    def test_class_probabilities_have_no_counts(self, tmp_path):
+        data = with_labels([[0.5, 0.3, 0.2]] * 6)
+        model = tiny_model(problem_type=SINGLE)
+        make_trainer(tmp_path, model=model, train_dataset=data).train()
+        assert FocalSettings.from_config(model.config).label_counts is None
+        with pytest.raises(
+            ValueError, match="train_dataset: expected .* one-hot rows of 3 .* float64 values in rows of 3"
+        ):
+            make_trainer(tmp_path, model=tiny_model(problem_type=SINGLE), train_dataset=data, alpha="inverse")
+
+    def test_labels_of_tokens_are_none(self, tmp_path):
+        data = with_labels([[0, 1]] * 4)
+        model = tiny_model("tokens", num_labels=2, problem_type=SINGLE)
+        trainer = make_trainer(tmp_path, model=model, train_dataset=data)
+        assert trainer.label_distribution().counts.tolist() == [4, 4]
+
+
+def test_strings_may_lack_a_class_that_the_model_knows(tmp_path):
+    model = tiny_model(label2id={"b": 0, "c": 1, "a": 2}, id2label={0: "b", 1: "c", 2: "a"})
+    data = with_labels(["b", "a", "b", "b"])
+    trainer = make_trainer(tmp_path, model=model, train_dataset=data, data_collator=lambda rows: rows)
+    assert trainer.label_distribution().counts.tolist() == [3, 0, 1]
+
+
+class TestErrorsAreInTheWordsOfTheTrainer:
+    """The functions behind it have `column`, `multi_label`, `num_labels`, `max_ratio` and `empty_weight`; it has not."""
+
+    @pytest.mark.parametrize(
+        "message, data, config",
+        [
+            (
+                r"args.label_names: expected exactly one of 'label' and 'labels' in the data, whose columns are .*'y'\]; "
+                r"name the column with TrainingArguments\(label_names=\[...\]\) ",
+                with_labels([0, 1, 2], "y"),
+                {},
+            ),
+            ("args.label_names: expected exactly one of", with_labels([0, 1, 2], label=[0, 1, 2]), {}),
+            (
+                "train_dataset: column 'labels' holds rows of class ids, .*; set model.config.problem_type to "
+                '"multi_label_classification" or, if they are those of tokens, to "single_label_classification"',
+                with_labels([[0, 2], [1]]),
+                {},
+            ),
+            (
+                "model.config.problem_type: expected rows of labels, but column 'labels' holds one label per row",
+                with_labels([0, 1, 2]),
+                {"problem_type": SEVERAL},
+            ),
+            ("train_dataset: expected integer class ids, .* float64 values; cast", with_labels([0.5, 1.5]), {}),
+            (
+                r"train_dataset: expected class ids from 0 to 2 .* also holds \[3\]; map the labels to 0..C-1, or make the "
+                "model with as many num_labels",
+                with_labels([0, 1, 2, 3]),
+                {},
+            ),
+            (r"train_dataset: expected class ids .* also holds \[-1\]; map the labels", with_labels([0, 1, -1]), {}),
+            ("train_dataset: 1 labels are missing .null.*; filter those rows out", with_labels([0, 1, None]), {}),
+            ("train_dataset: column 'labels' holds no labels", with_labels([-100, -100]), {}),
+        ],
+    )
+    def test_of_counting(self, tmp_path, message, data, config):
+        with pytest.raises(ValueError, match=message) as raised:
+            make_trainer(tmp_path, model=tiny_model(**config), train_dataset=data, alpha="inverse")
+        assert not any(word in str(raised.value) for word in ("column=", "multi_label=", "num_labels="))
+
+    def test_of_counting_what_is_not_there(self, tmp_path):
+        with pytest.raises(ValueError, match="train_dataset: expected a datasets.Dataset, .* but got NoneType"):
+            make_trainer(tmp_path, train_dataset=None).label_distribution()
+
+    def test_of_a_name_of_ones_own(self, tmp_path):
+        with pytest.raises(ValueError, match="args.label_names: expected 'target' in the data, whose columns are"):
+            make_trainer(tmp_path, label_names=["target"], alpha="inverse")
