@@ -1,6 +1,7 @@
 """No test reaches for a network, none writes to the user's caches, and none sees the settings of another."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -19,3 +20,9 @@ def without_settings_of_accelerate():
     yield
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
         del os.environ[name]
+
+
+def pytest_collection_finish():
+    """What was imported stays: collecting garbage, as Trainer often does, need not look through it each time."""
+    gc.collect()
+    gc.freeze()
