@@ -1,12 +1,6 @@
-"""Trains a tiny model on fixed data: the same run in any cut of the global batch, in one process or under torchrun.
+"""Trains a tiny model on fixed data: the same run in any cut of the global batch, in one process or in two."""
 
-`python -m torch.distributed.run --nproc_per_node 2 tests/exactness.py FOLDER CASES` with CASES as JSON, {name: arguments
-of `train`}, leaves for each case the weights and the number of processes that it ran on.
-"""
-
-import gc
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -46,7 +40,7 @@ NUM_EXAMPLES, NUM_LABELS, LENGTH = 44, 3, 6
 NUM_EVAL_EXAMPLES = 11  # which two processes cannot share evenly
 GLOBAL_BATCH = 8  # so that the last window of an epoch is short: 5 steps of 8 examples and one of 4
 STEPS_OF_WHOLE_BATCHES = 5
-_TRAINERS = {trainer.__name__: trainer for trainer in (FocalTrainer, PerBatchMean, PolyLossTrainer, Trainer)}
+TRAINERS = {trainer.__name__: trainer for trainer in (FocalTrainer, PerBatchMean, PolyLossTrainer, Trainer)}
 TASKS = ["single_label", "multi_label", "tokens"]
 
 
@@ -104,7 +98,7 @@ def train(
     if args.fsdp:
         # Accelerate shards among processes on GPUs, and makes DDP of those on CPU without a word.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    trainer = _TRAINERS[trainer_class](
+    trainer = TRAINERS[trainer_class](
         model=tiny_model(task),
         args=args,
         train_dataset=dataset.to_iterable_dataset() if streamed else dataset,
@@ -114,7 +108,13 @@ def train(
     return trainer
 
 
-def run(folder: Path, name: str, arguments: dict) -> None:
+def run_cases(folder: Path, cases: dict[str, dict]) -> None:
+    """Leaves the weights of each case, by the arguments of `train`, and what else became of it."""
+    for name, arguments in cases.items():
+        _run_case(folder, name, arguments)
+
+
+def _run_case(folder: Path, name: str, arguments: dict) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)  # one process knows one way to distribute at a time
     trainer = train(folder, **arguments)
     dataset = tiny_dataset(arguments["task"], NUM_EVAL_EXAMPLES)
@@ -138,16 +138,3 @@ def run(folder: Path, name: str, arguments: dict) -> None:
 
 def _num_own_weights(parameter: torch.nn.Parameter) -> int:
     return (parameter.to_local() if hasattr(parameter, "to_local") else parameter).numel()
-
-
-def main() -> None:
-    for name, arguments in json.loads(sys.argv[2]).items():
-        run(Path(sys.argv[1]), name, arguments)
-    # gloo's threads end with the last reference to the process group; one that still frees a tensor while the
-    # interpreter shuts down aborts the process (pytorch issue 190489).
-    gc.collect()
-    PartialState().destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,7 @@
-"""`python killed_run.py FOLDER STEP` trains in FOLDER, from its last checkpoint if it has one, and dies at STEP."""
+"""A training that goes on from the last checkpoint in its folder, and dies where it is told to."""
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 from exactness import tiny_dataset, tiny_model
@@ -37,7 +36,3 @@ def run(folder: Path, dies_at: int = 0) -> dict:
     trainer = FocalTrainer(model, args, train_dataset=tiny_dataset(), alpha="inverse", callbacks=[Killer(dies_at)])
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
     return trainer.model.state_dict()
-
-
-if __name__ == "__main__":
-    run(Path(sys.argv[1]), int(sys.argv[2]))

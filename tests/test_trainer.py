@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import killed_run
@@ -19,10 +17,12 @@ from exactness import (
     STEPS_OF_WHOLE_BATCHES,
     TASKS,
     PolyLossTrainer,
+    run_cases,
     tiny_dataset,
     tiny_model,
     train,
 )
+from processes import run_in_two_processes, start_process
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
@@ -103,7 +103,7 @@ def whole_batch(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """The cases that the module's tests run on two processes, in one launch."""
+    """The cases that the module's tests run on two processes, one after the other."""
     folder = tmp_path_factory.mktemp("two_processes")
     cases = {}
     for task in TASKS:
@@ -116,10 +116,7 @@ def two_processes(tmp_path_factory):
         cases[trainer_class] = {"task": "tokens", "trainer_class": trainer_class, **at_once}
     for name, arguments in WAYS_TO_DISTRIBUTE.items():
         cases[name] = {"task": "tokens", "alpha": ALPHA_OF_TASK["tokens"], **at_once, **arguments}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = Path(__file__).with_name("exactness.py")
-    result = subprocess.run([*launch, script, folder, json.dumps(cases)], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    run_in_two_processes(run_cases, folder, cases)
     return {
         name: (load_file(folder / f"{name}.safetensors"), json.loads((folder / f"{name}.json").read_text()))
         for name in cases
@@ -986,9 +983,9 @@ class TestLifeOfARun:
             assert drift(resumed, weights) == 0 and resumed_settings == settings
 
     def test_killed_run_resumes(self, tmp_path):
-        script = killed_run.__file__
-        killed = subprocess.run([sys.executable, script, tmp_path / "killed", "3"], capture_output=True, text=True)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        killed = start_process(killed_run.run, tmp_path / "killed", 3)
+        killed.join()
+        assert killed.exitcode == -signal.SIGKILL
         assert not (tmp_path / "killed" / "checkpoint-3").exists()
         assert drift(killed_run.run(tmp_path / "killed"), killed_run.run(tmp_path / "whole")) == 0
 

@@ -1,9 +1,6 @@
 """What focal loss is compared with: each loss against its formula in float64, the sampler against what it promises."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import exactness
 import pytest
@@ -12,9 +9,9 @@ from accelerate.data_loader import BatchSamplerShard
 from baselines.rivals import RIVALS, BalancedSampler
 from datasets import Dataset
 from exactness import NUM_LABELS, STEPS_OF_WHOLE_BATCHES, tiny_dataset, tiny_model
+from processes import run_in_two_processes
 from safetensors.torch import load_file
 from torch.utils.data import BatchSampler, RandomSampler
-from toy_texts import EXAMPLES
 from transformers import TrainingArguments
 
 from hf_focal import FocalSettings, FocalTrainer, operating_point_scores, posterior_from_config
@@ -136,21 +133,16 @@ class TestOneStep:
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """`exactness.py` with the rivals: the weights that two processes have trained, and the loss of an evaluation."""
+    """The weights that two processes have trained, and the loss of an evaluation."""
     folder = tmp_path_factory.mktemp("two_processes")
-    script = folder / "run.py"
-    paths = [str(EXAMPLES), str(Path(exactness.__file__).parent)]
-    script.write_text(
-        f"import sys; sys.path[:0] = {paths}\n"
-        "import exactness; from baselines.rivals import RIVALS\n"
-        "exactness._TRAINERS.update(RIVALS)\n"
-        "exactness.main()\n"
-    )
     cases = {name: {**case(name), "per_device_train_batch_size": 4} for name in RIVALS}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run([*launch, script, folder, json.dumps(cases)], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    run_in_two_processes(run_cases_of_rivals, folder, cases)
     return folder
+
+
+def run_cases_of_rivals(folder, cases):
+    exactness.TRAINERS.update(RIVALS)
+    exactness.run_cases(folder, cases)
 
 
 def case(name):
@@ -159,7 +151,7 @@ def case(name):
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_two_processes(two_processes, tmp_path, monkeypatch, name):
-    monkeypatch.setitem(exactness._TRAINERS, name, RIVALS[name])
+    monkeypatch.setitem(exactness.TRAINERS, name, RIVALS[name])
     trainer = exactness.train(tmp_path, **case(name))
     together = load_file(two_processes / f"{name}.safetensors")
     assert max(largest(weight - together[key]) for key, weight in trainer.model.state_dict().items()) < 1e-6

@@ -1,9 +1,6 @@
 """Recipes, the order in which a sweep runs their cells, and that it survives what may happen to it."""
 
 import json
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +15,9 @@ import torch
 import yaml
 from baselines.recipe import Recipe
 from baselines.sweep import Sweep
+from processes import run_in_two_processes, start_process
 from safetensors.torch import save_file
-from toy_texts import EXAMPLES, environment, run_baselines, single_label_data, write
+from toy_texts import EXAMPLES, run_baselines, single_label_data, write
 
 from hf_focal.model_card import describe_hardware, package_versions, read_model_card
 
@@ -214,12 +212,11 @@ def words(recipe, model_folder):
 
 def test_killed_sweep_goes_on(words):
     words["flags"]["num_train_epochs"] = 10
-    command = [sys.executable, "-m", "baselines", "sweep", saved(words)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment())
+    process = start_process(run_baselines, "sweep", saved(words))
     cells = Path("outputs/baselines/words/cells")
     wait_for(lambda: any(map(is_whole, cells.glob("*_seed_2_*/checkpoint-*/trainer_state.json"))), process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert len(records()) == 1
     (cell,) = cells.glob("*_seed_2_*")
     for name, state in {"checkpoint-998": None, "checkpoint-999": '{"epoch": 3'}.items():  # and torn checkpoints
@@ -245,17 +242,13 @@ def is_whole(state: Path) -> bool:
 def wait_for(condition, process, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.05)
 
 
 def test_two_processes(words):
     words["flags"] |= {"num_train_epochs": 1}
     words["seeds"] = [1]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run(
-        [*launch, "-m", "baselines", "sweep", saved(words)], capture_output=True, text=True, env=environment()
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    printed = "".join(run_in_two_processes(run_baselines, "sweep", saved(words)))
     (record,) = records()
-    assert "processes: 2" in record["hardware"] and result.stdout.count("(baseline)") == 1
+    assert "processes: 2" in record["hardware"] and printed.count("(baseline)") == 1

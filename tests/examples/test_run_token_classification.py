@@ -1,16 +1,15 @@
 """The example of token classification: from files to tags, in one process and in two."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 from exactness import tiny_model
+from processes import run_in_two_processes
 from tokenizers import Tokenizer, models, pre_tokenizers
-from toy_texts import EXAMPLES, common_flags, run
+from toy_texts import common_flags, run
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 
@@ -90,11 +89,7 @@ def test_first_token_of_a_word_bears_its_tag(model_folder):
 def test_two_processes(model_folder):
     file = write_json("data.json")
     flags = [*common_flags(model_folder), "--train_file", file, "--test_file", file, "--do_train", "--do_predict"]
-    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run(
-        [sys.executable, "-m", *launcher, EXAMPLES / SCRIPT, *flags], capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
+    run_in_two_processes(run, SCRIPT, *flags)
     # 2 epochs of 16 sentences in batches of 4 are 8 steps in one process.
     assert json.loads(Path("out/trainer_state.json").read_text())["global_step"] == 4
     assert len(Path("out/predict_results.txt").read_text().splitlines()) == len(SENTENCES)

@@ -1,6 +1,5 @@
 """Small labelled texts, a model that can learn them in seconds, and how a script of the examples is run on them."""
 
-import os
 import re
 import runpy
 import sys
@@ -71,11 +70,6 @@ def markdown_rows(text: str) -> pd.DataFrame:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     rows = [row for row in rows if not all(re.fullmatch(":?-+:?", cell) for cell in row)]
     return pd.DataFrame(rows[1:], columns=rows[0])
-
-
-def environment() -> dict[str, str]:
-    """Of another process, in which `python -m baselines` is found from any folder."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")])}
 
 
 def common_flags(model_folder: str | Path, output_dir: str = "out") -> list[str]:
