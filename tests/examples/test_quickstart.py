@@ -1,13 +1,11 @@
 """The first thing that is read does what it says: on a part of its data, but with the real model."""
 
-from data import bbc_longtail
 from toy_texts import run
 from transformers import AutoConfig
 
 
-def test_quickstart(monkeypatch, capsys):
-    whole = bbc_longtail.load_bbc_longtail
-    monkeypatch.setattr(bbc_longtail, "load_bbc_longtail", lambda: whole(imbalance=2, head=24, validation=10, test=1))
+def test_quickstart(shorten_bbc, capsys):
+    shorten_bbc(imbalance=2, head=24, validation=10, test=1)
     run("quickstart.py")
     settings = AutoConfig.from_pretrained("outputs/quickstart").focal_loss
     assert settings["gamma"] == 2 and settings["label_counts"] == [24, 20, 17, 14, 12]
