@@ -26,6 +26,8 @@ GammaOfTargets = float | Tensor | Callable[[Tensor], Tensor]
 _CPU_BLOCK, _GPU_BLOCK = 2**19, 2**24
 # Up to this size calls cost more than the work: one dtype throughout, the widest, saves conversions.
 _SMALL = 2**12
+# In place of infinity, where that would be multiplied by 0: 1 - p_t has rounded to 1 long before.
+_HUGE = 1e30
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,13 +110,16 @@ class SoftmaxFocal:
 class SigmoidFocal:
     """Sigmoid focal loss of decisions of any shape, whose last dimension is that of the labels.
 
+    A logit of infinity is a model that has diverged, not one that is right: the loss is NaN or infinite as binary cross
+    entropy is, and the gradient is its limit.
+
     Attributes:
         gamma: One for all labels, a wide tensor (L), or a function of p_t.
         gamma_neg: The same of negatives; None where it is gamma.
         margin: Probability that is taken off the negatives.
         alpha: Weight of positives, a wide tensor (L) or of dimension 0, or None.
         ignore_index: Of decisions that do not count; None where there are none.
-        has_soft_targets: Whether some targets are neither 0 nor 1; None if that has to be looked up.
+        has_soft_targets: Whether some targets are neither 0 nor 1; None if the numbers have to be looked at.
     """
 
     gamma: GammaOfTargets
@@ -131,18 +136,20 @@ class SigmoidFocal:
         if self.ignore_index is not None:
             ignored = target == self.ignore_index
             logits, labels = logits.masked_fill(ignored, 0), labels.masked_fill(ignored, 0)
+        finite = logits.nan_to_num(nan=math.nan, posinf=_HUGE, neginf=-_HUGE)  # with the derivative 0 at infinity
+        excess = logits - finite  # infinite, with the derivative 1, where the logits are; 0 elsewhere
         gamma_neg = self.gamma if self.gamma_neg is None else self.gamma_neg
-        positive = labels * _loss_from_margin(-logits, _gamma_of(self.gamma, ..., -logits))
+        positive = labels * (_loss_from_margin(-finite, _gamma_of(self.gamma, ..., -finite)) + F.relu(-excess))
         if self.margin > 0:
             # Never 0, of which a power below 1 has no derivative.
-            p = (torch.sigmoid(logits) - self.margin).clamp_min(torch.finfo(logits.dtype).tiny)
+            p = (torch.sigmoid(finite) - self.margin).clamp_min(torch.finfo(logits.dtype).tiny)
             negative = p ** _gamma_of(gamma_neg, ..., torch.logit(p)) * -torch.log1p(-p)
         else:
-            negative = _loss_from_margin(logits, _gamma_of(gamma_neg, ..., logits))
-        negative = (1 - labels) * negative
+            negative = _loss_from_margin(finite, _gamma_of(gamma_neg, ..., finite))
+        negative = (1 - labels) * (negative + F.relu(excess))
         if self.alpha is not None:
             positive, negative = self.alpha * positive, (1 - self.alpha) * negative
-        loss = positive + negative
+        loss = positive + negative + 0 * logits.clamp_max(0)
         return loss if ignored is None else loss.masked_fill(ignored, 0)
 
     def block(self, input: Tensor, target: Tensor, scale: float | Tensor, gradient: Tensor | None) -> Tensor:
@@ -155,10 +162,12 @@ class SigmoidFocal:
         if ignored is not None:
             logits, labels = logits.masked_fill(ignored, 0), labels.masked_fill(ignored, 0)
         sign = torch.add(1, labels, alpha=-2)
-        has_soft_targets = self.has_soft_targets
+        has_soft_targets, may_be_infinite = self.has_soft_targets, True
         if has_soft_targets is None:
-            has_soft_targets = sign.numel() > 0 and sign.abs().amin().item() < 1
-        if has_soft_targets:  # both answers are wrong to a degree
+            # One number tells whether both answers are wrong to a degree, and by being NaN whether a logit is infinite.
+            has_soft_targets = sign.numel() > 0 and not sign.abs().add_(logits, alpha=0).amin().item() >= 1
+            may_be_infinite = False
+        if has_soft_targets:
             return _differentiated(self, input, target, scale, gradient)
         margin = logits * sign
         gamma = _gamma_of(self.gamma, ..., margin)
@@ -172,14 +181,15 @@ class SigmoidFocal:
         if self.margin == 0:
             cross_entropy, rest = F.softplus(margin), margin.sigmoid_()
             loss, focus = _focal(cross_entropy, rest, gamma, weight, ignored)
-            slope = None if gradient is None else _slope(loss, focus, rest, gamma)
+            finite = loss.clamp_max(_HUGE) if may_be_infinite else loss
+            slope = None if gradient is None else _slope(finite, focus, rest, gamma)
         else:
             shift = self.margin * (1 - labels)
             loss, focus, rest = _shifted_focal(margin, gamma, weight, ignored, shift)
             slope = None if gradient is None else _shifted_slope(loss, focus, rest, gamma, margin, shift)
         if slope is not None:
             torch.mul(slope, sign, out=gradient)
-        return loss
+        return loss.add_(torch.minimum(logits, logits * sign).clamp_max_(0), alpha=0) if may_be_infinite else loss
 
 
 FocalKernel = SoftmaxFocal | SigmoidFocal

@@ -133,7 +133,8 @@ def sigmoid_focal_loss(
     else it is `torch.nn.functional.binary_cross_entropy_with_logits`.
 
     Args:
-        input (`Tensor`): Logits of any shape and floating dtype, usually (N, L) for L labels.
+        input (`Tensor`): Logits of any shape and floating dtype, usually (N, L) for L labels. The loss of an infinite one,
+            right or wrong, is NaN or infinite, where that of `binary_cross_entropy_with_logits` is.
         target (`Tensor`): Of the shape of `input`: 0 or 1, or the probability of 1, or `ignore_index`.
         gamma (`float`, sequence or `Tensor` of shape (L), or callable): Focusing parameter, at least 0; one for all
             labels, one per label (the last dimension of `input`), or a function of p_t as in [`focal_loss`].

@@ -150,6 +150,81 @@ class TestBlocks:
             )
 
 
+@pytest.fixture(params=["block", "block that is not looked at", "formula", "gradient of gradient", "functorch"])
+def sigmoid_path(request, formula_only):
+    """The loss of each decision and its gradient, on one of the ways that there are to compute them."""
+
+    def run(logits, labels, gamma, alpha):
+        loss = partial(sigmoid_focal_loss, target=labels, gamma=gamma, alpha=alpha, reduction="none")
+        if request.param == "formula":
+            return formula_only(value_and_unit_gradient, loss, logits)
+        if request.param == "functorch":
+            gradient, value = torch.func.vmap(torch.func.grad_and_value(lambda z, y: loss(z, target=y)))(
+                logits, labels
+            )
+            return value, gradient
+        if request.param == "block that is not looked at":  # as FocalTrainer asks for where it has counted 0 and 1
+            if ((labels > 0) & (labels < 1)).any():
+                pytest.skip("for targets of 0 and 1")
+            alpha = None if alpha is None else torch.tensor(alpha, dtype=torch.float64)
+            kernel = _kernels.SigmoidFocal(float(gamma), alpha=alpha, has_soft_targets=False)
+            return value_and_unit_gradient(lambda z: _kernels.evaluate(kernel, z, labels, 1, "none"), logits)
+        return value_and_unit_gradient(loss, logits, create_graph=request.param == "gradient of gradient")
+
+    return run
+
+
+def value_and_unit_gradient(loss, logits, create_graph=False):
+    logits = logits.detach().requires_grad_()
+    value = loss(logits)
+    return value.detach(), torch.autograd.grad(value.sum(), logits, create_graph=create_graph)[0].detach()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+class TestDivergence:
+    @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+    @pytest.mark.parametrize("target", [0.0, 0.5, 1.0])
+    def test_it_is_reported_as_binary_cross_entropy_reports_it(self, sigmoid_path, target, gamma, dtype):
+        # Where a logit is infinite 1 - p_t is 0 or 1: the loss that is not 0 is that of gamma 0, and so is its limit.
+        logits = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0], dtype=dtype)
+        labels = torch.full((4,), target)
+        value, gradient = sigmoid_path(logits, labels, gamma, None)
+        reference = partial(F.binary_cross_entropy_with_logits, target=labels.double(), reduction="none")
+        expected, slope = value_and_unit_gradient(reference, logits.double())
+        torch.testing.assert_close(value[:3].double(), expected[:3], equal_nan=True)
+        torch.testing.assert_close(gradient[:3].double(), slope[:3], equal_nan=True)
+        assert value[3].isfinite() and gradient[3].isfinite()  # its neighbours are as they are without it
+        # By hand, in the order of the logits: a right answer that is certain is no loss of 0.
+        assert value[:3].isnan().tolist() == [target == 1, True, True]
+        assert gradient[:2].tolist() == [1 - target, -target]
+
+    def test_with_alpha(self, sigmoid_path, dtype):
+        logits, labels = torch.tensor([torch.inf, -torch.inf] * 2, dtype=dtype), torch.tensor([0.0, 0.0, 1.0, 1.0])
+        value, gradient = sigmoid_path(logits, labels, 2.0, 0.25)
+        assert value[0] == torch.inf and value[1:].isnan().all()
+        assert gradient.tolist() == [0.75, 0, 0, -0.25]
+
+    def test_the_largest_numbers_are_finite(self, sigmoid_path, dtype):
+        largest = torch.finfo(dtype).max / 8  # times gamma it is one
+        logits, labels = torch.tensor([largest, -largest] * 2, dtype=dtype), torch.tensor([0.0, 0.0, 1.0, 1.0])
+        value, gradient = sigmoid_path(logits, labels, 2.0, None)
+        assert value.tolist() == [largest, 0, 0, largest] and gradient.tolist() == [1, 0, 0, -1]
+
+
+def test_a_decision_that_is_not_known_may_have_any_logit():
+    logits = torch.tensor([torch.inf, -torch.inf, torch.nan, 1.0])
+    target = torch.tensor([-100.0, -100.0, -100.0, 0.0])
+    value, gradient = value_and_unit_gradient(partial(sigmoid_focal_loss, target=target), logits)
+    assert value == sigmoid_focal_loss(logits[3:], target[3:]) and gradient[:3].tolist() == [0, 0, 0]
+
+
+def test_an_infinite_logit_of_an_asymmetric_loss():
+    logits, target = torch.tensor([torch.inf, -torch.inf] * 2), torch.tensor([0.0, 0.0, 1.0, 1.0])
+    loss = partial(sigmoid_focal_loss, target=target, gamma=1, gamma_neg=4, margin=0.5, reduction="none")
+    value, gradient = value_and_unit_gradient(loss, logits)
+    assert value[0] == torch.inf and value[1:].isnan().all() and gradient.tolist() == [1, 0, 0, -1]
+
+
 class LargeTensors(TorchDispatchMode):
     """Counts the tensors of at least `numel` elements that operators make, and remembers the operators."""
 
