@@ -149,7 +149,7 @@ class SigmoidFocal:
         negative = (1 - labels) * (negative + F.relu(excess))
         if self.alpha is not None:
             positive, negative = self.alpha * positive, (1 - self.alpha) * negative
-        loss = positive + negative + 0 * logits.clamp_max(0)
+        loss = positive + negative + 0 * logits.clamp_max(0)  # which is NaN for minus infinity
         return loss if ignored is None else loss.masked_fill(ignored, 0)
 
     def block(self, input: Tensor, target: Tensor, scale: float | Tensor, gradient: Tensor | None) -> Tensor:
@@ -189,7 +189,10 @@ class SigmoidFocal:
             slope = None if gradient is None else _shifted_slope(loss, focus, rest, gamma, margin, shift)
         if slope is not None:
             torch.mul(slope, sign, out=gradient)
-        return loss.add_(torch.minimum(logits, logits * sign).clamp_max_(0), alpha=0) if may_be_infinite else loss
+        if not may_be_infinite:
+            return loss
+        # NaN where binary cross entropy is: for minus infinity, right or wrong, and for an infinity that is right.
+        return loss.add_(torch.minimum(logits, logits * sign).clamp_max_(0), alpha=0)
 
 
 FocalKernel = SoftmaxFocal | SigmoidFocal
