@@ -589,3 +589,43 @@ class TestErrorsAreInTheWordsOfTheTrainer:
     def test_of_a_name_of_ones_own(self, tmp_path):
         with pytest.raises(ValueError, match="args.label_names: expected 'target' in the data, whose columns are"):
             make_trainer(tmp_path, label_names=["target"], alpha="inverse")
+
+    @pytest.mark.parametrize(
+        "message, settings",
+        [
+            (r"alpha_max_ratio \(the flag --focal_alpha_max_ratio\): .* >= 1, but got 0.5", {"alpha_max_ratio": 0.5}),
+            (
+                r"alpha_max_ratio \(the flag --focal_alpha_max_ratio\): .* but got nan",
+                {"alpha_max_ratio": float("nan")},
+            ),
+            (r"alpha_empty_weight \(the flag --focal_alpha_empty_weight\): .* but got -1", {"alpha_empty_weight": -1}),
+            (
+                r"alpha_max_ratio .*: expected weights above 0, .* but got \[0.0, 1.0, 1.0\]",
+                {"alpha": lambda counts: [0, 1, 1], "alpha_max_ratio": 2},
+            ),
+            ("alpha: expected a function that gives one number >= 0 per class", {"alpha": lambda counts: [1]}),
+            (r"gamma: expected a function that gives one number per target", {"gamma": lambda p: None}),
+        ],
+    )
+    def test_of_settings(self, tmp_path, message, settings):
+        with pytest.raises(ValueError, match="^" + message):
+            make_trainer(tmp_path, **{"alpha": "inverse", "max_steps": 1, **settings}).train()
+
+    @pytest.mark.parametrize("flag", ["alpha_max_ratio", "alpha_empty_weight"])
+    def test_of_flags(self, tmp_path, flag):
+        flags = {"focal_alpha": "inverse", f"focal_{flag}": -1.0}
+        with pytest.raises(ValueError, match=rf"^{flag} \(the flag --focal_{flag}\): expected .* but got -1.0$"):
+            make_trainer(tmp_path, args_class=FocalTrainingArguments, **flags)
+
+
+@pytest.mark.parametrize("name", ["alpha", "gamma"])
+@pytest.mark.parametrize("make", [torch.tensor, np.array, list])
+def test_what_the_caller_changes_afterwards_changes_nothing(tmp_path, name, make):
+    given = make([0.5, 1.0, 2.0])
+    trainer = make_trainer(tmp_path, **{name: given})
+    batch = {name: torch.tensor(tiny_dataset()[name][:4]) for name in ("input_ids", "labels")}
+    before = trainer.compute_loss(trainer.model, dict(batch)).item()
+    given[0] = 7.0
+    trainer._kernel = None  # what a search does to a loss that has been made
+    assert trainer.compute_loss(trainer.model, dict(batch)).item() == before
+    assert getattr(trainer.recorded_settings(), name) == [0.5, 1.0, 2.0]
