@@ -1,8 +1,6 @@
-"""What each process sees of a label distribution: run by torchrun, leaves FOLDER/RANK.json."""
+"""What each of several processes sees of a label distribution."""
 
-import gc
 import json
-import sys
 from pathlib import Path
 from unittest.mock import patch
 
@@ -52,8 +50,8 @@ def trainer_alpha(folder: Path, data: Dataset | IterableDataset, **config) -> di
         return {"alpha": trainer.alpha.tolist(), "counted": count.call_count}
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
+def run(folder: Path) -> None:
+    """Leaves what this process sees, in a file that is called by its rank."""
     state = PartialState(cpu=True)
     seen = {
         "ids": counts([0, 0, 0, 0, 1, 2]),
@@ -67,10 +65,3 @@ def main() -> None:
         "trainer_with_an_empty_class": trainer_alpha(folder, tiny_dataset(), num_labels=4),
     }
     (folder / f"{state.process_index}.json").write_text(json.dumps(seen))
-    # As in exactness.py.
-    gc.collect()
-    state.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

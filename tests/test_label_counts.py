@@ -2,14 +2,12 @@
 
 import json
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import shared_alpha
 import torch
 from datasets import (
     ClassLabel,
@@ -23,6 +21,7 @@ from datasets import (
     load_dataset,
 )
 from exactness import tiny_dataset
+from processes import run_in_two_processes
 from torch.utils.data import Subset, TensorDataset
 
 from hf_focal import _label_sources, compute_alpha
@@ -403,10 +402,7 @@ def test_refuses(message, data, kwargs):
 
 
 def test_two_processes(tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = Path(__file__).with_name("shared_alpha.py")
-    run = subprocess.run([*launch, script, tmp_path], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    run_in_two_processes(shared_alpha.run, tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     # A stream that is cut by process is summed over the processes.
     assert first["ids"] == second["ids"] == [[4, 1, 1], None, None]
