@@ -4,6 +4,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakMethod
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, get_last_checkpoint
 
-from ._checks import as_gamma, as_numbers, check_distributions
+from ._checks import ArgumentError, as_gamma, as_numbers, check_distributions, checked_gamma
 from ._class_weights import sigmoid_weights, softmax_weights
 from ._kernels import FocalKernel, SigmoidFocal, SoftmaxFocal, beside, evaluate
 from ._loss_statistics import LossStatistics
@@ -33,7 +34,7 @@ from ._model_kinds import (
 from ._sample_weights import USUAL_NAMES, check_sample_weights, sum_weights, weigh_targets
 from ._supported import SUPPORTED, check_bases, check_model, find_logits, shown
 from ._trainer_card import write_trainer_card
-from ._training_labels import check_strings_are_mapped, count_training_labels, names_by_id
+from ._training_labels import as_trainer_error, check_strings_are_mapped, count_training_labels, names_by_id
 from ._upstream import assert_async
 from .alpha import AlphaMethod, LabelDistribution, check_alpha_method, check_beta
 from .losses import Gamma
@@ -128,8 +129,8 @@ class FocalTrainer(Trainer):
         if (args[position] if len(args) > position else kwargs.get("compute_loss_func")) is not None:
             raise ValueError("compute_loss_func: FocalTrainer computes the loss itself; for another loss use Trainer")
         self._keywords = {
-            "gamma": gamma,
-            "alpha": alpha,
+            "gamma": _own(gamma),
+            "alpha": _own(alpha),
             "alpha_max_ratio": alpha_max_ratio,
             "alpha_empty_weight": alpha_empty_weight,
             "sample_weight_column": sample_weight_column,
@@ -611,7 +612,7 @@ class FocalTrainer(Trainer):
 
     def _make_kernel(self, logits: Tensor, has_several_labels: bool) -> FocalKernel:
         num_classes, alpha = logits.shape[-1], self.alpha
-        gamma = beside(as_gamma("gamma", self.gamma, num_classes), logits)
+        gamma = beside(checked_gamma("gamma", as_gamma("gamma", self.gamma, num_classes)), logits)
         if not has_several_labels:
             weights = beside(softmax_weights(alpha, num_classes), logits)
             return SoftmaxFocal(gamma, weights, -100, self.args.label_smoothing_factor)
@@ -742,9 +743,11 @@ class FocalTrainer(Trainer):
                 "pass the weights, for example alpha=compute_alpha(list_of_labels)"
             )
         beta = self._setting("beta")
-        check_beta(beta)
         try:
+            check_beta(beta)
             return self._alpha_of_counts(method, beta)
+        except ArgumentError as error:
+            raise as_trainer_error(error) from error
         except ValueError as error:
             raise ValueError(f"{error} (or pass FocalTrainer the weights: alpha=compute_alpha(...))") from error
 
@@ -923,6 +926,13 @@ class _CachedKernel(NamedTuple):
     def is_of(self, form: tuple, made_from: tuple) -> bool:
         """Whether it was made from the same objects, of which arrays have no truth value when they are compared."""
         return self.form == form and all(now is before for now, before in zip(made_from, self.made_from))
+
+
+def _own(setting: Any) -> Any:
+    """A copy of what the caller can change in place."""
+    if isinstance(setting, Tensor):
+        return setting.detach().clone()
+    return setting if callable(setting) else deepcopy(setting)
 
 
 def _plain(numbers: float | Sequence[float] | Tensor) -> float | list[float]:

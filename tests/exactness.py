@@ -1,6 +1,11 @@
-"""Trains a tiny model on fixed data: the same run in any cut of the global batch, in one process or in two."""
+"""Trains a tiny model on fixed data: the same run in any cut of the global batch, in one process or in two.
+
+As a script it runs the cases of a file for the tests, which leaves it to torchrun how many processes that are.
+"""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import torch
@@ -69,6 +74,12 @@ def tiny_dataset(task: str = "single_label", num_examples: int = NUM_EXAMPLES) -
     return Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
 
 
+def weighted_dataset(task: str = "single_label", num_examples: int = NUM_EXAMPLES) -> Dataset:
+    """With a column `importance` of whole numbers, 0 among them."""
+    weights = torch.randint(4, (num_examples,), generator=torch.Generator().manual_seed(2)).double()
+    return tiny_dataset(task, num_examples).add_column("importance", weights.tolist())
+
+
 def train(
     output_dir: str | Path,
     task: str,
@@ -77,6 +88,7 @@ def train(
     streamed: bool = False,
     gamma: float | None = None,
     alpha: list[float] | None = None,
+    sample_weight_column: str | None = None,
     **arguments,
 ) -> Trainer:
     defaults = {
@@ -92,8 +104,8 @@ def train(
         "disable_tqdm": True,
         "per_device_eval_batch_size": 2,
     }
-    settings = {} if trainer_class == "Trainer" else {"gamma": gamma, "alpha": alpha}
-    dataset = tiny_dataset(task)
+    settings = {"gamma": gamma, "alpha": alpha, "sample_weight_column": sample_weight_column}
+    dataset = weighted_dataset(task) if sample_weight_column else tiny_dataset(task)
     args = TrainingArguments(str(output_dir), **{**defaults, **arguments})
     if args.fsdp:
         # Accelerate shards among processes on GPUs, and makes DDP of those on CPU without a word.
@@ -102,7 +114,7 @@ def train(
         model=tiny_model(task),
         args=args,
         train_dataset=dataset.to_iterable_dataset() if streamed else dataset,
-        **settings,
+        **({} if trainer_class == "Trainer" else settings),
     )
     trainer.train()
     return trainer
@@ -117,7 +129,8 @@ def run_cases(folder: Path, cases: dict[str, dict]) -> None:
 def _run_case(folder: Path, name: str, arguments: dict) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)  # one process knows one way to distribute at a time
     trainer = train(folder, **arguments)
-    dataset = tiny_dataset(arguments["task"], NUM_EVAL_EXAMPLES)
+    make_dataset = weighted_dataset if arguments.get("sample_weight_column") else tiny_dataset
+    dataset = make_dataset(arguments["task"], NUM_EVAL_EXAMPLES)
     eval_loss = trainer.evaluate(dataset)["eval_loss"]
     eval_loss_of_stream = trainer.evaluate(dataset.to_iterable_dataset())["eval_loss"]
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # whole, also where it is sharded
@@ -128,6 +141,7 @@ def _run_case(folder: Path, name: str, arguments: dict) -> None:
         )
         outcome = {
             "world_size": trainer.accelerator.num_processes,
+            "num_nodes": int(os.environ.get("GROUP_WORLD_SIZE", 1)),
             "share_of_weights": sum(map(_num_own_weights, trainer.model_wrapped.parameters())) / num_weights,
             "eval_loss": eval_loss,
             "eval_loss_of_stream": eval_loss_of_stream,
@@ -138,3 +152,8 @@ def _run_case(folder: Path, name: str, arguments: dict) -> None:
 
 def _num_own_weights(parameter: torch.nn.Parameter) -> int:
     return (parameter.to_local() if hasattr(parameter, "to_local") else parameter).numel()
+
+
+if __name__ == "__main__":
+    run_cases(Path(sys.argv[1]), json.loads(Path(sys.argv[1], "cases.json").read_text()))
+    torch.distributed.destroy_process_group()

@@ -4,17 +4,11 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from exactness import tiny_dataset, tiny_model
+from exactness import tiny_dataset, tiny_model, weighted_dataset
 from test_trainer import drift, make_trainer
 
 from hf_focal import FocalTrainer, FocalTrainingArguments, focal_loss
 from hf_focal.metrics import compute_metrics
-
-
-def weighted_dataset(task="single_label", num_examples=44):
-    """With whole numbers for weights, 0 among them."""
-    weights = np.random.default_rng(0).integers(0, 4, num_examples).astype(float)
-    return tiny_dataset(task, num_examples).add_column("importance", weights)
 
 
 def trained(folder, task="single_label", data=None, **settings):

@@ -4,6 +4,7 @@ import json
 import signal
 from pathlib import Path
 
+import exactness
 import killed_run
 import pytest
 import torch
@@ -21,9 +22,12 @@ from exactness import (
     tiny_dataset,
     tiny_model,
     train,
+    weighted_dataset,
 )
 from processes import run_in_two_processes, start_process
 from safetensors.torch import load_file
+from torch.distributed.elastic.utils.distributed import get_free_port
+from torch.distributed.run import main as torchrun
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForSequenceClassification,
@@ -77,6 +81,7 @@ WAYS_TO_DISTRIBUTE = {
     "dispatch_batches": {"accelerator_config": {"dispatch_batches": True}},
     "split_batches": {"accelerator_config": {"split_batches": True}, "per_device_train_batch_size": GLOBAL_BATCH},
     "stream": {"streamed": True},
+    "objects_gathered_in_evaluation": {"eval_use_gather_object": True},
     "stream_without_dispatch": {"streamed": True, "accelerator_config": {"dispatch_batches": False}},
 }
 if transformers.__version__ >= "5":  # before, Trainer could not be told to shard on CPU
@@ -112,15 +117,17 @@ def two_processes(tmp_path_factory):
         accumulated = {"per_device_train_batch_size": GLOBAL_BATCH // 4, "gradient_accumulation_steps": 2}
         for name, cut in (("at_once", at_once), ("accumulated", accumulated)):
             cases[f"{task}_{name}"] = {"task": task, "alpha": ALPHA_OF_TASK[task], **cut}
+        cases[f"{task}_weighted"] = {"task": task, "sample_weight_column": "importance", **accumulated}
     for trainer_class in ("PerBatchMean", "Trainer", "PolyLossTrainer"):
         cases[trainer_class] = {"task": "tokens", "trainer_class": trainer_class, **at_once}
     for name, arguments in WAYS_TO_DISTRIBUTE.items():
         cases[name] = {"task": "tokens", "alpha": ALPHA_OF_TASK["tokens"], **at_once, **arguments}
     run_in_two_processes(run_cases, folder, cases)
-    return {
-        name: (load_file(folder / f"{name}.safetensors"), json.loads((folder / f"{name}.json").read_text()))
-        for name in cases
-    }
+    return {name: outcome_of(folder, name) for name in cases}
+
+
+def outcome_of(folder, case):
+    return load_file(folder / f"{case}.safetensors"), json.loads((folder / f"{case}.json").read_text())
 
 
 class TestExactness:
@@ -148,6 +155,37 @@ class TestExactness:
         weights, run = two_processes[f"{task}_accumulated"]
         assert run["world_size"] == 2
         assert drift(weights, whole_batch[task, -1]) < 1e-6
+
+    @pytest.mark.parametrize("task", TASKS)
+    def test_two_processes_with_sample_weights(self, tmp_path, two_processes, whole_batch, task):
+        weights, run = two_processes[f"{task}_weighted"]
+        whole = train(tmp_path, task, sample_weight_column="importance")
+        assert drift(weights, whole.model.state_dict()) < 1e-6 < 1e-3 < drift(weights, whole_batch[task, -1])
+        expected = whole.evaluate(weighted_dataset(task, NUM_EVAL_EXAMPLES))["eval_loss"]
+        assert run["eval_loss"] == pytest.approx(expected, rel=1e-5)
+
+    def test_two_nodes(self, tmp_path, whole_batch):
+        at_once = {"per_device_train_batch_size": GLOBAL_BATCH // 2, "max_steps": STEPS_OF_WHOLE_BATCHES}
+        case = {"task": "tokens", "alpha": ALPHA_OF_TASK["tokens"], **at_once}
+        (tmp_path / "cases.json").write_text(json.dumps({"tokens": case}))
+        port = get_free_port()
+        agents = [
+            start_process(
+                torchrun,
+                [
+                    *f"--nnodes 2 --node_rank {node} --nproc_per_node 1".split(),
+                    *f"--master_addr localhost --master_port {port}".split(),
+                    exactness.__file__,
+                    str(tmp_path),
+                ],
+            )
+            for node in range(2)
+        ]
+        for agent in agents:
+            agent.join()
+        weights, run = outcome_of(tmp_path, "tokens")
+        assert run["world_size"] == run["num_nodes"] == 2
+        assert drift(weights, whole_batch["tokens", STEPS_OF_WHOLE_BATCHES]) < 1e-6
 
     @pytest.mark.parametrize("name", WAYS_TO_DISTRIBUTE)
     def test_ways_to_distribute(self, tmp_path, two_processes, name):
