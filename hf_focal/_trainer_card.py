@@ -45,13 +45,14 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 class _Results:
     """Of the model in memory: all that is known, so the logits (N, C) and their labels only where it could predict.
 
-    The labels are class ids (N), class probabilities (N, C), or of several labels 0 and 1 (N, C).
+    The labels are class ids (N), class probabilities (N, C), or of several labels 0 and 1 (N, C); the weights (N).
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
     per_class: dict[str, dict[str, float]] = field(default_factory=dict)
     logits: np.ndarray | None = None
     labels: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
 
 def write_trainer_card(
@@ -128,6 +129,8 @@ def _contents(
     limits = {
         f"Written during training, after step {state.global_step} of {state.max_steps}.": trainer.is_in_train,
         f"The results are those of the dataset {name!r}, one of several that it was evaluated on.": name is not None,
+        f"An example counts in the metrics by its weight, in column {_weight_column(trainer)!r}.": results.weights
+        is not None,
         f"The command is given without {', '.join(left_out)}.": left_out,
     }
     return ModelCardContents(
@@ -168,10 +171,14 @@ def _results(
         output = trainer.predict(dataset)
     results = _Results(*_by_class(_numbers(output.metrics or {}, "test_"), label_names))
     if trainer.preprocess_logits_for_metrics is None:  # whose output need not be logits
-        results.logits, results.labels = _logits_and_labels(output, multi_label)
+        results.logits, results.labels, results.weights = _targets(output, _weights(trainer, dataset), multi_label)
     if results.logits is not None:
         found = ImbalancedClassification("multilabel" if multi_label else None).compute(
-            predictions=results.logits, references=results.labels, label_names=label_names, label_counts=label_counts
+            predictions=results.logits,
+            references=results.labels,
+            label_names=label_names,
+            label_counts=label_counts,
+            sample_weight=results.weights,
         )
         results.per_class = found.pop("per_class")
         others = {name: value for name, value in results.metrics.items() if name not in found}
@@ -179,23 +186,37 @@ def _results(
     return results
 
 
-def _logits_and_labels(
-    output: PredictionOutput, multi_label: bool | None
-) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
-    """Those of `_Results`, of all examples or tokens that have a label."""
+def _targets(
+    output: PredictionOutput, weights: np.ndarray | None, multi_label: bool | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None] | tuple[None, None, None]:
+    """Logits, labels and weights as in `_Results`, of all examples or tokens that have a label."""
     logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
     labels = output.label_ids
     if not (isinstance(logits, np.ndarray) and isinstance(labels, np.ndarray) and logits.ndim > 1):
-        return None, None
+        return None, None, None
     shapes = [] if multi_label is None else [logits.shape]  # of rows, whose meaning only the config can tell
     if not multi_label or logits.shape[-1] == 1:
         shapes += [logits.shape[:-1], (*logits.shape[:-1], 1)]
     if labels.shape not in shapes:
-        return None, None
+        return None, None, None
     known = known_labels(logits.shape, torch.tensor(labels), bool(multi_label))
     is_known, labels = (part.numpy() for part in known)
     logits = logits.reshape(-1, logits.shape[-1])[is_known]
-    return (logits, labels) if labels.size else (None, None)
+    if weights is not None:
+        weights = weights.repeat(len(is_known) // len(weights))[is_known]
+    return (logits, labels, weights) if labels.size else (None, None, None)
+
+
+def _weight_column(trainer: Trainer) -> str | None:
+    return getattr(trainer, "sample_weight_column", None)
+
+
+def _weights(trainer: Trainer, dataset: Any) -> np.ndarray | None:
+    """Those of the examples, where the dataset has them as the trainer's evaluations do."""
+    column = _weight_column(trainer)
+    if column is None or not isinstance(dataset, Dataset) or column not in dataset.column_names:
+        return None
+    return np.asarray(dataset.select_columns(column).with_format("numpy")[:][column], np.float64)
 
 
 def _evaluated(trainer: Trainer) -> tuple[str | None, Any]:

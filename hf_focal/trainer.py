@@ -177,6 +177,11 @@ class FocalTrainer(Trainer):
             return self._by_class_id(alpha)
         return self._alpha_from_data(alpha) if isinstance(alpha, str) or callable(alpha) else alpha
 
+    @property
+    def sample_weight_column(self) -> str | None:
+        """The column that holds a weight for each example, if there is one."""
+        return self._setting("sample_weight_column")
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -421,7 +426,7 @@ class FocalTrainer(Trainer):
             # Trainer counts `labels`, and those of some causal models as if the first token were predicted too.
             counted = [{"labels": self._counted_labels(batch, name)} for batch in batches]
             _, num_items = super().get_batch_samples(iter(counted), len(counted), device)
-        column = self._setting("sample_weight_column")
+        column = self.sample_weight_column
         if column is not None and num_items is not None:
             num_items = num_items * self._mean_weight(batches, column, name, device)
         return batches, num_items
@@ -790,7 +795,7 @@ class FocalTrainer(Trainer):
 
     def _without_sample_weights(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """A batch as the model takes it; its weights are kept for the loss."""
-        column = self._setting("sample_weight_column")
+        column = self.sample_weight_column
         if column in inputs:
             self._sample_weights = inputs[column]
         return {name: value for name, value in inputs.items() if name != column}
@@ -798,7 +803,7 @@ class FocalTrainer(Trainer):
     @contextmanager
     def _keeping_sample_weights(self) -> Iterator[None]:
         """Trainer drops the columns that are neither arguments of the model nor labels."""
-        column, names = self._setting("sample_weight_column"), self.label_names
+        column, names = self.sample_weight_column, self.label_names
         if column is not None:
             self.label_names = [*names, column]
         try:
@@ -828,7 +833,7 @@ class FocalTrainer(Trainer):
             self.compute_metrics = compute_metrics
 
     def _check_sample_weights(self) -> None:
-        column = self._setting("sample_weight_column")
+        column = self.sample_weight_column
         if column is None:
             names = {*(getattr(self.train_dataset, "column_names", None) or [])}
             taken = inspect.signature(self._core_model().forward).parameters.keys() | {*(self.label_names or [])}

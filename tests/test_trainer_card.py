@@ -21,7 +21,7 @@ import pytest
 import torch
 from accelerate import PartialState
 from datasets import Dataset, DatasetInfo, Version
-from exactness import NUM_EVAL_EXAMPLES, tiny_dataset, tiny_model
+from exactness import NUM_EVAL_EXAMPLES, tiny_dataset, tiny_model, weighted_dataset
 from huggingface_hub import HfApi, ModelCard
 from peft import LoraConfig, get_peft_model
 from test_model_card import HOSTILE
@@ -313,6 +313,19 @@ class TestTasks:
         assert contents.multi_label and "average_precision_macro" in contents.metrics
         assert [contents.per_class[f"LABEL_{k}"]["support"] for k in range(3)] == [[n] for n in labels.sum(0)]
         assert {path.name for path in tmp_path.glob("*.png")} == {"label_distribution.png", "reliability_diagram.png"}
+
+    @pytest.mark.parametrize("task", ["single_label", "tokens"])
+    def test_the_weights_of_the_examples(self, tmp_path, task):
+        data = weighted_dataset(task, NUM_EVAL_EXAMPLES)
+        column = {"sample_weight_column": "importance", "compute_metrics": compute_metrics}
+        trainer = quick_trainer(tmp_path, task, train_dataset=weighted_dataset(task), eval_dataset=data, **column)
+        trainer.train()
+        contents, labels = card_of(trainer), np.array(data["labels"][:])
+        is_hit = trainer.predict(data).predictions.argmax(-1) == labels
+        weights = np.array(data["importance"][:]).reshape(-1, *[1] * (labels.ndim - 1)) * (labels != -100)
+        assert contents.metrics["accuracy"] == [pytest.approx(np.average(is_hit, weights=weights))]
+        assert trainer.evaluate(data)["eval_accuracy"] == pytest.approx(contents.metrics["accuracy"][0])
+        assert "An example counts in the metrics by its weight, in column 'importance'." in contents.limits
 
     @pytest.mark.parametrize("task", ["single_label", "tokens"])
     def test_one_hot_rows_and_their_pictures(self, tmp_path, task):
