@@ -130,7 +130,8 @@ def print_label_distribution(settings: FocalSettings, names: list[str], num_exam
     counts, alpha = np.array(settings.label_counts), settings.class_weights(len(names), multi_label)
     table = pd.DataFrame({"examples": counts, "share": counts / num_examples}, index=names)
     if alpha is not None:
-        table["alpha"] = alpha
+        columns = ["alpha of negatives", "alpha of positives"] if multi_label else ["alpha"]
+        table[columns] = alpha.reshape(-1, len(names)).T.numpy()
     print(f"\nTraining data, gamma {settings.gamma:g}\n{table.to_string(float_format='%.3f')}")
 
 

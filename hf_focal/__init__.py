@@ -11,6 +11,7 @@ _MODULE_OF = {
     "sigmoid_focal_loss": "losses",
     "flsd_53": "losses",
     "FocalLoss": "losses",
+    "SigmoidFocalLoss": "losses",
     "LabelDistribution": "alpha",
     "compute_alpha": "alpha",
     "class_posterior": "posterior",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .calibration import apply_temperature as apply_temperature
     from .calibration import fit_temperature as fit_temperature
     from .losses import FocalLoss as FocalLoss
+    from .losses import SigmoidFocalLoss as SigmoidFocalLoss
     from .losses import flsd_53 as flsd_53
     from .losses import focal_loss as focal_loss
     from .losses import sigmoid_focal_loss as sigmoid_focal_loss

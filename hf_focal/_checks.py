@@ -11,7 +11,7 @@ from torch import Tensor
 from ._upstream import is_traced
 
 
-Numbers = float | Sequence[float] | Tensor
+Numbers = float | Sequence[float] | Sequence[Sequence[float]] | Tensor
 
 
 class ArgumentError(ValueError):
@@ -50,8 +50,8 @@ def as_number(name: str, value: float, upper: float = math.inf) -> float:
     return number
 
 
-def as_numbers(name: str, values: Numbers, may_be_all_zero: bool = True) -> Tensor:
-    """Finite numbers of at least 0: a tensor of dimension 0 or 1, in float32 at least."""
+def as_numbers(name: str, values: Numbers, may_be_all_zero: bool = True, max_dim: int = 1) -> Tensor:
+    """Finite numbers of at least 0: a tensor of dimension 0 or 1, in float32 at least; up to `max_dim`, if that is 2."""
     try:
         if isinstance(values, Tensor):
             numbers = values.detach().to(torch.promote_types(values.dtype, torch.float32))
@@ -59,7 +59,7 @@ def as_numbers(name: str, values: Numbers, may_be_all_zero: bool = True) -> Tens
             numbers = torch.as_tensor(values, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}: expected a number or one per class, but got {values!r}") from error
-    if numbers.dim() > 1 or numbers.is_complex():
+    if numbers.dim() > max_dim or numbers.is_complex():
         raise ValueError(f"{name}: expected a number or one per class, but got shape {tuple(numbers.shape)}")
     if not (is_traced() or numbers.is_meta) and numbers.numel():
         low, high = extremes(numbers)
@@ -104,8 +104,8 @@ def checked_gamma(
 
 
 def check_length(name: str, numbers: Tensor, num_classes: int | None) -> None:
-    if num_classes is not None and numbers.dim() and len(numbers) != num_classes:
-        raise ValueError(f"{name}: expected one number for each of {num_classes} classes, but got {len(numbers)}")
+    if num_classes is not None and numbers.dim() and numbers.shape[-1] != num_classes:
+        raise ValueError(f"{name}: expected one number for each of {num_classes} classes, but got {numbers.shape[-1]}")
 
 
 def check_ignore_index(ignore_index: int) -> None:

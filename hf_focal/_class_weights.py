@@ -1,4 +1,4 @@
-"""What alpha means: the weight of each class, or of the positives of each label."""
+"""What alpha means: the weight of each class, or of the negatives and the positives of each label."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from ._checks import as_numbers, check_length
 from ._upstream import is_traced
 
 
-Alpha = float | Sequence[float] | Tensor | None
+Alpha = float | Sequence[float] | Sequence[Sequence[float]] | Tensor | None
 
 
 def softmax_weights(alpha: Alpha, num_classes: int) -> Tensor | None:
@@ -31,11 +31,24 @@ def softmax_weights(alpha: Alpha, num_classes: int) -> Tensor | None:
 
 
 def sigmoid_weights(alpha: Alpha, num_labels: int) -> Tensor | None:
-    """The weight of positives, negatives having the rest to 1: one for each label, (L), or a scalar for all."""
+    """The weights of negatives, then of positives: a pair for each label, (2, L), or for all, (2).
+
+    Numbers that are no pairs are weights of positives, negatives having the rest to 1.
+    """
     if alpha is None:
         return None
-    weights = as_numbers("alpha", alpha)
-    if not is_traced() and (weights > 1).any():
-        raise ValueError(f"alpha: expected weights of positives in [0, 1], but got {weights.tolist()}")
+    weights = as_numbers("alpha", alpha, max_dim=2)
     check_length("alpha", weights, num_labels)
-    return weights
+    if weights.dim() == 2:
+        if len(weights) != 2:
+            raise ValueError(
+                "alpha: expected weights of negatives, then of positives, shape (2, L), but got shape "
+                f"{tuple(weights.shape)}"
+            )
+        return as_numbers("alpha", weights, may_be_all_zero=False, max_dim=2)
+    if not is_traced() and (weights > 1).any():
+        raise ValueError(
+            "alpha: expected weights of positives in [0, 1], or of negatives and of positives, shape (2, L), but got "
+            f"{weights.tolist()}"
+        )
+    return torch.stack([1 - weights, weights])

@@ -117,7 +117,7 @@ class SigmoidFocal:
         gamma: One for all labels, a wide tensor (L), or a function of p_t.
         gamma_neg: The same of negatives; None where it is gamma.
         margin: Probability that is taken off the negatives.
-        alpha: Weight of positives, a wide tensor (L) or of dimension 0, or None.
+        alpha: Weights of negatives, then of positives, a wide tensor (2, L) or (2), or None.
         ignore_index: Of decisions that do not count; None where there are none.
         has_soft_targets: Whether some targets are neither 0 nor 1; None if the numbers have to be looked at.
     """
@@ -148,7 +148,7 @@ class SigmoidFocal:
             negative = _loss_from_margin(finite, _gamma_of(gamma_neg, ..., finite))
         negative = (1 - labels) * (negative + F.relu(excess))
         if self.alpha is not None:
-            positive, negative = self.alpha * positive, (1 - self.alpha) * negative
+            negative, positive = self.alpha[0] * negative, self.alpha[1] * positive
         loss = positive + negative + 0 * logits.clamp_max(0)  # which is NaN for minus infinity
         return loss if ignored is None else loss.masked_fill(ignored, 0)
 
@@ -177,7 +177,8 @@ class SigmoidFocal:
             gamma = torch.where(labels == 1, of_positives, of_negatives)
         weight = scale
         if self.alpha is not None:
-            weight = torch.lerp((1 - self.alpha).to(dtype), self.alpha.to(dtype), labels) * scale
+            of_negatives, of_positives = self.alpha.to(dtype)
+            weight = torch.lerp(of_negatives, of_positives, labels) * scale
         if self.margin == 0:
             cross_entropy, rest = F.softplus(margin), margin.sigmoid_()
             loss, focus = _focal(cross_entropy, rest, gamma, weight, ignored)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ALPHA_METHODS", "AlphaMethod", "LabelDistribution", "check_alpha_method", "check_beta", "compute_alpha"]
 
+_ALPHA_HEADERS = ((), ("alpha",), ("alpha of negatives", "alpha of positives"))
+
 _FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
 
 ALPHA_METHODS = ("inverse", "balanced", "sqrt_inverse", "effective_number")
@@ -212,9 +214,8 @@ class LabelDistribution:
         - a function: what it makes of the array of the ``n_k``,
 
         and scaled so that their average over the examples is 1: alpha does not change the scale of the loss. For
-        multi-label data the weights of a label's positives and negatives are computed in the same way from their two
-        counts and scaled to sum to 1; the result is the weight of the positives, as `sigmoid_focal_loss` takes it, so
-        ``"inverse"`` is one minus the share of rows that have the label. ``"none"`` is no alpha.
+        multi-label data a label's negatives and positives are weighed in the same way, as two classes, so that the average
+        within each label is 1: with ``"inverse"``, they weigh the same in sum. ``"none"`` is no alpha.
 
         Args:
             method (`str` or callable): One of the above.
@@ -222,46 +223,32 @@ class LabelDistribution:
                 ``"inverse"``.
             max_ratio (`float`, *optional*): Cap of the largest weight over the smallest, at least 1; for multi-label data,
                 of the weights of a label's positives and negatives.
-            empty_weight (`float`, *optional*): The weight of classes without examples (for multi-label data, also of
-                those without negatives), which are an error otherwise; or the nearest that `max_ratio` allows.
+            empty_weight (`float`, *optional*): The weight of classes without examples (for multi-label data, of the
+                positives or negatives that a label lacks), which are an error otherwise; or the nearest that `max_ratio`
+                allows.
 
         Returns:
-            `Tensor`: float32, shape (C); or None.
+            `Tensor`: float32, shape (C); for multi-label data (2, C), the weights of negatives, then of positives. Or None.
 
         Raises:
             `ValueError`: For an unknown method, arguments out of their range, weights of a function that are not one
             number >= 0 per class, or a class without examples.
         """
-        highest = math.inf if self.negatives is None else 1
-        _check_arguments(method, beta, max_ratio, empty_weight, highest)
+        _check_arguments(method, beta, max_ratio, empty_weight)
         if method == "none":
             return None
-        occurs = self._check_every_class_occurs() if empty_weight is None else self._occurs()
-        positives = self.counts[occurs]
-        if len(positives) == 0:
+        if empty_weight is None:
+            self._check_every_class_occurs()
+        if not self.counts.any():
             raise ArgumentError("data", "no class has examples, so there is no weight to compute")
         if self.negatives is None:
-            weights = _capped(_weights(positives, method, beta), max_ratio)
-            if method == "effective_number" and positives.max() > 1.5 * positives.min():
-                _warn_of_equal(weights, beta, positives.max())
-            weights = weights / weights.max()  # whatever the scale of a function is, no sum is 0 or infinite
-            weights = weights * (positives.sum() / (weights * positives).sum())
+            counts = self.counts
+            alpha = _weigh(counts, method, beta, max_ratio, empty_weight)
         else:
-            pairs = np.stack([_weights(n, method, beta) for n in (positives, self.negatives[occurs])])
-            if not pairs.any(axis=0).all():
-                raise ArgumentError(
-                    "method", "expected a weight above 0 for one of the two counts of each label, but got 0 for both"
-                )
-            pairs = _capped(pairs / pairs.max(axis=0), max_ratio)
-            weights = pairs[0] / pairs.sum(axis=0)
-        alpha = np.empty(len(self.counts))
-        if empty_weight is not None and max_ratio is not None:
-            share = 1 / (1 + max_ratio)  # of the smaller of a label's two weights
-            of_classes = self.negatives is None
-            limits = (weights.max() / max_ratio, weights.min() * max_ratio) if of_classes else (share, 1 - share)
-            empty_weight = np.clip(empty_weight, *limits)
-        alpha[~occurs] = empty_weight
-        alpha[occurs] = weights
+            counts = np.stack([self.negatives, self.counts])
+            alpha = np.stack([_weigh(pair, method, beta, max_ratio, empty_weight) for pair in counts.T], axis=1)
+        if method == "effective_number":
+            _warn_of_equal(alpha[counts > 0], counts[counts > 0], beta)
         return torch.from_numpy(alpha).float()
 
     def __repr__(self) -> str:
@@ -290,7 +277,7 @@ class LabelDistribution:
         """Draws the counts as sorted bars, on a logarithmic scale where they differ much, and alpha beside them.
 
         Args:
-            alpha (`Tensor` of shape (C), *optional*): The weights to show.
+            alpha (`Tensor` of shape (C) or (2, C), *optional*): The weights to show.
             file (`str` or `Path`, *optional*): Where to save the picture; the ending decides the format.
 
         Returns:
@@ -316,10 +303,13 @@ class LabelDistribution:
         axes.set_title(self.summary(), fontsize="medium")
         axes.spines[["top", "right"]].set_visible(False)
         if alpha is not None:
-            right = axes.twinx()
-            right.plot(classes, np.asarray(alpha)[order], "o" if len(order) <= 60 else "-", color="tab:orange")
+            right, weights = axes.twinx(), self._rows_of(alpha)
+            for weight, name, color in zip(weights, _ALPHA_HEADERS[len(weights)], ("tab:orange", "tab:red")):
+                right.plot(classes, weight[order], "o" if len(order) <= 60 else "-", color=color, label=name)
             right.set_ylim(bottom=0)
             right.set_ylabel("alpha", color="tab:orange")
+            if len(weights) > 1:
+                right.legend(loc="upper center")
             right.spines["top"].set_visible(False)
         if file is not None:
             figure.savefig(file)
@@ -330,19 +320,21 @@ class LabelDistribution:
 
     def _table(self, alpha: Tensor | None = None, max_classes: int | None = None) -> list[list[str]]:
         order, shares = np.argsort(-self.counts, kind="stable"), self.shares
+        weights = self._rows_of(alpha)
         rows = [
             [self._name(k), f"{self.counts[k]:,}", f"{100 * shares[k]:.2f} %"]
-            + ([] if alpha is None else [f"{float(alpha[k]):.3g}"])
+            + [f"{weight:.3g}" for weight in weights[:, k]]
             for k in order
         ]
         if max_classes is not None and len(rows) > max_classes:
             rows[max_classes // 2 : -max_classes // 2] = [["...", "", ""]]
-        return [["class", "count", "share"] + ([] if alpha is None else ["alpha"]), *rows]
+        return [["class", "count", "share", *_ALPHA_HEADERS[len(weights)]], *rows]
 
-    def _occurs(self) -> np.ndarray:
-        return (self.counts > 0) & (True if self.negatives is None else self.negatives > 0)
+    def _rows_of(self, alpha: Tensor | None) -> np.ndarray:
+        """Weights as rows: none, one, or those of negatives and of positives."""
+        return np.zeros((0, len(self.counts))) if alpha is None else np.asarray(alpha).reshape(-1, len(self.counts))
 
-    def _check_every_class_occurs(self) -> np.ndarray:
+    def _check_every_class_occurs(self) -> None:
         for kind, per_class in (("examples", self.counts), ("negative examples", self.negatives)):
             if per_class is None or per_class.all():
                 continue
@@ -356,7 +348,6 @@ class LabelDistribution:
                 advice="add examples, leave the classes out of the labels",
                 remedy="empty_weight",
             )
-        return self._occurs()
 
 
 @overload
@@ -422,7 +413,7 @@ def compute_alpha(
     `max_rows`, and then [`LabelDistribution.alpha`], which has the formulas and the other arguments.
 
     Returns:
-        `Tensor`: float32, shape (C); or None for the method ``"none"``.
+        `Tensor`: float32, shape (C), or (2, C) for multi-label data; or None for the method ``"none"``.
 
     Raises:
         `ValueError`: As they do, and of arguments before any data is read.
@@ -433,8 +424,9 @@ def compute_alpha(
     >>> from hf_focal import compute_alpha
     >>> compute_alpha([0, 0, 0, 0, 0, 0, 1, 1])
     tensor([0.6667, 2.0000])
-    >>> compute_alpha([[1, 0], [0, 1], [0, 1], [0, 1]])  # multi-label
-    tensor([0.7500, 0.2500])
+    >>> compute_alpha([[1, 0], [0, 1], [0, 1], [0, 1]])  # multi-label: of negatives, then of positives
+    tensor([[0.6667, 2.0000],
+            [2.0000, 0.6667]])
     >>> compute_alpha(["a", "a", "a", "b"], lambda counts: 1 / (counts + 1), max_ratio=1.5)
     tensor([0.8889, 1.3333])
 
@@ -462,21 +454,37 @@ def check_beta(beta: float) -> None:
         raise ArgumentError("beta", f"expected a number in [0, 1), but got {beta!r}")
 
 
-def _check_arguments(
-    method: AlphaMethod, beta: float, max_ratio: float | None, empty_weight: float | None, highest: float = math.inf
-) -> None:
+def _check_arguments(method: AlphaMethod, beta: float, max_ratio: float | None, empty_weight: float | None) -> None:
     check_alpha_method(method)
     check_beta(beta)
     if max_ratio is not None and not (_is_number(max_ratio) and max_ratio >= 1):
         raise ArgumentError("max_ratio", f"expected a number >= 1, but got {max_ratio!r}")
-    if empty_weight is not None and not (_is_number(empty_weight) and 0 <= empty_weight <= highest):
-        raise ArgumentError("empty_weight", f"expected a number from 0 to {highest}, but got {empty_weight!r}")
+    if empty_weight is not None and not (_is_number(empty_weight) and empty_weight >= 0):
+        raise ArgumentError("empty_weight", f"expected a finite number >= 0, but got {empty_weight!r}")
 
 
 def _is_number(value: Any) -> bool:
     """Of what alpha may be made, which is float32."""
     is_real = isinstance(value, Real) and not isinstance(value, bool)
     return is_real and abs(value) <= torch.finfo(torch.float32).max
+
+
+def _weigh(
+    counts: np.ndarray, method: AlphaMethod, beta: float, max_ratio: float | None, empty_weight: float | None
+) -> np.ndarray:
+    """The weights of classes, which average 1 over their examples."""
+    occurs = counts > 0
+    if not occurs.any():  # of a label that is nowhere known
+        return np.full(len(counts), empty_weight, np.float64)
+    examples = counts[occurs]
+    weights = _capped(_weights(examples, method, beta), max_ratio)
+    weights = weights / weights.max()  # whatever the scale of a function is, no sum is 0 or infinite
+    weights = weights * (examples.sum() / (weights * examples).sum())
+    if empty_weight is not None and max_ratio is not None:
+        empty_weight = np.clip(empty_weight, weights.max() / max_ratio, weights.min() * max_ratio)
+    alpha = np.full(len(counts), empty_weight, np.float64)
+    alpha[occurs] = weights
+    return alpha
 
 
 def _weights(counts: np.ndarray, method: AlphaMethod, beta: float) -> np.ndarray:
@@ -506,19 +514,20 @@ def _own_weights(given: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _capped(weights: np.ndarray, max_ratio: float | None) -> np.ndarray:
-    """Lowers the largest weights of each label (of all classes) until they are `max_ratio` times the smallest."""
+    """Lowers the largest weights until they are `max_ratio` times the smallest."""
     if max_ratio is None:
         return weights
     if not weights.all():
         raise ArgumentError(
             "max_ratio", f"expected weights above 0, of which there is a ratio, but got {weights.tolist()}"
         )
-    return np.minimum(weights, max_ratio * weights.min(axis=0))
+    return np.minimum(weights, max_ratio * weights.min())
 
 
-def _warn_of_equal(weights: np.ndarray, beta: float, largest: int) -> None:
+def _warn_of_equal(weights: np.ndarray, counts: np.ndarray, beta: float) -> None:
     """An effective number ends at 1 / (1 - beta): classes that are all larger than that weigh the same."""
-    if weights.max() < 1.01 * weights.min() and beta > 0:
+    largest = counts.max()
+    if weights.max() < 1.01 * weights.min() and beta > 0 and largest > 1.5 * counts.min():
         warnings.warn(
             f"beta: with {beta} the classes weigh the same within 1 %, as {beta} tells none apart that have more than "
             f"{5 / (1 - beta):,.0f} examples; the largest has {largest:,}, for which beta={1 - 1 / largest:.8g} would do",

@@ -16,11 +16,11 @@ from ._checks import (
     extremes,
 )
 from ._class_weights import Alpha, sigmoid_weights, softmax_weights
-from ._kernels import SigmoidFocal, SoftmaxFocal, beside, evaluate
+from ._kernels import GammaOfTargets, SigmoidFocal, SoftmaxFocal, beside, evaluate
 from ._upstream import is_traced
 
 
-__all__ = ["FocalLoss", "flsd_53", "focal_loss", "sigmoid_focal_loss"]
+__all__ = ["FocalLoss", "SigmoidFocalLoss", "flsd_53", "focal_loss", "sigmoid_focal_loss"]
 
 Gamma = float | Sequence[float] | Tensor | Callable[[Tensor], Tensor]
 
@@ -125,9 +125,9 @@ def sigmoid_focal_loss(
 
     With ``p = sigmoid(input)`` the loss of one label is
 
-        -y alpha (1 - p)^gamma log p - (1 - y) (1 - alpha) q^gamma_neg log(1 - q),    q = max(p - margin, 0),
+        -y alpha_1 (1 - p)^gamma log p - (1 - y) alpha_0 q^gamma_neg log(1 - q),    q = max(p - margin, 0),
 
-    both weights being 1 without alpha. With one gamma and no margin it is the loss of Lin et al. 2017
+    both weights being 1 without alpha. With one gamma, alpha_0 = 1 - alpha_1 and no margin it is the loss of Lin et al. 2017
     (https://arxiv.org/abs/1708.02002), with its own gamma for negatives and a margin the asymmetric loss of Ridnik et
     al. 2021 (https://arxiv.org/abs/2009.14119): negatives with ``p <= margin`` drop out. With ``gamma=0`` and nothing
     else it is `torch.nn.functional.binary_cross_entropy_with_logits`.
@@ -140,8 +140,10 @@ def sigmoid_focal_loss(
             labels, one per label (the last dimension of `input`), or a function of p_t as in [`focal_loss`].
         gamma_neg (like `gamma`, *optional*): Focusing parameter of negatives, `gamma` if not given.
         margin (`float`): Probability in [0, 1] that is taken off the negatives.
-        alpha (`float`, sequence or `Tensor` of shape (L), *optional*): Weight in [0, 1] of positives, negatives get
-            1 - alpha; one for all labels, or one per label.
+        alpha (`float`, sequence or `Tensor` of shape (L) or (2, L), *optional*): Weight in [0, 1] of positives, negatives
+            get 1 - alpha; one for all labels, or one per label. Or a pair per label: the weights of negatives, then those of
+            positives, any numbers >= 0, as [`LabelDistribution.alpha`] makes them. ``[[1, ...], pos_weight]`` is the
+            `pos_weight` of `binary_cross_entropy_with_logits`.
         ignore_index (`int`): Target of decisions that are not known: they count neither in the loss nor in its mean.
         reduction (`str`): ``"none"``, ``"sum"`` or ``"mean"``, the mean being over all decisions that are not ignored.
 
@@ -180,7 +182,8 @@ def sigmoid_focal_loss(
     num_valid, found_index = _count_valid(target, 1 + 1e-5, ignore_index, "probabilities in [0, 1]")
     kernel = SigmoidFocal(beside(gamma, input), beside(gamma_neg, input), margin, beside(alpha, input), found_index)
     # Decisions can be cut into blocks anywhere, unless each label has numbers of its own.
-    has_own = any(isinstance(value, Tensor) and value.dim() for value in (gamma, gamma_neg, alpha))
+    has_own = any(isinstance(value, Tensor) and value.dim() for value in (gamma, gamma_neg))
+    has_own |= alpha is not None and alpha.dim() == 2
     shape = (-1, num_labels) if has_own else (-1,)
     loss = evaluate(kernel, input.reshape(shape), target.reshape(shape), num_valid, reduction)
     return loss.reshape(input.shape) if reduction == "none" else loss
@@ -242,6 +245,7 @@ class FocalLoss(nn.Module):
     ```
     """
 
+    gamma: GammaOfTargets
     alpha: Tensor | None
 
     def __init__(
@@ -255,11 +259,7 @@ class FocalLoss(nn.Module):
         super().__init__()
         _check_reduction(reduction)
         check_ignore_index(ignore_index)
-        gamma = as_gamma("gamma", gamma)
-        if isinstance(gamma, Tensor):
-            self.register_buffer("gamma", gamma.float().clone())
-        else:
-            self.gamma = gamma
+        _keep(self, "gamma", as_gamma("gamma", gamma))
         weights = None if alpha is None else as_numbers("alpha", alpha, may_be_all_zero=False)
         self.register_buffer("alpha", None if weights is None else weights.float().clone())
         self.reduction = reduction
@@ -287,6 +287,101 @@ class FocalLoss(nn.Module):
         if self.label_smoothing:
             settings.append(f"label_smoothing={self.label_smoothing}")
         return ", ".join(settings)
+
+
+class SigmoidFocalLoss(nn.Module):
+    """`sigmoid_focal_loss` as a module: see there for the formula, the arguments and the shapes.
+
+    Args:
+        gamma (`float`, sequence or `Tensor` of shape (L), or callable): Focusing parameter, at least 0.
+        alpha (`float`, sequence or `Tensor` of shape (L) or (2, L), *optional*): Weight in [0, 1] of positives, or the weights
+            of negatives, then of positives.
+        reduction (`str`): ``"none"``, ``"sum"`` or ``"mean"``.
+        gamma_neg (like `gamma`, *optional*): Focusing parameter of negatives, `gamma` if not given.
+        margin (`float`): Probability in [0, 1] that is taken off the negatives.
+        ignore_index (`int`): Target of decisions that are not known.
+
+    Alpha, and what of the gammas differs by label, are buffers: they move with the module and are saved with it.
+
+    Raises:
+        `ValueError`: If an argument is out of its range; the message names it.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_focal import SigmoidFocalLoss, compute_alpha
+    >>> labels = torch.tensor([[1, 0], [0, 0], [0, 1], [0, 1]])
+    >>> criterion = SigmoidFocalLoss(gamma=2, alpha=compute_alpha(labels))
+    >>> criterion
+    SigmoidFocalLoss(gamma=2, alpha=[[0.6667, 1.0], [2.0, 1.0]], reduction='mean')
+    >>> criterion(torch.zeros(4, 2), labels)
+    tensor(0.1733)
+
+    ```
+    """
+
+    gamma: GammaOfTargets
+    gamma_neg: GammaOfTargets | None
+    alpha: Tensor | None
+
+    def __init__(
+        self,
+        gamma: Gamma = 2.0,
+        alpha: Alpha = None,
+        reduction: str = "mean",
+        *,
+        gamma_neg: Gamma | None = None,
+        margin: float = 0.0,
+        ignore_index: int = -100,
+    ):
+        super().__init__()
+        _check_reduction(reduction)
+        check_ignore_index(ignore_index)
+        _keep(self, "gamma", as_gamma("gamma", gamma))
+        _keep(self, "gamma_neg", None if gamma_neg is None else as_gamma("gamma_neg", gamma_neg))
+        weights = None if alpha is None else as_numbers("alpha", alpha, max_dim=2)
+        if weights is not None:
+            sigmoid_weights(
+                weights, weights.shape[-1] if weights.dim() else 1
+            )  # only its input tells the number of labels
+        self.register_buffer("alpha", None if weights is None else weights.float().clone())
+        self.reduction = reduction
+        self.margin = as_number("margin", margin, upper=1)
+        self.ignore_index = ignore_index
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return sigmoid_focal_loss(
+            input,
+            target,
+            gamma=self.gamma,
+            gamma_neg=self.gamma_neg,
+            margin=self.margin,
+            alpha=self.alpha,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+        )
+
+    def extra_repr(self) -> str:
+        settings = [f"gamma={_shown(self.gamma)}"]
+        if self.alpha is not None:
+            settings.append(f"alpha={_shown(self.alpha)}")
+        settings.append(f"reduction={self.reduction!r}")
+        if self.gamma_neg is not None:
+            settings.append(f"gamma_neg={_shown(self.gamma_neg)}")
+        if self.margin:
+            settings.append(f"margin={self.margin:g}")
+        if self.ignore_index != -100:
+            settings.append(f"ignore_index={self.ignore_index}")
+        return ", ".join(settings)
+
+
+def _keep(module: nn.Module, name: str, setting: GammaOfTargets | None) -> None:
+    """As an attribute of the module, a buffer if it is a tensor."""
+    if isinstance(setting, Tensor):
+        module.register_buffer(name, setting.float().clone())
+    else:
+        setattr(module, name, setting)
 
 
 def _check_reduction(reduction: str) -> None:

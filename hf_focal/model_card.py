@@ -479,9 +479,8 @@ def _is_focal(contents: ModelCardContents) -> bool:
 
 
 def _alpha(contents: ModelCardContents) -> Tensor | None:
-    """One weight per class, (C)."""
-    weights = contents.settings.class_weights(len(contents.label_names), contents.multi_label)
-    return None if weights is None else torch.tensor(weights, dtype=torch.float64)
+    """One weight per class, (C), or those of negatives and of positives, (2, C)."""
+    return contents.settings.class_weights(len(contents.label_names), contents.multi_label)
 
 
 def _distribution(contents: ModelCardContents, names: list[str]) -> LabelDistribution | None:
@@ -509,6 +508,8 @@ def _metric(name: str) -> tuple[str, str, dict[str, str] | None]:
 
 
 def _value(value: Value) -> str:
+    if isinstance(value, list) and isinstance(value[0], list):  # alpha of several labels
+        return "; ".join(f"{answer}: {_value(weights)}" for answer, weights in zip(("negatives", "positives"), value))
     if isinstance(value, list) and len(value) > 8:
         return f"{min(value):.4g} to {max(value):.4g}, one for each of {len(value)} classes"
     if isinstance(value, list):

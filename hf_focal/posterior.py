@@ -144,10 +144,10 @@ def sigmoid_class_posterior(logits: Tensor, *, gamma: ConstantGamma, alpha: Alph
     num_labels = logits.shape[-1] if logits.dim() else 1
     gamma = _constant_gamma(gamma, num_labels, logits)
     weights = sigmoid_weights(alpha, num_labels)
-    if weights is not None and not is_traced() and ((weights == 0) | (weights == 1)).any():
+    if weights is not None and not is_traced() and (weights == 0).any():
         raise ValueError(
-            "alpha: expected weights of positives above 0 and below 1, since the logits tell nothing of an answer without "
-            f"weight, but got {alpha!r}"
+            "alpha: expected weights above 0 for negatives and for positives, since the logits tell nothing of an answer "
+            f"without weight, but got {alpha!r}"
         )
     if not is_traced():
         lowest = torch.finfo(logits.dtype).min
@@ -156,7 +156,8 @@ def sigmoid_class_posterior(logits: Tensor, *, gamma: ConstantGamma, alpha: Alph
     wide = logits.to(wide_dtype(logits))
     posterior_logit = _log_share(-wide, gamma) - _log_share(wide, gamma)
     if weights is not None:
-        posterior_logit = posterior_logit - torch.logit(weights.to(posterior_logit))
+        negative, positive = weights.to(posterior_logit).log()
+        posterior_logit = posterior_logit + (negative - positive)
     return posterior_logit.sigmoid().to(loss_dtype(logits))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ._checks import check_distributions
 from ._class_weights import sigmoid_weights, softmax_weights
@@ -41,8 +42,9 @@ class FocalSettings:
             function of p_t, its name.
         gamma_neg (`float` or list of C, *optional*): For several labels, that of negatives, where it is not `gamma`.
         margin (`float`): For several labels, the probability that is taken off the negatives, in [0, 1].
-        alpha (`float` or list of C, *optional*): Class weights, or for several labels the weights of positives, in [0, 1];
-            a number is for two classes or for all labels. As in [`focal_loss`] and [`sigmoid_focal_loss`].
+        alpha (`float`, list of C or two lists of L, *optional*): Class weights, or for several labels the weights of
+            negatives, then those of positives; or in [0, 1], the weights of positives, which negatives have the rest of. A
+            number is for two classes or for all labels. As in [`focal_loss`] and [`sigmoid_focal_loss`].
         label_smoothing (`float`): In [0, 1].
         label_counts (list of C `int`, *optional*): Examples (for token labels, tokens) of each class in the training data.
         class_prior (list of C `float`, *optional*): Shares of the classes where the model was trained, which sum to 1; for
@@ -70,7 +72,7 @@ class FocalSettings:
     gamma: float | list[float] | str
     gamma_neg: float | list[float] | None = None
     margin: float = 0.0
-    alpha: float | list[float] | None = None
+    alpha: float | list[float] | list[list[float]] | None = None
     label_smoothing: float = 0.0
     label_counts: list[int] | None = None
     class_prior: list[float] | None = None
@@ -86,9 +88,7 @@ class FocalSettings:
             self.gamma_neg = _number_or_list("gamma_neg", self.gamma_neg, 0, HIGHEST_GAMMA)
         self.margin = _number("margin", self.margin, 0, 1)
         if self.alpha is not None:
-            self.alpha = _number_or_list("alpha", self.alpha, 0, math.inf)
-            if isinstance(self.alpha, float):
-                _number("alpha", self.alpha, 0, 1)
+            self.alpha = _alpha(self.alpha)
         self.label_smoothing = _number("label_smoothing", self.label_smoothing, 0, 1)
         if self.label_counts is not None:
             counts = _list("label_counts", self.label_counts)
@@ -119,6 +119,11 @@ class FocalSettings:
             `ValueError`: If a list has another length, thresholds are of another number of classes than two, or a class
             prior does not sum to 1 where each example has one class; the message names it.
         """
+        if _is_pair(self.alpha) and not multi_label:
+            raise ValueError(
+                "alpha: expected one number per class, but got weights of negatives and of positives, which are those of "
+                "several labels"
+            )
         for name, length in self._lengths().items():
             expected = 1 if name == "thresholds" and num_labels == 2 and not multi_label else num_labels
             if name == "thresholds" and num_labels > 2 and not multi_label:
@@ -130,17 +135,20 @@ class FocalSettings:
         if self.class_prior is not None and not multi_label:
             check_distributions("class_prior", torch.tensor(self.class_prior, dtype=torch.float64), tolerance=1e-3)
 
-    def class_weights(self, num_labels: int, multi_label: bool) -> list[float] | None:
-        """Alpha written out: the weight of each class, or of the positives of each label; None without alpha.
+    def class_weights(self, num_labels: int, multi_label: bool) -> Tensor | None:
+        """Alpha written out.
+
+        Returns:
+            `Tensor`: The weight of each class, float64, (C); for several labels those of negatives, then of positives,
+            (2, L). None without alpha.
 
         Raises:
             `ValueError`: If alpha is one number for more than two classes, or of another length.
         """
         if not multi_label:
-            weights = softmax_weights(self.alpha, num_labels)
-        else:
-            weights = sigmoid_weights(self.alpha, num_labels)
-        return None if weights is None else weights.expand(num_labels).tolist()
+            return softmax_weights(self.alpha, num_labels)
+        weights = sigmoid_weights(self.alpha, num_labels)
+        return None if weights is None else weights.reshape(2, -1).expand(2, num_labels)
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "FocalSettings":
@@ -230,6 +238,8 @@ class FocalSettings:
     def _lengths(self) -> dict[str, int]:
         """How many classes each list has a number for."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if _is_pair(self.alpha):
+            values["alpha"] = values["alpha"][0]
         return {name: len(value) for name, value in values.items() if isinstance(value, list)}
 
 
@@ -259,6 +269,25 @@ def _numbers(name: str, values: Any, low: float, high: float) -> list[float]:
 def _number_or_list(name: str, value: Any, low: float, high: float) -> float | list[float]:
     value = _plain(value)
     return _numbers(name, value, low, high) if isinstance(value, (list, tuple)) else _number(name, value, low, high)
+
+
+def _alpha(value: Any) -> float | list[float] | list[list[float]]:
+    value = _plain(value)
+    if not isinstance(value, (list, tuple)):
+        return _number("alpha", value, 0, 1)
+    if not _is_pair(value):
+        return _numbers("alpha", value, 0, math.inf)
+    pair = [_numbers("alpha", weights, 0, math.inf) for weights in value]
+    if len({len(weights) for weights in pair}) > 1 or len(pair) != 2:
+        raise ValueError(
+            "alpha: expected two lists of the same length, the weights of negatives, then of positives, but got lists of "
+            f"{', '.join(str(len(weights)) for weights in pair)}"
+        )
+    return pair
+
+
+def _is_pair(alpha: Any) -> bool:
+    return isinstance(alpha, (list, tuple)) and any(isinstance(weights, (list, tuple)) for weights in alpha)
 
 
 def _plain(value: Any) -> Any:

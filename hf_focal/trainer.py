@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakMethod
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
@@ -20,7 +19,7 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, get_last_checkpoint
 
 from ._checks import ArgumentError, as_gamma, as_numbers, check_distributions, checked_gamma
-from ._class_weights import sigmoid_weights, softmax_weights
+from ._class_weights import Alpha, sigmoid_weights, softmax_weights
 from ._kernels import FocalKernel, SigmoidFocal, SoftmaxFocal, beside, evaluate
 from ._loss_statistics import LossStatistics
 from ._model_kinds import (
@@ -75,8 +74,10 @@ class FocalTrainer(Trainer):
         gamma (`float`, sequence, `Tensor` or callable, *optional*): Focusing parameter, at least 0; one for all classes,
             one per class, or a function of p_t as in [`focal_loss`].
         alpha (`float`, sequence, dict, `Tensor`, `str` or callable, *optional*): One weight per class, in the order of
-            their ids or by name; one number for two classes or for multi-label; a method of [`compute_alpha`], applied to `train_dataset` by the main process for
-            all (without a dataset, the weights stored in the model's config are used); or ``"none"``.
+            their ids or by name; one number for two classes or for multi-label; for multi-label also the weights of
+            negatives, then of positives, shape (2, L), or both by name; a method of [`compute_alpha`], applied to
+            `train_dataset` by the main process for all (without a dataset, the weights stored in the model's config are
+            used); or ``"none"``.
         alpha_max_ratio, alpha_empty_weight (`float`, *optional*): For a method, the cap of the largest weight over the
             smallest, and the weight of classes without examples, as in [`LabelDistribution.alpha`].
         sample_weight_column (`str`, *optional*): The column of the data that holds a weight for each example. The loss of
@@ -119,7 +120,7 @@ class FocalTrainer(Trainer):
         self,
         *args: Any,
         gamma: Gamma | None = None,
-        alpha: float | Sequence[float] | Mapping[str, float] | Tensor | AlphaMethod | None = None,
+        alpha: Alpha | Mapping[str, Any] | AlphaMethod = None,
         alpha_max_ratio: float | None = None,
         alpha_empty_weight: float | None = None,
         sample_weight_column: str | None = None,
@@ -168,7 +169,7 @@ class FocalTrainer(Trainer):
         return self._setting("gamma")
 
     @property
-    def alpha(self) -> float | Sequence[float] | Tensor | None:
+    def alpha(self) -> Alpha:
         """The alpha in force; for a method, the weights that it gives."""
         alpha = self._setting("alpha")
         if isinstance(alpha, str):
@@ -713,28 +714,19 @@ class FocalTrainer(Trainer):
         return getattr(self.args, field, getattr(FocalTrainingArguments, field)) if keyword is None else keyword
 
     def _alpha_of_counts(self, method: AlphaMethod, beta: float) -> Tensor | None:
-        distribution = self.label_distribution()
         max_ratio, empty_weight = self._setting("alpha_max_ratio"), self._setting("alpha_empty_weight")
-        per_class = [("examples", distribution.counts), ("negative examples", distribution.negatives)]
-        for kind, counts in per_class if empty_weight is None else []:
-            if counts is not None and not counts.all():
-                names = distribution.names or range(len(counts))
-                empty = [names[k] for k in np.flatnonzero(counts == 0)[:10]]
-                raise ValueError(
-                    f"alpha: {method!r} has no weight for classes without {kind} in train_dataset, {empty}; add examples, "
-                    "leave the classes out of the labels, or choose their weight with alpha_empty_weight (the flag "
-                    "--focal_alpha_empty_weight)"
-                )
-        return distribution.alpha(method, beta=beta, max_ratio=max_ratio, empty_weight=empty_weight)
+        return self.label_distribution().alpha(method, beta=beta, max_ratio=max_ratio, empty_weight=empty_weight)
 
-    def _by_class_id(self, alpha: Mapping[str, float]) -> list[float]:
-        """Weights by class name in the order of the class ids."""
+    def _by_class_id(self, alpha: Mapping[str, Any]) -> list[Any]:
+        """Weights by class name, or pairs of them, in the order of the class ids."""
         names = names_by_id(self._config())
         if alpha.keys() != {*names}:
             raise ValueError(f"alpha: expected a weight for each of {names}, but got {dict(alpha)}")
-        return [alpha[name] for name in names]
+        weights = [alpha[name] for name in names]
+        are_pairs = [isinstance(weight, Sequence) and len(weight) == 2 for weight in weights]
+        return [[*side] for side in zip(*weights)] if all(are_pairs) else weights
 
-    def _alpha_from_data(self, method: AlphaMethod) -> float | Sequence[float] | Tensor | None:
+    def _alpha_from_data(self, method: AlphaMethod) -> Alpha:
         check_alpha_method(method)
         if self.train_dataset is None:
             settings = FocalSettings.find_in(self._config())
@@ -886,7 +878,7 @@ class FocalTrainer(Trainer):
         has_several_labels = is_multi_label(self._config())
         if num_classes is None or (has_several_labels is None and counts is None):
             if alpha is not None:
-                as_numbers("alpha", alpha)  # only the first batch can tell whether it fits
+                as_numbers("alpha", alpha, max_dim=2)  # only the first batch can tell whether it fits
         elif has_several_labels or (counts is not None and counts.negatives is not None):
             sigmoid_weights(alpha, num_classes)
         else:
@@ -940,7 +932,7 @@ def _own(setting: Any) -> Any:
     return setting if callable(setting) else deepcopy(setting)
 
 
-def _plain(numbers: float | Sequence[float] | Tensor) -> float | list[float]:
+def _plain(numbers: Any) -> Any:
     return torch.as_tensor(numbers, dtype=torch.float64).tolist()
 
 

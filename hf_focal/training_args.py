@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from ._checks import as_gamma, as_numbers
 from .alpha import ALPHA_METHODS, check_beta
-from .losses import FocalLoss
 
 
 __all__ = ["FocalTrainingArguments", "parse_alpha"]
@@ -20,8 +20,8 @@ class FocalTrainingArguments(TrainingArguments):
     Args:
         focal_gamma (`float`, defaults to 2.0): Focusing parameter, at least 0; 0 is cross entropy.
         focal_alpha (`str`, *optional*): A method of [`compute_alpha`], applied to the training dataset, or the weights
-            themselves: one number for two classes, or one per class, separated by commas (in Python also as numbers).
-            ``"none"`` is no alpha.
+            themselves: one number for two classes, or one per class, separated by commas (in Python also as numbers). For
+            several labels, those of negatives, then after a semicolon those of positives. ``"none"`` is no alpha.
         focal_beta (`float`, defaults to 0.999): The beta of ``focal_alpha="effective_number"``, in [0, 1).
         focal_alpha_max_ratio (`float`, *optional*): For a method of alpha, the cap of the largest weight over the smallest.
         focal_alpha_empty_weight (`float`, *optional*): For a method of alpha, the weight of classes without examples, which
@@ -57,7 +57,8 @@ class FocalTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Class weights: a method that computes them from the training data (inverse, sqrt_inverse or "
-            "effective_number), or the weights, separated by commas (one number for two classes), or none."
+            "effective_number), or the weights, separated by commas (one number for two classes; for several labels those of "
+            "negatives, a semicolon, and those of positives), or none."
         },
     )
     focal_beta: float = field(default=0.999, metadata={"help": "Beta of --focal_alpha effective_number, in [0, 1)."})
@@ -88,7 +89,9 @@ class FocalTrainingArguments(TrainingArguments):
                 self.focal_alpha = parse_alpha(self.focal_alpha)
             elif hasattr(self.focal_alpha, "tolist"):
                 self.focal_alpha = self.focal_alpha.tolist()  # arguments are logged as JSON
-            FocalLoss(self.focal_gamma, None if isinstance(self.focal_alpha, str) else self.focal_alpha)
+            as_gamma("gamma", self.focal_gamma)
+            if not (self.focal_alpha is None or isinstance(self.focal_alpha, str)):
+                as_numbers("alpha", self.focal_alpha, may_be_all_zero=False, max_dim=2)
             check_beta(self.focal_beta)
         except ValueError as error:  # its message begins with the name of the setting
             raise ValueError(f"focal_{error}") from None
@@ -96,16 +99,18 @@ class FocalTrainingArguments(TrainingArguments):
         self.focal_gamma, self.focal_beta = float(self.focal_gamma), float(self.focal_beta)
 
 
-def parse_alpha(text: str) -> str | float | list[float] | None:
-    """The method, the weights or, for ``"none"``, the None that a text stands for."""
+def parse_alpha(text: str) -> str | float | list[float] | list[list[float]] | None:
+    """The method, the weights (those of negatives; of positives) or, for ``"none"``, the None that a text stands for."""
     if text in ALPHA_METHODS:
         return text
     if text == "none":
         return None
     try:
-        weights = [float(number) for number in text.split(",")]
+        weights = [[float(number) for number in part.split(",")] for part in text.split(";")]
     except ValueError:
         raise ValueError(
             f"alpha: expected none, one of {', '.join(ALPHA_METHODS)}, or numbers separated by commas, but got {text!r}"
         ) from None
-    return weights[0] if len(weights) == 1 else weights
+    if len(weights) > 1:
+        return weights
+    return weights[0][0] if len(weights[0]) == 1 else weights[0]

@@ -53,17 +53,27 @@ class TestWeights:
             compute_alpha(LABELS, "effective_number", beta=1 - 1e-9), compute_alpha(LABELS), rtol=1e-6
         )
 
-    def test_multi_label_inverse_is_the_share_of_negatives(self):
-        np.testing.assert_allclose(compute_alpha(MULTI_HOT), [0.2, 0.8], rtol=1e-6)
-
     @pytest.mark.parametrize(
         "method, weight",
-        [("sqrt_inverse", lambda n: n**-0.5), ("effective_number", lambda n: 0.1 / (1 - 0.9**n))],
+        [
+            ("inverse", lambda n: 1 / n),
+            ("sqrt_inverse", lambda n: n**-0.5),
+            ("effective_number", lambda n: 0.1 / (1 - 0.9**n)),
+            (lambda counts: list(1 / (counts + 5)), lambda n: 1 / (n + 5)),
+        ],
     )
-    def test_multi_label_weighs_positives_against_negatives(self, method, weight):
-        positives, negatives = np.array([4.0, 1.0]), np.array([1.0, 4.0])
-        expected = weight(positives) / (weight(positives) + weight(negatives))
-        np.testing.assert_allclose(compute_alpha(MULTI_HOT, method, beta=0.9), expected, rtol=1e-6)
+    def test_the_negatives_and_positives_of_a_label_are_weighed_as_two_classes(self, method, weight):
+        rng = np.random.default_rng(0)
+        counts = rng.integers(1, 1000, (2, 30))  # negatives, then positives, unknown for unequal parts of the rows
+        alpha = LabelDistribution(counts[1], negatives=counts[0]).alpha(method, beta=0.9)
+        assert alpha.dtype == torch.float32 and alpha.shape == (2, 30)
+        np.testing.assert_allclose(alpha[1] / alpha[0], weight(counts[1]) / weight(counts[0]), rtol=1e-5)
+        np.testing.assert_allclose((counts * alpha.numpy()).sum(0) / counts.sum(0), np.ones(30), rtol=1e-6)
+        if method == "inverse":
+            np.testing.assert_allclose(*(counts * alpha.numpy()), rtol=1e-6)
+
+    def test_multi_label_by_hand(self):
+        np.testing.assert_allclose(compute_alpha(MULTI_HOT), [[5 / 2, 5 / 8], [5 / 8, 5 / 2]], rtol=1e-6)
 
     @pytest.mark.parametrize("method", [lambda counts: counts**-0.25, lambda counts: list(1 / (counts + 5))])
     def test_own_function_of_the_counts(self, method):
@@ -71,8 +81,6 @@ class TestWeights:
         alpha = compute_alpha(LABELS, method)
         np.testing.assert_allclose(alpha / alpha[0], weights / weights[0], rtol=1e-6)
         assert alpha[LABELS].mean().item() == pytest.approx(1, rel=1e-6)
-        positives, negatives = (np.array(method(np.array(n))) for n in ([4, 1], [1, 4]))
-        np.testing.assert_allclose(compute_alpha(MULTI_HOT, method), positives / (positives + negatives), rtol=1e-6)
 
     def test_none_is_no_alpha(self):
         assert compute_alpha(LABELS, "none") is None
@@ -84,14 +92,12 @@ class TestWeights:
         assert capped[LABELS].mean().item() == pytest.approx(1, rel=1e-6)
         torch.testing.assert_close(capped[1] / capped[0], alpha[1] / alpha[0])  # below the cap nothing moves
         torch.testing.assert_close(compute_alpha(LABELS, max_ratio=60), alpha)
-        # Of a label, the weights are those of its positives and its negatives, 4 : 1 here.
-        np.testing.assert_allclose(compute_alpha(MULTI_HOT, max_ratio=3), [1 / 4, 3 / 4], rtol=1e-6)
 
     def test_max_ratio_is_that_of_each_label(self):
-        # Inverse counts of positives and negatives: 1/8 and 1/2, the latter capped at 2/8; and 1 and 1/9, the former
-        # capped at 2/9, which is less than the first label may have.
-        distribution = LabelDistribution([8, 1], negatives=[2, 9])
-        np.testing.assert_allclose(distribution.alpha(max_ratio=2), [1 / 3, 2 / 3], rtol=1e-6)
+        # Inverse counts 8 : 2 and 1 : 9, both capped at 2 : 1, and 3 : 2, which is below the cap.
+        distribution = LabelDistribution([8, 1, 3], negatives=[2, 9, 2])
+        expected = [[2 / 1.2, 1 / 1.1, 1.25], [1 / 1.2, 2 / 1.1, 1.25 * 2 / 3]]
+        np.testing.assert_allclose(distribution.alpha(max_ratio=2), expected, rtol=1e-6)
 
     @pytest.mark.parametrize("empty_weight", [0, 1, 7.5])
     def test_weight_of_classes_without_examples_is_a_choice(self, empty_weight):
@@ -100,8 +106,8 @@ class TestWeights:
         np.testing.assert_allclose(alpha, [full[0], empty_weight, full[1], empty_weight], rtol=1e-6)
 
     def test_weight_of_labels_without_positives_or_negatives(self):
-        alpha = compute_alpha([[1, 0, 1], [1, 0, 0]], empty_weight=0.5)
-        assert alpha.tolist() == [0.5, 0.5, 0.5]
+        alpha = compute_alpha([[1, 0, 1], [1, 0, 0]], empty_weight=7)
+        assert alpha.tolist() == [[7, 1, 1], [1, 7, 1]]
 
     @pytest.mark.parametrize("method", ["inverse", "sqrt_inverse", "effective_number", lambda counts: 1 / counts])
     @pytest.mark.parametrize("empty_weight", [0, 1e-3, 1, 100])
@@ -114,10 +120,8 @@ class TestWeights:
             alpha[[0, 2, 3]], LabelDistribution([60, 14, 1]).alpha(method, max_ratio=5, beta=0.9)
         )
         labels = LabelDistribution([3, 0, 4, 1], negatives=[1, 4, 0, 3])
-        weights = labels.alpha(method, max_ratio=2, **{**arguments, "empty_weight": min(1, empty_weight)})
-        assert (1 / 3 - 1e-6 <= weights).all() and (
-            weights <= 2 / 3 + 1e-6
-        ).all()  # twice what the other answer weighs
+        ratios = labels.alpha(method, max_ratio=2, **arguments).aminmax(dim=0)
+        assert (ratios.max / ratios.min <= 2 + 1e-6).all()
 
     def test_an_empty_weight_within_the_ratio_is_kept(self):
         # 0.8 and 1.6: the weights 1/3 and 2/3 average to 1 over 3 examples and 1 example after times 2.4.
@@ -134,7 +138,7 @@ class TestWeights:
     @pytest.mark.parametrize("scale", [1e-320, 1e-200, 1e200, 1e308])
     def test_the_scale_of_a_function_does_not_matter(self, scale):
         assert compute_alpha([0, 1, 1], lambda counts: [scale, scale]).tolist() == [1, 1]
-        assert compute_alpha(MULTI_HOT, lambda counts: [scale, scale]).tolist() == [0.5, 0.5]
+        assert compute_alpha(MULTI_HOT, lambda counts: [scale, scale]).tolist() == [[1, 1], [1, 1]]
 
     def test_what_the_caller_changes_afterwards_changes_nothing(self):
         counts, names = np.array([3, 1]), ["a", "b"]
@@ -187,6 +191,15 @@ class TestDistribution:
         lines = markdown.splitlines()
         assert len(lines) == 5 and all(line.count("|") == 5 for line in lines)
         assert "<" not in markdown and lines[2] == "| a&#124;b | 3 | 50.00 % | 0.5 |"
+
+    def test_pairs_of_weights_are_two_columns_and_two_series(self):
+        distribution = LabelDistribution([8, 1], negatives=[2, 9], names=["a", "b"])
+        alpha = distribution.alpha()
+        lines = distribution.to_markdown(alpha).splitlines()
+        assert lines[0] == "| class | count | share | alpha of negatives | alpha of positives |"
+        assert lines[2:] == ["| a | 8 | 80.00 % | 2.5 | 0.625 |", "| b | 1 | 10.00 % | 0.556 | 5 |"]
+        series = distribution.plot(alpha).axes[1].lines
+        assert [line.get_ydata().tolist() for line in series] == alpha.tolist()
 
     @pytest.mark.parametrize("counts", [[60, 25, 14, 1], [5, 5], range(1, 200), [3, 0]])
     @pytest.mark.parametrize("with_alpha", [False, True])
@@ -307,10 +320,9 @@ class TestCommand:
         (r"beta: expected a number in \[0, 1\), but got 1", [0], {"beta": 1}),
         ("beta: expected a number", [0, 1], {"beta": "0.9"}),
         ("max_ratio: expected a number >= 1, but got 0.5", [0, 1], {"max_ratio": 0.5}),
-        ("empty_weight: expected a number from 0 to inf, but got -1", [0, 1], {"empty_weight": -1}),
-        ("empty_weight: expected a number from 0 to 1, but got 2", MULTI_HOT, {"empty_weight": 2}),
-        ("empty_weight: expected a number", [0, 1], {"empty_weight": 1e300}),  # in float32 it is infinite
-        ("empty_weight: expected a number", [0, 1], {"empty_weight": 10**400}),
+        ("empty_weight: expected a finite number >= 0, but got -1", [0, 1], {"empty_weight": -1}),
+        ("empty_weight: expected a finite number", [0, 1], {"empty_weight": 1e300}),  # in float32 it is infinite
+        ("empty_weight: expected a finite number", [0, 1], {"empty_weight": 10**400}),
         ("max_ratio: expected a number", [0, 1], {"max_ratio": 10**400}),
         ("max_ratio: expected a number", [0, 1], {"max_ratio": True}),
         ("max_ratio: expected weights above 0", [0, 1], {"method": lambda counts: [0, 1], "max_ratio": 2}),
@@ -320,7 +332,7 @@ class TestCommand:
         ("method: .* one number >= 0 per class, .* got ", [0, 1], {"method": lambda counts: ["a", "b"]}),
         ("method: .* one number >= 0 per class, .* got ", [0, 1], {"method": lambda counts: counts * (1 + 1j)}),
         # Label 0 has two rows and lacks two: it would weigh 0 / 0.
-        ("method: .* but got 0 for both", [[1, 1], [1, 0], [0, 0], [0, 0]], {"method": lambda counts: counts != 2}),
+        ("method: .* not 0 for all", [[1, 1], [1, 0], [0, 0], [0, 0]], {"method": lambda counts: counts != 2}),
         (r"no examples of class 1, 2, .*; add examples, .*, or set empty_weight$", [0, 3], {}),
         ("method: expected a function that gives one number >= 0 per class", [0, 1], {"method": lambda counts: 1}),
         (

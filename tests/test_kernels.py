@@ -166,7 +166,7 @@ def sigmoid_path(request, formula_only):
         if request.param == "block that is not looked at":  # as FocalTrainer asks for where it has counted 0 and 1
             if ((labels > 0) & (labels < 1)).any():
                 pytest.skip("for targets of 0 and 1")
-            alpha = None if alpha is None else torch.tensor(alpha, dtype=torch.float64)
+            alpha = None if alpha is None else torch.tensor([1 - alpha, alpha], dtype=torch.float64)
             kernel = _kernels.SigmoidFocal(float(gamma), alpha=alpha, has_soft_targets=False)
             return value_and_unit_gradient(lambda z: _kernels.evaluate(kernel, z, labels, 1, "none"), logits)
         return value_and_unit_gradient(loss, logits, create_graph=request.param == "gradient of gradient")
@@ -347,7 +347,7 @@ class TestBackward:
         [
             partial(focal_loss, target=torch.tensor([0, 1, 2, -100, 1, 0]), gamma=0.5),
             partial(focal_loss, target=torch.tensor([0, 1, 2, -100, 1, 0]), gamma=[0.5, 1.0, 2.0], reduction="none"),
-            partial(sigmoid_focal_loss, target=torch.eye(6)[:, :3], gamma=0.5, alpha=[0.2, 0.5, 0.7]),
+            partial(sigmoid_focal_loss, target=torch.eye(6)[:, :3], gamma=0.5, alpha=[[0.2, 0.5, 0.7], [3, 0, 1]]),
             partial(
                 sigmoid_focal_loss, target=torch.eye(6)[:, :3], gamma=1, gamma_neg=3, margin=0.1, reduction="none"
             ),

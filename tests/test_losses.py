@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_focal import FocalLoss, flsd_53, focal_loss, sigmoid_focal_loss
+from hf_focal import FocalLoss, SigmoidFocalLoss, flsd_53, focal_loss, sigmoid_focal_loss
 
 
 GAMMAS = [0, 0.5, 1, 1.3, 2, 5]
@@ -410,6 +410,35 @@ class TestSigmoid:
             dropped = (target == 0) & (double.sigmoid() < margin)
             assert dropped.any() and (loss[dropped] == 0).all() and (gradient[dropped] == 0).all()
 
+    def test_a_pair_of_weights_with_gamma_zero_is_weighted_binary_cross_entropy(self):
+        logits = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)) * 5
+        target = (torch.rand(40, 3, generator=torch.Generator().manual_seed(1)) < 0.5).float()
+        pos_weight = torch.tensor([0.2, 3.0, 40.0])
+        arguments = {"gamma": 0, "alpha": torch.stack([torch.ones(3), pos_weight])}
+        reference = partial(F.binary_cross_entropy_with_logits, pos_weight=pos_weight)
+        for reduction in ("none", "mean"):
+            torch.testing.assert_close(
+                value_and_gradient(sigmoid_focal_loss, logits, target, reduction=reduction, **arguments),
+                value_and_gradient(reference, logits, target, reduction=reduction),
+            )
+
+    @pytest.mark.parametrize("soft", [False, True])
+    def test_a_pair_weighs_negatives_and_positives(self, soft):
+        logits = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+        target = torch.rand(8, 3, generator=torch.Generator().manual_seed(1))
+        target = target if soft else target.round()
+        pair = torch.tensor([[0.5, 0.0, 2.0], [7.0, 1.0, 0.25]])
+        arguments = {"gamma": 1.5, "reduction": "none"}
+        # A target between is a mixture of both answers.
+        negative, positive = (
+            sigmoid_focal_loss(logits, torch.full_like(logits, answer), **arguments) for answer in (0.0, 1.0)
+        )
+        expected = target * pair[1] * positive + (1 - target) * pair[0] * negative
+        torch.testing.assert_close(sigmoid_focal_loss(logits, target, alpha=pair.tolist(), **arguments), expected)
+        lin = sigmoid_focal_loss(logits, target, alpha=[0.1, 0.5, 0.9], **arguments)
+        as_pair = [[0.9, 0.5, 0.1], [0.1, 0.5, 0.9]]
+        torch.testing.assert_close(sigmoid_focal_loss(logits, target, alpha=as_pair, **arguments), lin)
+
     def test_unknown_decisions_do_not_count(self):
         logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
         target = (torch.rand(6, 3, generator=torch.Generator().manual_seed(1)) < 0.5).float()
@@ -446,7 +475,7 @@ class TestSigmoid:
         target = torch.rand(4, 3, generator=torch.Generator().manual_seed(1)).round()
 
         def loss(logits):
-            return sigmoid_focal_loss(logits, target, gamma=0.5, alpha=[0.2, 0.5, 0.7])
+            return sigmoid_focal_loss(logits, target, gamma=0.5, alpha=[[0.2, 0.5, 0.7], [1.0, 9.0, 0.0]])
 
         assert torch.autograd.gradcheck(loss, logits)
         assert torch.autograd.gradgradcheck(loss, logits)
@@ -538,6 +567,14 @@ def test_scalar_alpha_above_one_is_refused():
         ("reduction", {"reduction": "average"}),
         (r"alpha: expected weights of positives in \[0, 1\]", {"alpha": 2.0}),
         ("alpha: expected one number for each of 3 classes, but got 2", {"alpha": [0.5, 0.5]}),
+        ("alpha: expected one number for each of 3 classes, but got 2", {"alpha": [[0.5, 0.5]] * 2}),
+        (
+            r"alpha: expected weights of negatives, then of positives, .* got shape \(3, 3\)",
+            {"alpha": [[1, 2, 3]] * 3},
+        ),
+        ("alpha: expected finite numbers >= 0", {"alpha": [[1, 2, 3], [1, -1, 1]]}),
+        ("alpha: expected finite numbers >= 0", {"alpha": [[1, 2, 3], [1, math.inf, 1]]}),
+        ("alpha: expected a number > 0 for at least one class", {"alpha": [[0, 0, 0]] * 2}),
         ("gamma: expected one number for each of 3 classes, but got 2", {"gamma": [1.0, 2.0]}),
         ("gamma_neg: expected a finite number >= 0, but got -1", {"gamma_neg": -1}),
         (r"gamma: expected a function that gives one number per target", {"gamma": lambda p: None}),
@@ -565,6 +602,25 @@ def test_an_index_that_wraps_to_the_ignored_one_is_refused(loss):
     target = torch.tensor([2**64 - 100, 1, 0], dtype=torch.uint64)
     with pytest.raises(ValueError, match="target: expected .* but got integers that do not fit int64"):
         loss(torch.zeros(3, 2) if loss is focal_loss else torch.zeros(3), target)
+
+
+def test_sigmoid_module_is_the_function():
+    logits, target = torch.randn(4, 3), torch.eye(4)[:, :3]
+    settings = {"gamma": [0.0, 1.0, 2.0], "gamma_neg": 4.0, "alpha": [[1, 2, 3], [4, 5, 6]], "margin": 0.05}
+    module = SigmoidFocalLoss(**settings, reduction="sum")
+    expected = sigmoid_focal_loss(logits, target, reduction="sum", **settings)
+    torch.testing.assert_close(module(logits, target), expected)
+    assert {*module.state_dict()} == {"gamma", "alpha"} and "gamma_neg=4, margin=0.05" in repr(module)
+    torch.testing.assert_close(SigmoidFocalLoss()(logits, target), sigmoid_focal_loss(logits, target))
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{"gamma": -1}, {"gamma_neg": -1}, {"alpha": 2.0}, {"alpha": [[1.0]] * 3}, {"reduction": "x"}, {"margin": 2}],
+)
+def test_sigmoid_module_refuses_when_it_is_made(kwargs):
+    with pytest.raises(ValueError, match=next(iter(kwargs))):
+        SigmoidFocalLoss(**kwargs)
 
 
 def test_two_scalars_of_which_one_is_0_are_weights():

@@ -313,12 +313,26 @@ class TestBody:
         text = write_model_card(tmp_path, contents_of(per_class=per_class)).read_text()
         assert "| ham | 0.500 | 0.700 |\n| spam | 0.250 |  |" in text
 
-    @pytest.mark.parametrize("multi_label, shown", [(False, ["0.75", "0.25"]), (True, ["0.25", "0.25"])])
+    @pytest.mark.parametrize("multi_label, shown", [(False, ["0.75", "0.25"]), (True, ["0.75 | 0.25", "0.75 | 0.25"])])
     def test_alpha_as_one_number(self, tmp_path, multi_label, shown):
         settings = {"gamma": 2, "alpha": 0.25, "label_counts": [30, 10], "class_prior": [0.75, 0.25]}
         contents = contents_of(label_names=["n", "y"], settings=settings, per_class={}, multi_label=multi_label)
         text = write_model_card(tmp_path, contents).read_text()
         assert f"| n | 30 | 75.00 % | {shown[0]} |\n| y | 10 | 25.00 % | {shown[1]} |" in text
+
+    def test_pairs_of_weights(self, tmp_path):
+        settings = {
+            "gamma": 2,
+            "alpha": [[0.5, 1.0], [2.0, 9.0]],
+            "label_counts": [30, 10],
+            "class_prior": [0.75, 0.25],
+        }
+        contents = contents_of(label_names=["n", "y"], settings=settings, per_class={}, multi_label=True)
+        path = write_model_card(tmp_path, contents)
+        text = path.read_text()
+        assert "| alpha | negatives: 0.5, 1; positives: 2, 9 |" in text
+        assert "| n | 30 | 75.00 % | 0.5 | 2 |\n| y | 10 | 25.00 % | 1 | 9 |" in text
+        assert read_model_card(path) == contents
 
     def test_multi_label_shares_are_of_rows(self, tmp_path):
         settings = {"gamma": 2.0, "alpha": None, "label_counts": [50, 30], "class_prior": [0.5, 0.3]}

@@ -31,12 +31,13 @@ def one_logit_model(**config):
 def test_any_form_of_labels(tmp_path, form):
     data = data_of(FORMS[form])
     trainer = make_trainer(tmp_path, model=one_logit_model(), train_dataset=data, gamma=1.0, alpha="inverse")
-    assert trainer.alpha.tolist() == [0.75]  # the rare class, of 6, weighs three times the other, of 18
+    assert trainer.alpha.tolist() == [[pytest.approx(24 / 36)], [2.0]]  # 18 of one class and 6 of the other
     trainer.train()
     settings = FocalSettings.from_config(trainer.model.config)
     assert (settings.label_counts, settings.class_prior) == ([6], [0.25])
     logits = trainer.model.eval()(torch.tensor(data["input_ids"][:])).logits
-    expected = sigmoid_focal_loss(logits[:, 0], torch.tensor(FORMS["floats"]), gamma=1.0, alpha=0.75)
+    targets = torch.tensor(FORMS["floats"])[:, None]
+    expected = sigmoid_focal_loss(logits, targets, gamma=1.0, alpha=[[24 / 36], [2.0]])
     assert trainer.evaluate(data)["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
     assert posterior_from_config(logits, trainer.model.config).shape == (24, 1)
 

@@ -564,7 +564,7 @@ def test_class_posterior_refuses(message, kwargs):
 
 @pytest.mark.parametrize("alpha", [0, 1.0, [0.5, 1.0, 0.5]])
 def test_sigmoid_class_posterior_refuses_weights_without_a_counterpart(alpha):
-    with pytest.raises(ValueError, match="alpha: expected weights of positives above 0 and below 1"):
+    with pytest.raises(ValueError, match="alpha: expected weights above 0 for negatives and for positives"):
         sigmoid_class_posterior(torch.zeros(2, 3), gamma=2.0, alpha=alpha)
 
 

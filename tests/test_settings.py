@@ -170,6 +170,8 @@ def test_what_does_not_fit_is_refused_by_name(name, record):
         ("thresholds: expected one number for each of 1 classes, but got 2", {"thresholds": [0.5, 0.5]}, False),
         ("thresholds: expected one number for each of 2 classes, but got 1", {"thresholds": [0.5]}, True),
         ("alpha: expected one number for each of 2 classes, but got 3", {"alpha": [1.0, 1.0, 1.0]}, False),
+        ("alpha: expected one number for each of 2 classes, but got 1", {"alpha": [[1.0], [2.0]]}, True),
+        ("alpha: expected one number per class, but got .*several labels", {"alpha": [[1.0, 1.0], [2.0, 3.0]]}, False),
         (
             "class_prior: expected probabilities that sum to 1, but got a sum of 1.4",
             {"class_prior": [0.7, 0.7]},
@@ -185,10 +187,25 @@ def test_what_does_not_fit_the_model_is_refused(message, record, multi_label):
 
 @pytest.mark.parametrize(
     ("alpha", "multi_label", "expected"),
-    [(None, False, None), (0.25, False, [0.75, 0.25]), (0.25, True, [0.25, 0.25]), ([0.5, 2.0], False, [0.5, 2.0])],
+    [
+        (0.25, False, [0.75, 0.25]),
+        ([0.5, 2.0], False, [0.5, 2.0]),
+        (0.25, True, [[0.75, 0.75], [0.25, 0.25]]),
+        ([0.25, 1.0], True, [[0.75, 0.0], [0.25, 1.0]]),
+        ([[0.5, 2.0], [3.0, 0.0]], True, [[0.5, 2.0], [3.0, 0.0]]),
+    ],
 )
 def test_class_weights(alpha, multi_label, expected):
-    assert FocalSettings(gamma=2.0, alpha=alpha).class_weights(2, multi_label) == expected
+    assert FocalSettings(gamma=2.0, alpha=alpha).class_weights(2, multi_label).tolist() == expected
+    assert FocalSettings(gamma=2.0).class_weights(2, multi_label) is None
+
+
+@pytest.mark.parametrize(
+    "alpha", [[[1.0, 2.0]], [[1.0, 2.0], [1.0]], [[1.0], [2.0], [3.0]], [[1.0, 2.0], 1.0], [[1.0, -1.0], [1.0, 1.0]]]
+)
+def test_what_is_no_pair_of_weights_is_refused(alpha):
+    with pytest.raises(ValueError, match="^alpha: expected"):
+        FocalSettings(gamma=2.0, alpha=alpha)
 
 
 def test_shares_of_independent_labels_need_not_sum_to_1():

@@ -237,7 +237,7 @@ class TestAlpha:
         data = tiny_dataset().filter(lambda row: row["labels"] != 1)
         settings = {"alpha": "inverse", "alpha_empty_weight": 1.0, "alpha_max_ratio": 2.0}
         with pytest.raises(
-            ValueError, match=r"classes without examples in train_dataset, \[1\].*--focal_alpha_empty_weight"
+            ValueError, match=r"^train_dataset: no examples of class 1, .*the flag --focal_alpha_empty_weight"
         ):
             make_trainer(tmp_path, train_dataset=data, alpha="inverse")
         if by == "flag":

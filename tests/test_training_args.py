@@ -20,7 +20,15 @@ def test_defaults_are_focal_loss_without_alpha():
 
 
 @pytest.mark.parametrize(
-    "text, alpha", [("inverse", "inverse"), ("0.25", 0.25), ("1,2,3.5", [1, 2, 3.5]), ("1, 2", [1, 2]), ("none", None)]
+    "text, alpha",
+    [
+        ("inverse", "inverse"),
+        ("0.25", 0.25),
+        ("1,2,3.5", [1, 2, 3.5]),
+        ("1, 2", [1, 2]),
+        ("1,1;5,0.2", [[1, 1], [5, 0.2]]),
+        ("none", None),
+    ],
 )
 def test_alpha_from_a_flag(text, alpha):
     assert parse("--focal_alpha", text).focal_alpha == alpha
@@ -53,6 +61,7 @@ def test_gamma_stays_a_float_for_searches():
         ("focal_beta", {"focal_beta": "0.9"}),
         ("focal_alpha: expected finite numbers >= 0", {"focal_alpha": "1,-2"}),
         ("focal_alpha: expected a number or one per class", {"focal_alpha": ["a"]}),
+        ("focal_alpha: expected a number or one per class", {"focal_alpha": "1,2;3"}),
         ("focal_alpha: expected none, one of inverse.*but got 'uniform'", {"focal_alpha": "uniform"}),
     ],
 )
