@@ -108,6 +108,14 @@ def check_length(name: str, numbers: Tensor, num_classes: int | None) -> None:
         raise ValueError(f"{name}: expected one number for each of {num_classes} classes, but got {numbers.shape[-1]}")
 
 
+def as_margin(margin: float) -> float:
+    """The probability below 1 that `margin` is: at 1 nothing would be left of any negative."""
+    number = as_number("margin", margin, upper=1)
+    if number == 1:
+        raise ValueError(f"margin: expected a number in [0, 1), but got {margin!r}")
+    return number
+
+
 def check_ignore_index(ignore_index: int) -> None:
     is_integer = type(ignore_index) is int or isinstance(ignore_index, Integral)  # the former takes less time
     if not is_integer or isinstance(ignore_index, bool):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ._checks import (
     as_gamma,
+    as_margin,
     as_number,
     as_numbers,
     check_distributions,
@@ -139,7 +140,7 @@ def sigmoid_focal_loss(
         gamma (`float`, sequence or `Tensor` of shape (L), or callable): Focusing parameter, at least 0; one for all
             labels, one per label (the last dimension of `input`), or a function of p_t as in [`focal_loss`].
         gamma_neg (like `gamma`, *optional*): Focusing parameter of negatives, `gamma` if not given.
-        margin (`float`): Probability in [0, 1] that is taken off the negatives.
+        margin (`float`): Probability in [0, 1) that is taken off the negatives.
         alpha (`float`, sequence or `Tensor` of shape (L) or (2, L), *optional*): Weight in [0, 1] of positives, negatives
             get 1 - alpha; one for all labels, or one per label. Or a pair per label: the weights of negatives, then those of
             positives, any numbers >= 0, as [`LabelDistribution.alpha`] makes them. ``[[1, ...], pos_weight]`` is the
@@ -167,7 +168,7 @@ def sigmoid_focal_loss(
 
     ```
     """
-    margin = as_number("margin", margin, upper=1)
+    margin = as_margin(margin)
     check_ignore_index(ignore_index)
     _check_reduction(reduction)
     _check_tensors(input, target)
@@ -298,7 +299,7 @@ class SigmoidFocalLoss(nn.Module):
             of negatives, then of positives.
         reduction (`str`): ``"none"``, ``"sum"`` or ``"mean"``.
         gamma_neg (like `gamma`, *optional*): Focusing parameter of negatives, `gamma` if not given.
-        margin (`float`): Probability in [0, 1] that is taken off the negatives.
+        margin (`float`): Probability in [0, 1) that is taken off the negatives.
         ignore_index (`int`): Target of decisions that are not known.
 
     Alpha, and what of the gammas differs by label, are buffers: they move with the module and are saved with it.
@@ -347,7 +348,7 @@ class SigmoidFocalLoss(nn.Module):
             )  # only its input tells the number of labels
         self.register_buffer("alpha", None if weights is None else weights.float().clone())
         self.reduction = reduction
-        self.margin = as_number("margin", margin, upper=1)
+        self.margin = as_margin(margin)
         self.ignore_index = ignore_index
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_distributions
+from ._checks import as_margin, check_distributions
 from ._class_weights import sigmoid_weights, softmax_weights
 from .calibration import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 
@@ -40,8 +40,8 @@ class FocalSettings:
     Attributes:
         gamma (`float`, list of C or `str`): Focusing parameter; one for all classes or one per class. Of a gamma that is a
             function of p_t, its name.
-        gamma_neg (`float` or list of C, *optional*): For several labels, that of negatives, where it is not `gamma`.
-        margin (`float`): For several labels, the probability that is taken off the negatives, in [0, 1].
+        gamma_neg (like `gamma`, *optional*): For several labels, that of negatives, where it is not `gamma`.
+        margin (`float`): For several labels, the probability that is taken off the negatives, in [0, 1).
         alpha (`float`, list of C or two lists of L, *optional*): Class weights, or for several labels the weights of
             negatives, then those of positives; or in [0, 1], the weights of positives, which negatives have the rest of. A
             number is for two classes or for all labels. As in [`focal_loss`] and [`sigmoid_focal_loss`].
@@ -70,7 +70,7 @@ class FocalSettings:
     """
 
     gamma: float | list[float] | str
-    gamma_neg: float | list[float] | None = None
+    gamma_neg: float | list[float] | str | None = None
     margin: float = 0.0
     alpha: float | list[float] | list[list[float]] | None = None
     label_smoothing: float = 0.0
@@ -80,13 +80,10 @@ class FocalSettings:
     thresholds: list[float] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.gamma, str):
-            self.gamma = _number_or_list("gamma", self.gamma, 0, HIGHEST_GAMMA)
-        elif not self.gamma or _is_numeric(self.gamma):
-            raise ValueError(f"gamma: expected a number, a list or the name of a function, but got {self.gamma!r}")
+        self.gamma = _gamma("gamma", self.gamma)
         if self.gamma_neg is not None:
-            self.gamma_neg = _number_or_list("gamma_neg", self.gamma_neg, 0, HIGHEST_GAMMA)
-        self.margin = _number("margin", self.margin, 0, 1)
+            self.gamma_neg = _gamma("gamma_neg", self.gamma_neg)
+        self.margin = as_margin(_number("margin", self.margin, 0, 1))
         if self.alpha is not None:
             self.alpha = _alpha(self.alpha)
         self.label_smoothing = _number("label_smoothing", self.label_smoothing, 0, 1)
@@ -119,6 +116,9 @@ class FocalSettings:
             `ValueError`: If a list has another length, thresholds are of another number of classes than two, or a class
             prior does not sum to 1 where each example has one class; the message names it.
         """
+        if (self.gamma_neg is not None or self.margin) and not multi_label:
+            name = "margin" if self.gamma_neg is None else "gamma_neg"
+            raise ValueError(f"{name}: it is for several labels, but here each example has one class")
         if _is_pair(self.alpha) and not multi_label:
             raise ValueError(
                 "alpha: expected one number per class, but got weights of negatives and of positives, which are those of "
@@ -269,6 +269,14 @@ def _numbers(name: str, values: Any, low: float, high: float) -> list[float]:
 def _number_or_list(name: str, value: Any, low: float, high: float) -> float | list[float]:
     value = _plain(value)
     return _numbers(name, value, low, high) if isinstance(value, (list, tuple)) else _number(name, value, low, high)
+
+
+def _gamma(name: str, value: Any) -> float | list[float] | str:
+    if not isinstance(value, str):
+        return _number_or_list(name, value, 0, HIGHEST_GAMMA)
+    if not value or _is_numeric(value):
+        raise ValueError(f"{name}: expected a number, a list or the name of a function, but got {value!r}")
+    return value
 
 
 def _alpha(value: Any) -> float | list[float] | list[list[float]]:

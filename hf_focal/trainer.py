@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, get_last_checkpoint
 
-from ._checks import ArgumentError, as_gamma, as_numbers, check_distributions, checked_gamma
+from ._checks import ArgumentError, as_gamma, as_margin, as_numbers, check_distributions, checked_gamma
 from ._class_weights import Alpha, sigmoid_weights, softmax_weights
-from ._kernels import FocalKernel, SigmoidFocal, SoftmaxFocal, beside, evaluate
+from ._kernels import FocalKernel, GammaOfTargets, SigmoidFocal, SoftmaxFocal, beside, evaluate
 from ._loss_statistics import LossStatistics
 from ._model_kinds import (
     CAUSAL_LANGUAGE_MODELS,
@@ -44,6 +44,8 @@ from .training_args import FocalTrainingArguments, parse_alpha
 
 __all__ = ["FocalTrainer"]
 
+# The settings of the loss, each a keyword and, behind focal_, an argument.
+_SEARCHED = ("gamma", "gamma_neg", "margin", "alpha", "beta", "alpha_max_ratio", "alpha_empty_weight")
 _DECODER_INPUTS = {"decoder_input_ids", "decoder_inputs_embeds"}
 
 
@@ -73,6 +75,9 @@ class FocalTrainer(Trainer):
         *args, **kwargs: What [`~transformers.Trainer`] takes, except `compute_loss_func`.
         gamma (`float`, sequence, `Tensor` or callable, *optional*): Focusing parameter, at least 0; one for all classes,
             one per class, or a function of p_t as in [`focal_loss`].
+        gamma_neg (like `gamma`, *optional*): For multi-label, the focusing parameter of negatives, `gamma` if not given.
+        margin (`float`, *optional*): For multi-label, the probability in [0, 1) that is taken off the negatives, as in
+            [`sigmoid_focal_loss`].
         alpha (`float`, sequence, dict, `Tensor`, `str` or callable, *optional*): One weight per class, in the order of
             their ids or by name; one number for two classes or for multi-label; for multi-label also the weights of
             negatives, then of positives, shape (2, L), or both by name; a method of [`compute_alpha`], applied to
@@ -120,6 +125,8 @@ class FocalTrainer(Trainer):
         self,
         *args: Any,
         gamma: Gamma | None = None,
+        gamma_neg: Gamma | None = None,
+        margin: float | None = None,
         alpha: Alpha | Mapping[str, Any] | AlphaMethod = None,
         alpha_max_ratio: float | None = None,
         alpha_empty_weight: float | None = None,
@@ -131,6 +138,8 @@ class FocalTrainer(Trainer):
             raise ValueError("compute_loss_func: FocalTrainer computes the loss itself; for another loss use Trainer")
         self._keywords = {
             "gamma": _own(gamma),
+            "gamma_neg": _own(gamma_neg),
+            "margin": margin,
             "alpha": _own(alpha),
             "alpha_max_ratio": alpha_max_ratio,
             "alpha_empty_weight": alpha_empty_weight,
@@ -399,10 +408,10 @@ class FocalTrainer(Trainer):
 
         def checked_space(trial: Any) -> Any:
             values = hp_space(trial)
-            if without_prefix := values.keys() & {"gamma", "alpha", "beta", "alpha_max_ratio"}:
+            if without_prefix := values.keys() & {*_SEARCHED}:
                 names = ", ".join(f"focal_{name}" for name in sorted(without_prefix))
                 raise ValueError(f"hp_space: expected names of FocalTrainingArguments, {names}, but got {[*values]}")
-            for name in ("gamma", "alpha", "beta", "alpha_max_ratio", "alpha_empty_weight"):
+            for name in _SEARCHED:
                 if f"focal_{name}" not in values:
                     continue
                 if self._keywords.get(name) is not None:
@@ -528,8 +537,11 @@ class FocalTrainer(Trainer):
         gamma, alpha, counts = self.gamma, self.alpha, self._counts_for_the_record()
         if is_one_of(self._core_model(), LANGUAGE_MODELS):
             counts = None  # a number for each token of the vocabulary
+        gamma_neg = self._setting("gamma_neg")
         return FocalSettings(
-            gamma=getattr(gamma, "__name__", type(gamma).__name__) if callable(gamma) else _plain(gamma),
+            gamma=_plain_gamma(gamma),
+            gamma_neg=None if gamma_neg is None else _plain_gamma(gamma_neg),
+            margin=self._setting("margin"),
             alpha=None if alpha is None else _plain(alpha),
             label_smoothing=self.args.label_smoothing_factor,
             label_counts=None if counts is None else counts.counts.tolist(),
@@ -606,7 +618,7 @@ class FocalTrainer(Trainer):
         form = (num_classes, has_several_labels, labels.is_floating_point(), logits.device)
         # The arguments are read at each use, because a hyperparameter search changes their fields between trials.
         made_from = (
-            *(self._setting(name) for name in ("gamma", "alpha", "beta", "alpha_max_ratio", "alpha_empty_weight")),
+            *map(self._setting, _SEARCHED),
             self.args.label_smoothing_factor,
             self.train_dataset,
             self._core_model(),
@@ -619,13 +631,29 @@ class FocalTrainer(Trainer):
     def _make_kernel(self, logits: Tensor, has_several_labels: bool) -> FocalKernel:
         num_classes, alpha = logits.shape[-1], self.alpha
         gamma = beside(checked_gamma("gamma", as_gamma("gamma", self.gamma, num_classes)), logits)
+        gamma_neg, margin = self._asymmetry(num_classes, has_several_labels)
         if not has_several_labels:
             weights = beside(softmax_weights(alpha, num_classes), logits)
             return SoftmaxFocal(gamma, weights, -100, self.args.label_smoothing_factor)
         # Rows that were counted as those of 0 and 1 need not be looked at for probabilities.
         has_soft_targets = False if self._was_counted_in_rows() else None
         weights = beside(sigmoid_weights(alpha, num_classes), logits)
-        return SigmoidFocal(gamma, alpha=weights, ignore_index=-100, has_soft_targets=has_soft_targets)
+        return SigmoidFocal(gamma, beside(gamma_neg, logits), margin, weights, -100, has_soft_targets)
+
+    def _asymmetry(
+        self, num_classes: int | None, has_several_labels: bool | None
+    ) -> tuple[GammaOfTargets | None, float]:
+        """The gamma of negatives, if it is one of their own, and the margin; refused for one class per example."""
+        gamma_neg, margin = self._setting("gamma_neg"), as_margin(self._setting("margin"))
+        if has_several_labels is False and (gamma_neg is not None or margin):
+            name = "margin" if gamma_neg is None else "gamma_neg"
+            raise ValueError(
+                f"{name}: it is for several labels per example, but this model has one class per example; leave it out (the "
+                f"flag --focal_{name})"
+            )
+        if gamma_neg is not None:
+            gamma_neg = checked_gamma("gamma_neg", as_gamma("gamma_neg", gamma_neg, num_classes))
+        return gamma_neg, margin
 
     def _was_counted_in_rows(self) -> bool:
         counts = self._counts_for_the_record()
@@ -700,7 +728,7 @@ class FocalTrainer(Trainer):
             )
             return
         now = self.recorded_settings()
-        for name in ("gamma", "alpha"):
+        for name in ("gamma", "gamma_neg", "margin", "alpha"):
             if before is not None and getattr(before, name) != getattr(now, name):
                 warnings.warn(
                     f"{folder} was trained with {name} {getattr(before, name)}; it goes on with {name} "
@@ -876,10 +904,13 @@ class FocalTrainer(Trainer):
         counts, alpha, num_classes = self._counts_for_the_record(), self.alpha, num_classes_of(self._core_model())
         as_gamma("gamma", self.gamma, num_classes)
         has_several_labels = is_multi_label(self._config())
-        if num_classes is None or (has_several_labels is None and counts is None):
+        if has_several_labels is None and counts is not None:
+            has_several_labels = counts.negatives is not None
+        self._asymmetry(num_classes, has_several_labels)
+        if num_classes is None or has_several_labels is None:
             if alpha is not None:
                 as_numbers("alpha", alpha, max_dim=2)  # only the first batch can tell whether it fits
-        elif has_several_labels or (counts is not None and counts.negatives is not None):
+        elif has_several_labels:
             sigmoid_weights(alpha, num_classes)
         else:
             weights = softmax_weights(alpha, num_classes)
@@ -930,6 +961,11 @@ def _own(setting: Any) -> Any:
     if isinstance(setting, Tensor):
         return setting.detach().clone()
     return setting if callable(setting) else deepcopy(setting)
+
+
+def _plain_gamma(gamma: Any) -> Any:
+    """As it is recorded: of a function, its name."""
+    return getattr(gamma, "__name__", type(gamma).__name__) if callable(gamma) else _plain(gamma)
 
 
 def _plain(numbers: Any) -> Any:

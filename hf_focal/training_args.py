@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from ._checks import as_gamma, as_numbers
+from ._checks import as_gamma, as_margin, as_number, as_numbers
 from .alpha import ALPHA_METHODS, check_beta
 
 
@@ -19,6 +19,9 @@ class FocalTrainingArguments(TrainingArguments):
 
     Args:
         focal_gamma (`float`, defaults to 2.0): Focusing parameter, at least 0; 0 is cross entropy.
+        focal_gamma_neg (`float`, *optional*): For several labels, the focusing parameter of negatives, where it is not
+            `focal_gamma`.
+        focal_margin (`float`, defaults to 0.0): For several labels, the probability in [0, 1) that is taken off the negatives.
         focal_alpha (`str`, *optional*): A method of [`compute_alpha`], applied to the training dataset, or the weights
             themselves: one number for two classes, or one per class, separated by commas (in Python also as numbers). For
             several labels, those of negatives, then after a semicolon those of positives. ``"none"`` is no alpha.
@@ -52,6 +55,13 @@ class FocalTrainingArguments(TrainingArguments):
             "help": "Focusing parameter of the focal loss, at least 0. Larger values suppress easy examples more; 0 is "
             "cross entropy."
         },
+    )
+    focal_gamma_neg: float | None = field(
+        default=None,
+        metadata={"help": "Focusing parameter of negatives, for several labels; --focal_gamma if not given."},
+    )
+    focal_margin: float = field(
+        default=0.0, metadata={"help": "Probability in [0, 1) that is taken off the negatives, for several labels."}
     )
     focal_alpha: str | None = field(
         default=None,
@@ -90,6 +100,9 @@ class FocalTrainingArguments(TrainingArguments):
             elif hasattr(self.focal_alpha, "tolist"):
                 self.focal_alpha = self.focal_alpha.tolist()  # arguments are logged as JSON
             as_gamma("gamma", self.focal_gamma)
+            if self.focal_gamma_neg is not None:
+                self.focal_gamma_neg = as_number("gamma_neg", self.focal_gamma_neg)
+            self.focal_margin = as_margin(self.focal_margin)
             if not (self.focal_alpha is None or isinstance(self.focal_alpha, str)):
                 as_numbers("alpha", self.focal_alpha, may_be_all_zero=False, max_dim=2)
             check_beta(self.focal_beta)

@@ -121,15 +121,23 @@ class PositiveWeightsTrainer(_LabelLossTrainer):
     images of rare classes by such a root: Gupta et al. 2019, https://arxiv.org/abs/1908.03195), and the mean weight of
     a label stays below 1.21, so that the learning rate keeps its meaning.
 
-    What is recorded is alpha, ``w / (1 + w)`` for the weight w: with it [`posterior_from_config`] undoes the weights.
+    What is recorded is alpha, of which [`posterior_from_config`] undoes the weights.
     """
 
     def label_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        weights = self.label_distribution().alpha("sqrt_inverse").logit().exp().to(logits.device)
+        weights = self.positive_weights().to(logits.device)
         return F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights, reduction="none")
 
+    def positive_weights(self) -> Tensor:
+        distribution = self.label_distribution()
+        if distribution.negatives is None:
+            raise ValueError(f"{type(self).__name__}: expected several labels per example, as rows of 0 and 1")
+        of_negatives, of_positives = distribution.alpha("sqrt_inverse")
+        return of_positives / of_negatives
+
     def recorded_settings(self) -> FocalSettings:
-        return replace(super().recorded_settings(), alpha=self.label_distribution().alpha("sqrt_inverse").tolist())
+        weights = self.positive_weights().tolist()
+        return replace(super().recorded_settings(), alpha=[[1.0] * len(weights), weights])
 
 
 class AsymmetricTrainer(_LabelLossTrainer):
