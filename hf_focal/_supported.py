@@ -69,10 +69,11 @@ def check_model(model: nn.Module, args: TrainingArguments) -> None:
             "FocalTrainer would leave out; set config.output_router_logits = False to train without it"
         )
     parameter = inspect.signature(model.forward).parameters.get("labels")
-    if parameter is not None and parameter.default is parameter.empty:
+    if parameter is not None and parameter.default is not None:
+        needs = "requires labels" if parameter.default is parameter.empty else "makes labels of its own"
         raise ValueError(
-            f"model: {name}.forward requires labels, which FocalTrainer keeps for its own loss; give them a default, "
-            "labels=None, and return logits without them"
+            f"model: {name}.forward {needs} where there are none, but FocalTrainer keeps them for its own loss; give them "
+            "the default labels=None, and return logits without them"
         )
     if args.n_gpu > 1:
         raise ValueError(

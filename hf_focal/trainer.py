@@ -551,7 +551,9 @@ class FocalTrainer(Trainer):
     def _scaled_loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """The sum of the losses of all targets over their number in the global batch."""
         self._has_computed_loss = True
-        logits = find_logits(outputs, num_classes_of(self._core_model()))
+        logits = find_logits(
+            outputs, num_classes_of(self._core_model()) or getattr(self._config(), "num_labels", None)
+        )
         if labels.dtype == torch.bool:
             labels = labels.long()
         has_several_labels = self._has_several_labels(logits, labels)

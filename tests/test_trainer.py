@@ -819,13 +819,18 @@ class TestModels:
         )
         assert trainer.train().training_loss > 0 and len(trainer.model.config.focal_loss["alpha"]) == 3
 
-    def test_model_that_requires_labels_is_refused(self, tmp_path):
+    def test_model_that_cannot_do_without_labels_is_refused(self, tmp_path):
         class Requiring(type(tiny_model())):
             def forward(self, input_ids, labels):
                 return super().forward(input_ids, labels=labels)
 
-        with pytest.raises(ValueError, match="model: Requiring.forward requires labels.*labels=None"):
-            make_trainer(tmp_path, model=Requiring(tiny_model().config))
+        class Defaulting(type(tiny_model())):
+            def forward(self, input_ids, labels=torch.zeros(4, dtype=torch.long)):
+                return super().forward(input_ids, labels=labels)
+
+        for model_class, needs in ((Requiring, "requires labels"), (Defaulting, "makes labels of its own")):
+            with pytest.raises(ValueError, match=f"^model: {model_class.__name__}.forward {needs}.*labels=None"):
+                make_trainer(tmp_path, model=model_class(tiny_model().config))
 
     def test_subclass_with_a_loss_of_its_own_warns(self, tmp_path):
         class Other(FocalTrainer):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from datasets import ClassLabel, Dataset
 from exactness import tiny_dataset, tiny_model
-from test_trainer import drift, make_trainer
+from test_trainer import batch_of, drift, make_trainer
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -369,6 +369,20 @@ class TestTuples:
         trainer = make_trainer(tmp_path, model=model)
         expected = focal_loss(model(batch["input_ids"])[1], batch["labels"])
         torch.testing.assert_close(trainer.compute_loss(model, batch), expected)
+
+    def test_a_module_of_any_class_says_in_its_config_how_many_classes_it_has(self, tmp_path):
+        class Any(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.classifier = tiny_model()
+                self.config = self.classifier.config
+
+            def forward(self, input_ids, labels=None):
+                return (torch.zeros(*input_ids.shape, 16), self.classifier(input_ids).logits)
+
+        trainer, batch = make_trainer(tmp_path, model=Any()), batch_of("single_label")
+        expected = focal_loss(trainer.model(batch["input_ids"])[1], batch["labels"])
+        torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), expected)
 
     def test_two_that_fit_are_refused_and_no_tensor_is_printed(self, tmp_path):
         class Twice(type(tiny_model())):
