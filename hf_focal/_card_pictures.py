@@ -24,7 +24,7 @@ def readings(logits: Tensor, settings: FocalSettings, weights: Tensor | None, mu
     found = {"raw sigmoid": logits.sigmoid()} if multi_label else {"raw softmax": logits.softmax(-1)}
     if isinstance(settings.gamma, str) or settings.gamma_neg is not None or settings.margin:
         return found
-    if weights is not None and not ((weights > 0).all() and not (multi_label and (weights == 1).any())):
+    if weights is not None and not (weights > 0).all():
         return found
     return {**found, "posterior": posterior_from_settings(logits, settings, multi_label=multi_label)}
 
@@ -71,7 +71,7 @@ def reliability_diagram(probabilities: Mapping[str, Tensor], targets: Tensor, mu
     Args:
         probabilities (mapping of `Tensor`): By name, (N, C).
         targets (`Tensor`): What they ought to be, (N, C): class probabilities, 0 or 1 where the class is known, or for
-            several labels 0 or 1.
+            several labels 0 or 1, or -100 where that is not known.
         multi_label (`bool`): Whether an example has several labels.
     """
     from matplotlib.figure import Figure
@@ -80,8 +80,11 @@ def reliability_diagram(probabilities: Mapping[str, Tensor], targets: Tensor, mu
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="lightgray")
     for name, p in probabilities.items():
-        confidence = (p.flatten() if multi_label else p.amax(-1)).numpy()
-        outcome = (targets if multi_label else targets.gather(-1, p.argmax(-1, keepdim=True))).flatten().numpy()
+        if multi_label:
+            confidence, outcome = p[targets != -100].numpy(), targets[targets != -100].numpy()
+        else:
+            confidence = p.amax(-1).numpy()
+            outcome = targets.gather(-1, p.argmax(-1, keepdim=True)).flatten().numpy()
         bins = [k for k in np.array_split(np.argsort(confidence, kind="stable"), 15) if len(k)]
         axes.plot([confidence[k].mean() for k in bins], [outcome[k].mean() for k in bins], "o-", label=name)
     share = "share of positives" if multi_label else "accuracy"

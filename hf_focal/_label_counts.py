@@ -87,16 +87,19 @@ def _sum_over_processes(count: Callable[[], LabelCounts]) -> LabelCounts:
     if any(part.names != names for part in parts):  # strings, of which no process sees all
         names = sorted({name for part in parts for name in part.names or []})
     counts = np.zeros(max(len(part.counts) for part in parts) if names is None else len(names), np.int64)
+    unknown = np.zeros_like(counts)
     for part in parts:
         classes = range(len(part.counts)) if names is None else [names.index(name) for name in part.names or []]
         counts[classes] += part.counts
+        if part.negatives is not None:
+            unknown[classes] += part.num_rows - part.counts - part.negatives
     num_rows = sum(part.num_rows for part in parts)
-    negatives = None if parts[0].negatives is None else num_rows - counts
+    negatives = None if parts[0].negatives is None else num_rows - counts - unknown
     return LabelCounts(counts, negatives, names, num_rows, any(part.is_sample for part in parts))
 
 
 class _LabelCounter:
-    """Counts class ids and, as long as rows of labels may be multi-hot (or one-hot), the ones of each column."""
+    """Counts class ids and, as long as rows of labels may be multi-hot (or one-hot), the ones and the unknown of each column."""
 
     def __init__(
         self, source: str, names: list[str] | None, num_labels: int | None, multi_label: bool | None, one_hot: bool
@@ -108,7 +111,7 @@ class _LabelCounter:
         self.outside: set[int] = set()
         self.id_of_string: dict[str, int] = {}
         self.widths: set[int] = set()
-        self.ones = np.zeros(1, np.int64)  # as many as the rows are long, from the first one on
+        self.ones = self.unknown = np.zeros(1, np.int64)  # as many as the rows are long, from the first one on
         # Lists of a ClassLabel hold ids of classes, whatever their values.
         self.may_be_multi_hot = names is None
         self.has_ignored = self.has_repeats = False
@@ -164,7 +167,9 @@ class _LabelCounter:
             )
         is_in_columns = self.multi_label is not False or self.one_hot or self.wrong_dtype is not None
         if self.may_be_multi_hot and self.widths and self.num_values and is_in_columns:
-            negatives = None if self.multi_label is False else self.num_rows - self.ones
+            if (self.unknown == self.num_rows).all():
+                raise ArgumentError("data", f"{self.source} holds no labels (is it the test split of a challenge?)")
+            negatives = None if self.multi_label is False else self.num_rows - self.ones - self.unknown
             return LabelCounts(self.ones, negatives, None, self.num_rows, is_sample)
         if self.wrong_dtype is not None:
             kind = "one-hot" if self.multi_label is False else "multi-label"
@@ -235,12 +240,24 @@ class _LabelCounter:
             and len(self.widths) == 1
             and not (self.multi_label and self.widths == {1} and self.num_labels != 1)  # one id in each row
             and self.widths <= {self.num_labels or min(self.widths)}
-            and bool(((values == 0) | (values == 1)).all())
+            and self._are_answers(values)
         )
         if self.may_be_multi_hot:
             rows = values.reshape(-1, max(1, *self.widths))
-            self.ones = self.ones + rows.sum(axis=0, dtype=np.int64)
-            self.may_be_multi_hot = self.multi_label is not False or bool((rows.sum(axis=1) == 1).all())
+            is_one, is_unknown = rows == 1, rows == _IGNORE_INDEX
+            self.ones = self.ones + is_one.sum(axis=0)
+            self.unknown = self.unknown + is_unknown.sum(axis=0)
+            self.may_be_multi_hot = self.multi_label is not False or bool(
+                (is_one.sum(axis=1) + is_unknown.all(axis=1) == 1).all()
+            )
+
+    def _are_answers(self, values: np.ndarray) -> bool:
+        """Whether they are 0, 1 or not known; of integers, those with the latter may also be the classes of tokens."""
+        is_answer = (values == 0) | (values == 1)
+        if is_answer.all():
+            return True
+        may_be_unknown = self.multi_label or values.dtype.kind == "f" or self.one_hot
+        return bool(may_be_unknown and (is_answer | (values == _IGNORE_INDEX)).all())
 
     def _is_multi_label(self) -> bool:
         """Whether the ids of a row are all labels of one example, rather than each the label of a token."""

@@ -23,7 +23,7 @@ def fit_temperature(posterior: Tensor, labels: Tensor, *, multi_label: bool | No
             (..., C), or, for multi-label data, one independent probability per label, (N, L).
         labels (`Tensor`): Class ids of shape (...), where -100 is ignored; or, with ``multi_label=False``, rows of shape
             (..., C), one-hot or class probabilities, where a row of -100 is ignored. For multi-label data, 0 or 1, or
-            their probabilities, of shape (N, L). Of probabilities it is the expected likelihood that is the largest.
+            their probabilities, of shape (N, L), where each -100 is ignored. Of probabilities it is the expected likelihood that is the largest.
         multi_label (`bool`, *optional*): Whether an example has several labels; by default, if the labels have the shape
             of `posterior`.
 
@@ -49,12 +49,16 @@ def fit_temperature(posterior: Tensor, labels: Tensor, *, multi_label: bool | No
     if multi_label is None:
         multi_label = labels.shape == posterior.shape
     is_known, labels = known_labels(posterior.shape, labels, multi_label)
-    posterior = posterior.reshape(-1, posterior.shape[-1])[is_known]
+    num_classes = posterior.shape[-1]
+    posterior = posterior.reshape(-1, num_classes)[is_known]
+    if multi_label:  # each answer is a decision of its own
+        is_known = labels != -100
+        posterior, labels = posterior[is_known], labels[is_known]
     if labels.numel() == 0:
         raise ValueError("labels: expected at least one that is not -100, but got none")
     is_distribution = not multi_label and labels.dim() > 1
     low, high = labels.min().item(), labels.max().item()
-    largest = 1 if multi_label else posterior.shape[-1] - 1
+    largest = 1 if multi_label else num_classes - 1
     if not (is_distribution or (low >= 0 and high <= largest)):
         raise ValueError(f"labels: expected values from 0 to {largest}, but got values from {low:g} to {high:g}")
 

@@ -61,13 +61,13 @@ class ImbalancedClassification(evaluate.Metric):
     """An `evaluate` metric that shows what accuracy hides on imbalanced data; nothing is loaded from the Hub.
 
     `compute` takes logits as `predictions`, shape (N, C), and as `references` class ids, shape (N), where -100 is ignored,
-    or rows of shape (N, C), one-hot or class probabilities; or, with the configuration ``"multilabel"``, rows of 0 and 1,
-    shape (N, C). A row of -100 is ignored. One logit, C = 1, is that of a label, whatever the configuration. Optional are
+    or rows of shape (N, C), one-hot or class probabilities, where a row of -100 is ignored; or, with the configuration
+    ``"multilabel"``, rows of 0 and 1, shape (N, C), and -100 where it is not known whether an example has a label. One logit, C = 1, is that of a label, whatever the configuration. Optional are
     `label_names` (C different strings), `label_counts` (training examples of each class, shape (C)) and `sample_weight`
     (how much each example counts, a number >= 0, shape (N)). The predicted class is the one of the highest logit; for
     multi-label data, every class with a logit above 0. A logit may be -inf (a masked class). It returns:
 
-    - `accuracy` (for multi-label data, of whole rows); for single-label data also `balanced_accuracy`, the mean recall
+    - `accuracy` (for multi-label data, of all that is known of a row); for single-label data also `balanced_accuracy`, the mean recall
       of the classes in the references, and `matthews_correlation`, 0 where either side has one class only.
     - `f1_macro` over the classes that occur in references or predictions (for multi-label data, over all), `f1_micro`,
       `f1_weighted`; as in scikit-learn, with 0 for 0/0.
@@ -169,7 +169,7 @@ def compute_metrics(
         per_class (`bool`, defaults to `False`): Whether to add `spam_precision`, `spam_recall`, ... for every class.
         problem_type (`str`, *optional*): That of the model's config, to bind as well, as it is what tells how rows of
             labels are meant: with ``"single_label_classification"`` they are one-hot or class probabilities, with
-            ``"multi_label_classification"`` 0 and 1 for each of several labels. A row of -100 is ignored. Without it rows
+            ``"multi_label_classification"`` 0 and 1 for each of several labels. -100 is ignored. Without it rows
             are multi-label, as they are for a model of transformers whose config does not say, with a warning if each has
             a single 1.
         sample_weight (sequence or array, shape (N), *optional*): How much each example, or each token of it, counts; at
@@ -259,13 +259,13 @@ def _as_weights(sample_weight: Sequence[float] | np.ndarray | None, num_examples
 def _check_multi_hot(rows: np.ndarray) -> None:
     """Whether rows of labels can be those of several labels, and whether they are likely to be."""
     rows = rows[(rows != -100).any(-1)]
-    is_label = np.isin(rows, [0, 1])
+    is_label = np.isin(rows, [0, 1, -100])
     if not is_label.all():
         raise ValueError(
-            f"references: expected rows of 0 and 1, but got {rows[~is_label][0]}; class probabilities take "
+            f"references: expected rows of 0, 1 and -100, but got {rows[~is_label][0]}; class probabilities take "
             "problem_type='single_label_classification', bound with functools.partial"
         )
-    if rows.shape[-1] > 1 and (rows.sum(-1) == 1).all():
+    if rows.shape[-1] > 1 and ((rows == 1).sum(-1) == 1).all() and (rows != -100).all():
         warnings.warn(
             "compute_metrics: every row of labels has a single 1, and is taken as one of several labels; bind problem_type="
             "'single_label_classification' with functools.partial if an example has one class, and "
@@ -296,9 +296,9 @@ def _metrics(
     if not weights.any():
         raise ValueError("sample_weight: expected a number above 0 for some example with a label, but got none")
     logits, labels, weights = logits[weights > 0], labels[weights > 0], weights[weights > 0]
-    is_label = np.isin(labels, [0, 1] if is_multi_label else range(num_classes))
+    is_label = np.isin(labels, [0, 1, -100] if is_multi_label else range(num_classes))
     if (is_multi_label or labels.ndim == 1) and not is_label.all():
-        expected = "rows of 0 and 1" if is_multi_label else f"-100 or class ids from 0 to {num_classes - 1}"
+        expected = "rows of 0, 1 and -100" if is_multi_label else f"-100 or class ids from 0 to {num_classes - 1}"
         raise ValueError(f"references: expected {expected}, but got {labels[~is_label][0]}")
     logits = logits.astype(np.float64)
     if not np.isfinite(logits.max(1)).all():
@@ -310,9 +310,12 @@ def _metrics(
         raise ValueError(f"label_names: expected {num_classes} different names, but got {names}")
 
     if is_multi_label:
-        truth, guess, p = labels == 1, logits > 0, expit(logits)
-        log_likelihood = log_expit(np.where(truth, logits, -logits)).ravel()
-        confidence, outcome, squares = p.ravel(), truth.ravel(), ((p - truth) ** 2).ravel()
+        # What is not known counts as a right "no", which no F1 looks at.
+        is_answered = labels != -100
+        truth, guess, p = labels == 1, (logits > 0) & is_answered, expit(logits)
+        log_likelihood = log_expit(np.where(truth, logits, -logits))[is_answered]
+        confidence, outcome, squares = p[is_answered], truth[is_answered], ((p - truth) ** 2)[is_answered]
+        masses = np.broadcast_to(weights[:, None], is_answered.shape)[is_answered]  # of each label
     else:
         ids, guessed = labels if labels.ndim == 1 else labels.argmax(1), logits.argmax(1)
         truth, guess = (classes[:, None] == np.arange(num_classes) for classes in (ids, guessed))
@@ -320,11 +323,10 @@ def _metrics(
         log_p = log_softmax(logits, axis=1)
         p = np.exp(log_p)
         log_likelihood = np.multiply(target, log_p, out=np.zeros_like(log_p), where=target > 0).sum(1)
-        confidence, outcome = p.max(1), target[guess]
+        confidence, outcome, masses = p.max(1), target[guess], weights
         squares = ((p - target) ** 2).sum(1) + (target * (1 - target)).sum(
             1
         )  # the latter for the variance of the class
-    masses = weights.repeat(len(confidence) // len(weights))  # of each label, if there are several
     # In one column scikit-learn would see two classes, 0 and 1; with a second one it sees labels.
     padded = [np.pad(rows.astype(int), ((0, 0), (0, 1))) for rows in (truth, guess)]
     settings = {"labels": range(num_classes), "zero_division": 0, "sample_weight": weights}
@@ -359,8 +361,9 @@ def _metrics(
     if is_multi_label and truth.any():
         ranks = rankdata(logits, method="dense", axis=0)  # all that matters, and finite
         found = {
-            i: float(average_precision_score(truth[:, i], ranks[:, i], sample_weight=weights))
+            i: float(average_precision_score(truth[of, i], ranks[of, i], sample_weight=weights[of]))
             for i in np.flatnonzero(support)
+            for of in [is_answered[:, i]]
         }
         for i, average_precision in found.items():
             metrics["per_class"][names[i]]["average_precision"] = average_precision

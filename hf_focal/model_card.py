@@ -459,7 +459,7 @@ def _draw(folder: Path, contents: ModelCardContents, examples: tuple[Tensor, Ten
 
 
 def _examples(contents: ModelCardContents, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and what their probabilities ought to be, class probabilities or several of 0 and 1, (N, C) in float64."""
+    """Logits and what their probabilities ought to be, (N, C) in float64: of classes, or several of 0, 1 and -100."""
     num_classes, multi_label = len(contents.label_names), contents.multi_label
     fits = logits.dim() > 1 and logits.shape[-1] == num_classes
     _check("logits", tuple(logits.shape), f"shape (..., {num_classes})", fits)
@@ -468,7 +468,8 @@ def _examples(contents: ModelCardContents, logits: Tensor, labels: Tensor) -> tu
     if not multi_label and labels.dim() > 1:
         return logits, labels
     highest = 1 if multi_label else num_classes - 1
-    is_label = labels.numel() > 0 and bool(torch.isin(labels, torch.arange(highest + 1)).all())
+    of_labels = labels[labels != -100]
+    is_label = of_labels.numel() > 0 and bool(torch.isin(of_labels, torch.arange(highest + 1)).all())
     _check("labels", labels, f"some from 0 to {highest}, and no other than -100", is_label)
     return logits, (labels if multi_label else F.one_hot(labels.long(), num_classes)).double()
 
@@ -489,7 +490,9 @@ def _distribution(contents: ModelCardContents, names: list[str]) -> LabelDistrib
         return None
     counts, negatives = np.asarray(contents.settings.label_counts), None
     if contents.multi_label and shares is not None and max(shares) > 0:
-        negatives = round(counts.max() / max(shares)) - counts
+        most = counts.max() / max(shares)  # of labels without positives, nobody knows how many are negative
+        known = [count / share if share else most for count, share in zip(counts, shares)]
+        negatives = np.rint(known).astype(np.int64) - counts
     return LabelDistribution(counts, negatives, names)
 
 

@@ -198,7 +198,7 @@ def calibrate_config(logits: Tensor, labels: Tensor, config: Any) -> dict[str, A
         logits (`Tensor`): Logits of examples that were not trained on, (..., C), of any floating dtype.
         labels (`Tensor`): Class ids of shape (...), where -100 is ignored; or rows of the logits' shape, which the
             config's `problem_type` tells apart: of one class per example, one-hot or class probabilities; of several
-            labels, 0 or 1, or their probabilities. A row of -100 is ignored. Probabilities have the temperature of the
+            labels, 0 or 1, or their probabilities. A row of -100, or of several labels each, is ignored. Probabilities have the temperature of the
             largest expected likelihood; for the thresholds they stand for the most probable class or answer.
         config (`PreTrainedConfig`): The model's config.
 
@@ -235,7 +235,8 @@ def calibrate_config(logits: Tensor, labels: Tensor, config: Any) -> dict[str, A
     found: dict[str, Any] = {"temperature": fit_temperature(posterior, labels, multi_label=multi_label)}
     posterior = apply_temperature(posterior, found["temperature"], multi_label=multi_label)
     if multi_label:
-        found["thresholds"] = fit_thresholds(posterior, (labels > 0.5).long(), min_f1=_MIN_F1)
+        answers = (labels > 0.5).long().where(labels != -100, -100)
+        found["thresholds"] = fit_thresholds(posterior, answers, min_f1=_MIN_F1)
     elif posterior.shape[-1] == 2:
         classes = labels if labels.dim() == 1 else labels.argmax(-1)
         found["thresholds"] = fit_thresholds(posterior[:, 1], classes)
@@ -254,7 +255,7 @@ def fit_thresholds(posterior: Tensor, labels: Tensor, *, default: float = 0.5, m
 
     Args:
         posterior (`Tensor`): Probabilities of held-out examples, (N, L), or (N) for one label.
-        labels (`Tensor`): 0 or 1, of the same shape.
+        labels (`Tensor`): 0 or 1, or -100, which is ignored, of the same shape.
         default (`float`): The threshold of a label without positive examples, from which nothing can be learned.
         min_f1 (`float`): A label whose best F1 is below this has the default threshold, too.
 
@@ -282,10 +283,11 @@ def fit_thresholds(posterior: Tensor, labels: Tensor, *, default: float = 0.5, m
         )
     probabilities = posterior.detach().double().cpu().reshape(len(posterior), -1).numpy()
     truth = labels.cpu().reshape(len(labels), -1).numpy()
-    for name, values in (("posterior", probabilities), ("labels", truth)):
+    is_known = truth != -100
+    for name, values in (("posterior", probabilities), ("labels", truth[is_known])):
         if not ((values >= 0) & (values <= 1)).all():
             raise ValueError(f"{name}: expected values in [0, 1], but got {values.min():g} to {values.max():g}")
-    columns = zip(probabilities.T, truth.T)
+    columns = [(p[known], y[known]) for p, y, known in zip(probabilities.T, truth.T, is_known.T)]
     found = [_best_f1(column, positive) if positive.any() else (0.0, default) for column, positive in columns]
     return [threshold if f1 >= min_f1 else default for f1, threshold in found]
 

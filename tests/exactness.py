@@ -59,7 +59,7 @@ def tiny_model(task: str = "single_label", **config) -> BertForSequenceClassific
 
 
 def tiny_dataset(task: str = "single_label", num_examples: int = NUM_EXAMPLES) -> Dataset:
-    """Imbalanced labels; token labels are masked unevenly, some rows wholly."""
+    """Imbalanced labels; those of tokens and partly known ones are masked unevenly, some rows wholly."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(30, (num_examples, LENGTH), generator=generator)
     ranks = torch.rand(num_examples, LENGTH, generator=generator)
@@ -67,8 +67,11 @@ def tiny_dataset(task: str = "single_label", num_examples: int = NUM_EXAMPLES) -
     if task == "tokens":
         labels = classes.masked_fill(torch.rand(num_examples, LENGTH, generator=generator) < ranks[:, :1], -100)
         labels[::7] = -100
-    elif task == "multi_label":
+    elif task in ("multi_label", "partly_known"):
         labels = torch.nn.functional.one_hot(classes[:, :2], NUM_LABELS).amax(1).float()
+        if task == "partly_known":
+            is_unknown = torch.rand(num_examples, NUM_LABELS, generator=generator) < 1.3 * ranks[:, 2:3] - 0.15
+            labels = labels.masked_fill(is_unknown, -100)
     else:
         labels = classes[:, 0]
     return Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})

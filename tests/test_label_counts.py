@@ -31,6 +31,7 @@ from hf_focal._label_counts import count_labels
 LABELS = [0] * 60 + [1] * 25 + [2] * 14 + [3]
 NAMES = ["politics", "sports", "tech", "chess"]
 MULTI_HOT = [[1, 0], [1, 1], [1, 0], [0, 0], [1, 0]]
+PARTLY_KNOWN = [[1, 0, -100], [0, -100, -100], [1, 1, 0], [0, 0, 1], [-100, -100, -100]]
 TOKENS = [[-100, 0, 0, 1, -100], [-100, 0, 2], [-100, -100]]
 IDS = [[0, 2], [1], [], [2]]
 WRAPS = 2**64 - 100
@@ -134,6 +135,24 @@ class TestSources:
     def test_multi_label_rows(self, data):
         counts = count_labels(data)
         assert counts.counts.tolist() == [4, 1] and counts.negatives.tolist() == [1, 4]
+
+    @pytest.mark.parametrize(
+        "data, multi_label",
+        [
+            (PARTLY_KNOWN, True),
+            (np.array(PARTLY_KNOWN, dtype=np.int8), True),
+            (torch.tensor(PARTLY_KNOWN).float(), None),
+            (dataset(PARTLY_KNOWN), True),
+            (dataset([[float(x) for x in row] for row in PARTLY_KNOWN], feature=List(Value("float32"))), None),
+            (dataset(PARTLY_KNOWN).to_iterable_dataset(), True),
+        ],
+    )
+    def test_multi_label_rows_of_which_some_is_not_known(self, data, multi_label):
+        counts = count_labels(data, multi_label=multi_label)
+        assert (counts.counts.tolist(), counts.negatives.tolist()) == ([2, 1, 1], [2, 2, 1])
+
+    def test_integers_of_which_some_are_not_known_are_those_of_tokens(self):
+        assert count_labels([[0, 1, -100], [1, -100, -100]]).counts.tolist() == [1, 2]
 
     @pytest.mark.parametrize("data", [TOKENS, dataset(TOKENS), dataset(TOKENS, feature=List(Value("int8")))])
     def test_token_labels(self, data):
@@ -341,6 +360,7 @@ class TestSources:
         ("column: expected 'y'.*columns are \\['text', 'label'\\]", stream(), {"column": "y"}),
         ("column: expected 'y'.*columns are \\['label'\\]", pd.DataFrame({"label": [0]}), {"column": "y"}),
         ("holds no labels", stream([-1]), {}),
+        ("holds no labels", torch.full((2, 3), -100.0), {}),
         ("1 labels are missing", stream([0, None, 1]), {}),
         ("1 labels are missing", pd.Series([0, None, 1]), {}),
         ("max_rows: expected a positive integer, but got 0", [0, 1], {"max_rows": 0}),

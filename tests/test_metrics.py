@@ -291,13 +291,38 @@ def test_what_rows_mean_has_to_be_said():
     assert compute_metrics(one_label)["f1_micro"] > 0  # without a warning: there is no class but one
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_labels_that_are_not_known_do_not_count(weighted):
+    """Every metric of a label is that of the examples where it is known, by scikit-learn."""
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(60, 3)), rng.integers(0, 2, (60, 3))
+    known, weights = rng.random((60, 3)) < 0.7, rng.uniform(0.5, 2, 60) if weighted else np.ones(60)
+    found = ImbalancedClassification("multilabel").compute(
+        predictions=logits, references=np.where(known, labels, -100), sample_weight=weights if weighted else None
+    )
+    of_cells = np.broadcast_to(weights[:, None], known.shape)[known]
+    p = 1 / (1 + np.exp(-logits[known]))
+    assert found["negative_log_likelihood"] == pytest.approx(log_loss(labels[known], p, sample_weight=of_cells))
+    assert found["brier_score"] == pytest.approx(np.average((labels[known] - p) ** 2, weights=of_cells))
+    assert found["f1_micro"] == pytest.approx(f1_score(labels[known], p > 0.5, sample_weight=of_cells))
+    right = ((logits > 0) == labels) | ~known
+    is_known = known.any(1)
+    assert found["accuracy"] == pytest.approx(np.average(right.all(1)[is_known], weights=weights[is_known]))
+    for k in range(3):
+        rows, of_label = known[:, k], found["per_class"][str(k)]
+        arguments = {"y_true": labels[rows, k], "sample_weight": weights[rows]}
+        assert of_label["f1"] == pytest.approx(f1_score(y_pred=logits[rows, k] > 0, **arguments))
+        expected = average_precision_score(y_score=logits[rows, k], **arguments)
+        assert of_label["average_precision"] == pytest.approx(expected)
+        assert of_label["support"] == labels[rows, k].sum()
+
+
 @pytest.mark.parametrize(
     "message, labels, problem_type",
     [
         ("problem_type: expected one of single_label_classification, multi_label_classification", [0], "regression"),
         (r"references: expected shape \(1, 2\), but got \(1,\)", [0], "multi_label_classification"),
-        ("references: expected rows of 0 and 1, but got -100", [[1, -100]], "multi_label_classification"),
-        ("references: expected rows of 0 and 1, but got 0.5", [[0.5, 0.5]], "multi_label_classification"),
+        ("references: expected rows of 0, 1 and -100, but got 0.5", [[0.5, 0.5]], "multi_label_classification"),
         ("references: expected probabilities that sum to 1", [[1, 1]], "single_label_classification"),
         (r"references: expected probabilities in \[0, 1\]", [[1.0, -100.0]], "single_label_classification"),
         ("references: expected probabilities in .* nan to nan", [[1.0, np.nan]], "single_label_classification"),

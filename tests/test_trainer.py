@@ -118,6 +118,7 @@ def two_processes(tmp_path_factory):
         for name, cut in (("at_once", at_once), ("accumulated", accumulated)):
             cases[f"{task}_{name}"] = {"task": task, "alpha": ALPHA_OF_TASK[task], **cut}
         cases[f"{task}_weighted"] = {"task": task, "sample_weight_column": "importance", **accumulated}
+    cases["partly_known"] = {"task": "partly_known", **accumulated}
     for trainer_class in ("PerBatchMean", "Trainer", "PolyLossTrainer"):
         cases[trainer_class] = {"task": "tokens", "trainer_class": trainer_class, **at_once}
     for name, arguments in WAYS_TO_DISTRIBUTE.items():
@@ -164,23 +165,20 @@ class TestExactness:
         expected = whole.evaluate(weighted_dataset(task, NUM_EVAL_EXAMPLES))["eval_loss"]
         assert run["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
+    def test_two_processes_with_labels_that_are_not_known(self, tmp_path, two_processes):
+        weights, run = two_processes["partly_known"]
+        whole = train(tmp_path, "partly_known")
+        assert drift(weights, whole.model.state_dict()) < 1e-6
+        expected = whole.evaluate(tiny_dataset("partly_known", NUM_EVAL_EXAMPLES))["eval_loss"]
+        assert run["eval_loss"] == pytest.approx(expected, rel=1e-5)
+
     def test_two_nodes(self, tmp_path, whole_batch):
         at_once = {"per_device_train_batch_size": GLOBAL_BATCH // 2, "max_steps": STEPS_OF_WHOLE_BATCHES}
         case = {"task": "tokens", "alpha": ALPHA_OF_TASK["tokens"], **at_once}
         (tmp_path / "cases.json").write_text(json.dumps({"tokens": case}))
-        port = get_free_port()
-        agents = [
-            start_process(
-                torchrun,
-                [
-                    *f"--nnodes 2 --node_rank {node} --nproc_per_node 1".split(),
-                    *f"--master_addr localhost --master_port {port}".split(),
-                    exactness.__file__,
-                    str(tmp_path),
-                ],
-            )
-            for node in range(2)
-        ]
+        flags = f"--nnodes 2 --nproc_per_node 1 --master_addr localhost --master_port {get_free_port()}"
+        arguments = [*flags.split(), "--log_dir", str(tmp_path), exactness.__file__, str(tmp_path)]
+        agents = [start_process(torchrun, ["--node_rank", str(node), *arguments]) for node in range(2)]
         for agent in agents:
             agent.join()
         weights, run = outcome_of(tmp_path, "tokens")

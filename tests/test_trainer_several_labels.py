@@ -2,10 +2,24 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from datasets import Dataset
 from exactness import tiny_dataset, tiny_model
-from test_trainer import batch_of, make_trainer
+from sklearn.metrics import average_precision_score
+from test_trainer import batch_of, drift, make_trainer
+from transformers import default_data_collator
 
-from hf_focal import FocalSettings, FocalTrainingArguments, compute_alpha, sigmoid_focal_loss
+from hf_focal import (
+    FocalSettings,
+    FocalTrainingArguments,
+    compute_alpha,
+    compute_metrics,
+    fit_temperature,
+    fit_thresholds,
+    posterior_from_config,
+    sigmoid_focal_loss,
+)
+from hf_focal.model_card import read_model_card
 
 
 def loss_of(trainer):
@@ -109,3 +123,99 @@ class TestAsymmetricFocusing:
         other = make_trainer(tmp_path, task="multi_label", max_steps=2, **{**self.SETTINGS, "gamma_neg": 3.0})
         with pytest.warns(UserWarning, match="was trained with gamma_neg 4.0; it goes on with gamma_neg 3.0"):
             other.train(resume_from_checkpoint=True)
+
+
+class TestLabelsThatAreNotKnown:
+    ROWS = [[1, 0, -100], [0, -100, -100], [1, 1, 0], [0, 0, 1]]
+
+    @pytest.mark.parametrize("make", [float, int])
+    def test_the_loss_is_the_mean_of_those_that_are_known(self, tmp_path, make):
+        rows = [[make(answer) for answer in row] for row in self.ROWS]
+        data = Dataset.from_dict({"input_ids": tiny_dataset(num_examples=16)["input_ids"][:], "labels": rows * 4})
+        model = tiny_model(problem_type="multi_label_classification")
+        logged = {
+            "logging_steps": 1,
+            "logging_strategy": "steps",
+            "max_steps": 1,
+            "per_device_train_batch_size": 16,
+            "learning_rate": 0.0,
+        }
+        trainer = make_trainer(tmp_path, model=model, train_dataset=data, alpha="inverse", **logged)
+        settings = trainer.recorded_settings()
+        assert settings.label_counts == [8, 4, 4] and settings.class_prior == pytest.approx([1 / 2, 1 / 3, 1 / 2])
+        assert trainer.alpha.tolist() == [[1.0, pytest.approx(0.75), 1.0], [1.0, 1.5, 1.0]]
+        trainer.train()
+        labels = torch.tensor(data["labels"][:])
+        with torch.no_grad():
+            logits = model.eval()(torch.tensor(data["input_ids"][:])).logits
+        weights = torch.where(labels == 1, trainer.alpha[1], trainer.alpha[0])[labels != -100]
+        p_t = torch.where(labels == 1, logits.sigmoid(), 1 - logits.sigmoid())[labels != -100]
+        expected = (weights * (1 - p_t) ** 2 * -p_t.log()).mean().item()
+        (log,) = (log for log in trainer.state.log_history if "loss" in log)
+        assert log["loss"] == pytest.approx(expected, rel=1e-4)
+        assert log["mean_p_t"] == pytest.approx(p_t.mean().item(), rel=1e-5)
+        assert trainer.evaluate(data)["eval_loss"] == pytest.approx(expected, rel=1e-5)
+
+    @pytest.mark.parametrize("accumulation", [2, 8])
+    def test_exact_under_accumulation(self, tmp_path, accumulation):
+        settings = {"max_steps": 5, "optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0, "alpha": "sqrt_inverse"}
+        settings |= {"lr_scheduler_type": "constant", "task": "partly_known"}
+        whole = make_trainer(tmp_path, per_device_train_batch_size=8, **settings)
+        cut = {"per_device_train_batch_size": 8 // accumulation, "gradient_accumulation_steps": accumulation}
+        parts = make_trainer(tmp_path, **settings, **cut)
+        for trainer in (whole, parts):
+            trainer.train()
+        start = tiny_model("multi_label").state_dict()
+        assert drift(whole.model.state_dict(), parts.model.state_dict()) < 1e-6
+        assert drift(whole.model.state_dict(), start) > 1e-3
+
+    def test_for_each_token(self, tmp_path):
+        ids = torch.tensor(tiny_dataset(num_examples=8)["input_ids"][:])
+        labels = (torch.rand(8, 6, 3, generator=torch.Generator().manual_seed(0)) * 3).floor() - 1
+        labels = labels.masked_fill(labels == -1, -100)
+        data = Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
+        model = tiny_model("tokens", problem_type="multi_label_classification")
+        trainer = make_trainer(
+            tmp_path, model=model, train_dataset=data, max_steps=1, data_collator=default_data_collator
+        )
+        logits = model.eval()(ids).logits
+        expected = sigmoid_focal_loss(logits, labels)
+        torch.testing.assert_close(trainer.compute_loss(model, {"input_ids": ids, "labels": labels}), expected)
+        assert trainer.evaluate(data)["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
+        trainer.train()
+
+    def test_metrics_calibration_and_card(self, tmp_path):
+        data = tiny_dataset("partly_known")
+        trainer = make_trainer(
+            tmp_path,
+            task="multi_label",
+            train_dataset=data,
+            eval_dataset=data,
+            compute_metrics=compute_metrics,
+            max_steps=2,
+            alpha="inverse",
+        )
+        trainer.train()
+        output = trainer.predict(data)
+        logits, labels = torch.tensor(output.predictions).double(), torch.tensor(output.label_ids)
+        known = labels != -100
+        cross_entropy = F.binary_cross_entropy_with_logits(logits[known], labels[known].double()).item()
+        assert output.metrics["test_negative_log_likelihood"] == pytest.approx(cross_entropy, rel=1e-6)
+        scores = [
+            average_precision_score(labels[known[:, k], k].numpy(), logits[known[:, k], k].numpy()) for k in range(3)
+        ]
+        assert output.metrics["test_average_precision_macro"] == pytest.approx(sum(scores) / 3)
+        posterior = posterior_from_config(logits, trainer.model.config)
+        found = trainer.calibrate(data)
+        assert found["temperature"] == pytest.approx(
+            fit_temperature(posterior[known].unsqueeze(-1), labels[known].unsqueeze(-1), multi_label=True), rel=1e-3
+        )
+        calibrated = posterior_from_config(logits, trainer.model.config)
+        for k, threshold in enumerate(found["thresholds"]):
+            (alone,) = fit_thresholds(calibrated[known[:, k], k], labels[known[:, k], k].long(), min_f1=0.2)
+            assert threshold == pytest.approx(alone, abs=1e-6)
+        trainer.create_model_card()
+        contents = read_model_card(tmp_path / "README.md")
+        support = [contents.per_class[f"LABEL_{k}"]["support"] for k in range(3)]
+        assert support == [[n] for n in (labels == 1).sum(0).tolist()]
+        assert contents.metrics["negative_log_likelihood"][0] == pytest.approx(cross_entropy, rel=1e-6)

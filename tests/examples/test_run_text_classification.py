@@ -110,9 +110,12 @@ def test_multi_label_files(model_folder, capsys, kind):
     config = AutoConfig.from_pretrained("out")
     assert config.problem_type == "multi_label_classification"
     assert config.focal_loss["label_counts"] == [2, 6, 13]
-    assert config.focal_loss["alpha"] == pytest.approx([0.9, 0.7, 0.35])
+    of_negatives, of_positives = config.focal_loss["alpha"]
+    assert of_negatives == pytest.approx([20 / 36, 20 / 28, 20 / 14])
+    assert of_positives == pytest.approx([20 / 4, 20 / 12, 20 / 26])
     assert "test_f1_micro" in json.loads(Path("out/test_results.json").read_text())
-    assert "samples avg" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "alpha of negatives  alpha of positives" in printed and "samples avg" in printed
 
 
 def test_dataset_by_name_with_an_unlabelled_test_split(model_folder, capsys):
