@@ -16,6 +16,8 @@ _MODULE_OF = {
     "compute_alpha": "alpha",
     "class_posterior": "posterior",
     "sigmoid_class_posterior": "posterior",
+    "focal_logits": "posterior",
+    "sigmoid_focal_logits": "posterior",
     "shift_prior": "posterior",
     "PriorEstimate": "posterior",
     "estimate_prior": "posterior",
@@ -57,8 +59,10 @@ if TYPE_CHECKING:
     from .posterior import PriorEstimate as PriorEstimate
     from .posterior import class_posterior as class_posterior
     from .posterior import estimate_prior as estimate_prior
+    from .posterior import focal_logits as focal_logits
     from .posterior import shift_prior as shift_prior
     from .posterior import sigmoid_class_posterior as sigmoid_class_posterior
+    from .posterior import sigmoid_focal_logits as sigmoid_focal_logits
     from .settings import FocalSettings as FocalSettings
     from .trainer import FocalTrainer as FocalTrainer
     from .training_args import FocalTrainingArguments as FocalTrainingArguments

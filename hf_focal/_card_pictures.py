@@ -22,7 +22,7 @@ def readings(logits: Tensor, settings: FocalSettings, weights: Tensor | None, mu
     weight.
     """
     found = {"raw sigmoid": logits.sigmoid()} if multi_label else {"raw softmax": logits.softmax(-1)}
-    if isinstance(settings.gamma, str) or settings.gamma_neg is not None or settings.margin:
+    if isinstance(settings.gamma, str) or isinstance(settings.gamma_neg, str):
         return found
     if weights is not None and not (weights > 0).all():
         return found

@@ -376,10 +376,8 @@ def _training_labels(contents: ModelCardContents) -> str:
 def _limits(contents: ModelCardContents) -> list[str]:
     settings, alpha = contents.settings, contents.settings.alpha
     remedy = "`hf_focal.posterior_from_config(logits, model.config)` undoes that"
-    if isinstance(settings.gamma, str):
+    if isinstance(settings.gamma, str) or isinstance(settings.gamma_neg, str):
         remedy = "with a gamma that depends on the probability, no formula undoes that"
-    elif settings.gamma_neg is not None or settings.margin:
-        remedy = "with gamma_neg or a margin, there is no formula yet that undoes that"
     counts = settings.label_counts or []
     rare = [name for name, count in zip(contents.label_names, counts) if count < 10]
     untested = [name for name, metrics in contents.per_class.items() if not any(metrics.get("support", [1]))]

@@ -92,17 +92,18 @@ def posterior_from_settings(logits: Tensor, settings: FocalSettings, *, multi_la
 
     ```
     """
-    if isinstance(settings.gamma, str):
+    gamma, gamma_neg, alpha = settings.gamma, settings.gamma_neg, settings.alpha
+    if isinstance(gamma, str) or isinstance(gamma_neg, str):
+        function = gamma if isinstance(gamma, str) else gamma_neg
         raise ValueError(
-            f"config: trained with gamma {settings.gamma!r}, a function of p_t, which has no closed-form posterior"
+            f"config: trained with gamma {function!r}, a function of p_t, which has no closed-form posterior"
         )
-    if settings.gamma_neg is not None or settings.margin:
-        raise ValueError("config: trained with gamma_neg or a margin, for which there is no posterior yet")
     if logits.dim():
         settings.check_fits(logits.shape[-1], multi_label)
-    gamma, alpha = settings.gamma, settings.alpha
     if multi_label:
-        posterior = sigmoid_class_posterior(logits, gamma=gamma, alpha=alpha)
+        posterior = sigmoid_class_posterior(
+            logits, gamma=gamma, gamma_neg=gamma_neg, margin=settings.margin, alpha=alpha
+        )
     else:
         posterior = class_posterior(logits, gamma=gamma, alpha=alpha, label_smoothing=settings.label_smoothing)
     if settings.temperature is None:

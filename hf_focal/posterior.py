@@ -7,21 +7,39 @@ derivatives by the logits vanish, which says that the targets are distributed as
     q_i ~ v_i / (alpha_i phi_{gamma_i}(v_i)).
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import as_gamma, as_number, as_numbers, check_distributions, check_floating, check_length
+from ._calibration_map import asymmetric_log_odds, log_share, sigmoid_minimiser, softmax_minimiser
+from ._checks import (
+    as_gamma,
+    as_margin,
+    as_number,
+    as_numbers,
+    check_distributions,
+    check_floating,
+    check_length,
+    extremes,
+)
 from ._class_weights import Alpha, sigmoid_weights, softmax_weights
 from ._kernels import all_margins, beside, loss_dtype, wide_dtype
 from ._upstream import is_traced
 
 
-__all__ = ["PriorEstimate", "class_posterior", "estimate_prior", "shift_prior", "sigmoid_class_posterior"]
+__all__ = [
+    "PriorEstimate",
+    "class_posterior",
+    "estimate_prior",
+    "focal_logits",
+    "shift_prior",
+    "sigmoid_class_posterior",
+    "sigmoid_focal_logits",
+]
 
 ConstantGamma = float | Sequence[float] | Tensor
 Prior = Sequence[float] | Tensor
@@ -82,43 +100,49 @@ def class_posterior(
     if logits.dim() == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits: expected shape (..., C), but got {tuple(logits.shape)}")
     num_classes = logits.shape[-1]
-    gamma = _constant_gamma(gamma, num_classes, logits)
+    gamma = _constant_gamma("gamma", gamma, num_classes, logits)
     weights = softmax_weights(alpha, num_classes)
-    if weights is not None and not is_traced() and (weights == 0).any():
-        raise ValueError(
-            f"alpha: expected weights > 0, since the logits tell nothing of a class without weight, but got {alpha!r}"
-        )
+    _check_above_zero(weights, alpha)
     if not is_traced():
         _check_largest(logits.detach().amax(-1), "a finite largest logit in every row")
 
-    log_share = _log_share(all_margins(logits.reshape(-1, num_classes)), gamma)
+    log_shares = log_share(all_margins(logits.reshape(-1, num_classes)), gamma)
     if label_smoothing:
         # The largest is at least 1 / C and so remains above 0. Alpha does not weigh the smoothing mass.
-        share = (log_share.softmax(-1) - label_smoothing / num_classes).clamp_min(0)
+        share = (log_shares.softmax(-1) - label_smoothing / num_classes).clamp_min(0)
         share = share if weights is None else share / weights.to(share)
         posterior = share / share.sum(-1, keepdim=True)
     else:
-        posterior = (log_share if weights is None else log_share - weights.to(log_share).log()).softmax(-1)
+        posterior = (log_shares if weights is None else log_shares - weights.to(log_shares).log()).softmax(-1)
     return posterior.reshape(logits.shape).to(loss_dtype(logits))
 
 
-def sigmoid_class_posterior(logits: Tensor, *, gamma: ConstantGamma, alpha: Alpha = None) -> Tensor:
+def sigmoid_class_posterior(
+    logits: Tensor,
+    *,
+    gamma: ConstantGamma,
+    gamma_neg: ConstantGamma | None = None,
+    margin: float = 0.0,
+    alpha: Alpha = None,
+) -> Tensor:
     r"""The probabilities of labels that the logits of a model trained with [`sigmoid_focal_loss`] stand for.
 
-    As [`class_posterior`], with one independent decision per label: with ``D(p) = phi_gamma(p) / p`` for
-    ``p = sigmoid(logits)``,
+    As [`class_posterior`], with one independent decision per label: with ``D_g(p) = phi_g(p) / p``, weights ``alpha_0`` of
+    negatives and ``alpha_1`` of positives, ``p = sigmoid(logits)`` and ``q = max(p - margin, 0)``, the odds are
 
-        posterior = (1 - alpha) D(1 - p) / (alpha D(p) + (1 - alpha) D(1 - p)),
+        posterior / (1 - posterior) = alpha_0 D_gamma_neg(1 - q) / (alpha_1 D_gamma(p)),
 
-    for a loss without `gamma_neg` and `margin`.
+    and 0 for ``p <= margin``, where negatives have no loss.
 
     Args:
         logits (`Tensor`): Logits of any shape and floating dtype, usually (N, L) for L labels. Minus infinity is
             probability 0.
         gamma (`float`, sequence or `Tensor` of shape (L)): The focusing parameter of the loss, one for all labels or one
             per label (the last dimension of `logits`).
-        alpha (`float`, sequence or `Tensor` of shape (L), *optional*): The weight of positives in the loss, but neither 0
-            nor 1, where one of the answers had no weight; one for all labels, or one per label.
+        gamma_neg (like `gamma`, *optional*): That of negatives, `gamma` if not given.
+        margin (`float`): The probability in [0, 1) that the loss takes off the negatives.
+        alpha (`float`, sequence or `Tensor` of shape (L) or (2, L), *optional*): The alpha of the loss, as in
+            [`sigmoid_focal_loss`], but with both weights above 0.
 
     Returns:
         `Tensor`: Probabilities in [0, 1], of the shape of `logits`. float64 for float64 logits, otherwise float32.
@@ -135,30 +159,125 @@ def sigmoid_class_posterior(logits: Tensor, *, gamma: ConstantGamma, alpha: Alph
     >>> logits = torch.tensor([[1.1, 0.0, -1.1]])
     >>> sigmoid_class_posterior(logits, gamma=2.0)
     tensor([[0.9503, 0.5000, 0.0497]])
-    >>> sigmoid_class_posterior(logits, gamma=2.0, alpha=[0.5, 0.75, 0.9])
+    >>> sigmoid_class_posterior(logits, gamma=2.0, alpha=[[1, 1, 1], [1, 3, 9]])
     tensor([[0.9503, 0.2500, 0.0058]])
+    >>> sigmoid_class_posterior(logits, gamma=1.0, gamma_neg=4.0, margin=0.05)  # of an asymmetric loss
+    tensor([[0.7985, 0.1473, 0.0021]])
 
     ```
     """
     check_floating("logits", logits)
     num_labels = logits.shape[-1] if logits.dim() else 1
-    gamma = _constant_gamma(gamma, num_labels, logits)
-    weights = sigmoid_weights(alpha, num_labels)
-    if weights is not None and not is_traced() and (weights == 0).any():
-        raise ValueError(
-            "alpha: expected weights above 0 for negatives and for positives, since the logits tell nothing of an answer "
-            f"without weight, but got {alpha!r}"
-        )
+    loss = _label_loss(gamma, gamma_neg, margin, alpha, num_labels, logits)
     if not is_traced():
         lowest = torch.finfo(logits.dtype).min
         _check_largest(logits.detach().clamp_min(lowest), "finite logits or -inf")
-
     wide = logits.to(wide_dtype(logits))
-    posterior_logit = _log_share(-wide, gamma) - _log_share(wide, gamma)
-    if weights is not None:
-        negative, positive = weights.to(posterior_logit).log()
-        posterior_logit = posterior_logit + (negative - positive)
-    return posterior_logit.sigmoid().to(loss_dtype(logits))
+    return asymmetric_log_odds(wide, *loss).sigmoid().to(loss_dtype(logits))
+
+
+def focal_logits(
+    posterior: Tensor, *, gamma: ConstantGamma, alpha: Alpha = None, label_smoothing: float = 0.0
+) -> Tensor:
+    r"""The logits with the least expected [`focal_loss`] where the classes have these probabilities.
+
+    The inverse of [`class_posterior`]: for class frequencies, the constant prediction that minimises the loss, where a new
+    head ought to start. They are solved for, not minimised, in float64.
+
+    Args:
+        posterior (`Tensor`): Class probabilities of any floating dtype, (..., C), that sum to 1 over the last dimension.
+        gamma (`float`, sequence or `Tensor` of shape (C)): The focusing parameter of the loss, one for all classes or one
+            per class.
+        alpha (`float`, sequence or `Tensor` of shape (C), *optional*): The alpha of the loss, above 0.
+        label_smoothing (`float`): That of the loss, below 1.
+
+    Returns:
+        `Tensor`: Logarithms of the softmax, of the shape of `posterior`; minus infinity for a class that no target asks
+        for. float64 for a float64 posterior, otherwise float32.
+
+    Raises:
+        `ValueError`: If an argument is out of its range or the shapes do not fit; the message names it.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_focal import focal_logits
+    >>> prior = torch.tensor([0.95, 0.05])
+    >>> focal_logits(prior, gamma=0.0).softmax(-1)
+    tensor([0.9500, 0.0500])
+    >>> focal_logits(prior, gamma=2.0).softmax(-1)
+    tensor([0.7498, 0.2502])
+    >>> focal_logits(prior, gamma=2.0, alpha=[1 / 1.9, 10.0]).softmax(-1)  # weights that balance the classes
+    tensor([0.5000, 0.5000])
+
+    ```
+    """
+    label_smoothing = _smoothing_below_one(label_smoothing)
+    _check_posterior(posterior)
+    num_classes = posterior.shape[-1]
+    gamma = torch.as_tensor(_constant_gamma("gamma", gamma, num_classes, posterior), dtype=torch.float64)
+    weights = softmax_weights(alpha, num_classes)
+    _check_above_zero(weights, alpha)
+    rows = posterior.detach().reshape(-1, num_classes).double()
+    targets = rows if weights is None else rows * weights.to(rows)
+    targets = targets / targets.sum(-1, keepdim=True)
+    targets = (1 - label_smoothing) * targets + label_smoothing / num_classes
+    logits = softmax_minimiser(targets.log(), gamma.to(rows).expand(num_classes))
+    return logits.reshape(posterior.shape).to(loss_dtype(posterior))
+
+
+def sigmoid_focal_logits(
+    posterior: Tensor,
+    *,
+    gamma: ConstantGamma,
+    gamma_neg: ConstantGamma | None = None,
+    margin: float = 0.0,
+    alpha: Alpha = None,
+) -> Tensor:
+    r"""The logits with the least expected [`sigmoid_focal_loss`] where the labels have these probabilities.
+
+    The inverse of [`sigmoid_class_posterior`], as [`focal_logits`] is that of [`class_posterior`].
+
+    Args:
+        posterior (`Tensor`): Probabilities in [0, 1] of any shape and floating dtype, usually (N, L) for L labels.
+        gamma, gamma_neg, margin, alpha: As in [`sigmoid_class_posterior`].
+
+    Returns:
+        `Tensor`: Logits of the shape of `posterior`; minus infinity where it is 0, and for 1 those of the largest number
+        below it. With a margin there may be no minimum, as the loss of negatives ends below infinity: the logits are then
+        within 12. float64 for a float64 posterior, otherwise float32.
+
+    Raises:
+        `ValueError`: If an argument is out of its range or the shapes do not fit; the message names it.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_focal import sigmoid_focal_logits
+    >>> prior = torch.tensor([0.3, 0.01])
+    >>> sigmoid_focal_logits(prior, gamma=0.0)  # the log odds
+    tensor([-0.8473, -4.5951])
+    >>> sigmoid_focal_logits(prior, gamma=2.0)
+    tensor([-0.3165, -1.7065])
+    >>> sigmoid_focal_logits(prior, gamma=1.0, gamma_neg=4.0, margin=0.05)
+    tensor([ 0.2813, -0.7471])
+
+    ```
+    """
+    check_floating("posterior", posterior)
+    num_labels = posterior.shape[-1] if posterior.dim() else 1
+    probabilities = posterior.detach().double()
+    low, high = extremes(probabilities) if probabilities.numel() else (0, 0)
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"posterior: expected probabilities in [0, 1], but got values from {low:g} to {high:g}")
+    loss = _label_loss(gamma, gamma_neg, margin, alpha, num_labels, probabilities)
+    log_odds = probabilities.clamp_max(1 - 2**-53).logit()
+    logits = sigmoid_minimiser(log_odds, *loss)
+    if margin:
+        logits = torch.where(log_odds == -math.inf, logits, logits.clamp(-12, 12))
+    return logits.to(loss_dtype(posterior))
 
 
 def shift_prior(posterior: Tensor, source_prior: Prior, target_prior: Prior) -> Tensor:
@@ -285,26 +404,45 @@ def estimate_prior(
     return PriorEstimate(prior, iteration, False, change)
 
 
-def _log_share(margin: Tensor, gamma: float | Tensor) -> Tensor:
-    """``log(v / phi(v))`` for ``v = sigmoid(-margin)``, from ``phi = (1 - v)^gamma (1 + gamma s)``.
+def _label_loss(
+    gamma: ConstantGamma,
+    gamma_neg: ConstantGamma | None,
+    margin: float,
+    alpha: Alpha,
+    num_labels: int,
+    beside_what: Tensor,
+) -> tuple[float | Tensor, float | Tensor, float, float | Tensor]:
+    """What tells the posterior of labels: gamma of positives and of negatives, the margin, the log ratio of the weights."""
+    of_positives = _constant_gamma("gamma", gamma, num_labels, beside_what)
+    of_negatives = of_positives
+    if gamma_neg is not None:
+        of_negatives = _constant_gamma("gamma_neg", gamma_neg, num_labels, beside_what)
+    weights = sigmoid_weights(alpha, num_labels)
+    if weights is None:
+        return of_positives, of_negatives, as_margin(margin), 0.0
+    if not is_traced() and (weights == 0).any():
+        raise ValueError(
+            "alpha: expected weights above 0 for negatives and for positives, since the logits tell nothing of an answer "
+            f"without weight, but got {alpha!r}"
+        )
+    negative, positive = beside(weights, beside_what).log()
+    return of_positives, of_negatives, as_margin(margin), negative - positive
 
-    ``s = v (-log v) / (1 - v)`` is 1 at v = 1, and so it is from a margin of -40 on, below which both parts of the
-    fraction would end as 0.
-    """
-    # Infinite for classes that minus infinity removes, and for those beside which no other is left.
-    margin = margin.clamp(-1e30, 1e30)
-    near = margin.clamp_min(-40)
-    s = torch.sigmoid(-near) * -F.logsigmoid(-near) / torch.sigmoid(near)
-    return F.logsigmoid(-margin) - gamma * F.logsigmoid(margin) - torch.log1p(gamma * s)
 
-
-def _constant_gamma(gamma: ConstantGamma, num_classes: int, logits: Tensor) -> float | Tensor:
+def _constant_gamma(name: str, gamma: ConstantGamma, num_classes: int, logits: Tensor) -> float | Tensor:
     if callable(gamma):
         raise ValueError(
-            "gamma: expected a number or one per class, since a gamma that depends on p_t has no such inverse, but got "
+            f"{name}: expected a number or one per class, since a gamma that depends on p_t has no such inverse, but got "
             f"{getattr(gamma, '__name__', repr(gamma))}"
         )
-    return beside(as_gamma("gamma", gamma, num_classes), logits)
+    return beside(as_gamma(name, gamma, num_classes), logits)
+
+
+def _check_above_zero(weights: Tensor | None, alpha: Alpha) -> None:
+    if weights is not None and not is_traced() and (weights == 0).any():
+        raise ValueError(
+            f"alpha: expected weights > 0, since the logits tell nothing of a class without weight, but got {alpha!r}"
+        )
 
 
 def _smoothing_below_one(label_smoothing: float) -> float:

@@ -353,7 +353,10 @@ class TestBody:
         rows = ["gamma | 0", "gamma\\_neg | 4", "margin | 0.05", "alpha | none", "label\\_smoothing | 0.1"]
         assert "\n".join(f"| {row} |" for row in [*rows, "temperature | 1.5"]) in text
         assert "with focal loss (gamma 0, gamma\\_neg 4, margin 0.05) by" in text
-        assert "there is no formula yet that undoes that" in text and "No temperature" not in text
+        assert (
+            "`hf_focal.posterior_from_config(logits, model.config)` undoes that" in text
+            and "No temperature" not in text
+        )
         text = write_model_card(tmp_path, contents_of(hyperparameters={"gamma": "mine"})).read_text()
         assert "| gamma | 2 |\n| alpha | 0.5, 1.5, 4 |\n| gamma | mine |" in text
 
@@ -694,27 +697,28 @@ class TestPictures:
         torch.testing.assert_close(found["posterior"], posterior_from_config(logits, config))
         assert not torch.allclose(found["posterior"], raw, atol=1e-2)
 
-    @pytest.mark.parametrize("multi_label", [False, True])
     @pytest.mark.parametrize(
-        "settings",
+        "multi_label, settings, has_posterior",
         [
-            {"gamma": "flsd_53", "alpha": None},
-            {"gamma": 2.0, "alpha": [0.0, 1.0, 1.0]},
-            {"gamma": 2.0, "alpha": [0.5, 0.5, 1.0]},
-            {"gamma": 1.0, "gamma_neg": 4.0},
-            {"gamma": 1.0, "margin": 0.05},
+            (False, {"gamma": "flsd_53"}, False),
+            (True, {"gamma": "flsd_53"}, False),
+            (True, {"gamma": 1.0, "gamma_neg": "flsd_53"}, False),
+            (False, {"gamma": 2.0, "alpha": [0.0, 1.0, 1.0]}, False),
+            (True, {"gamma": 2.0, "alpha": [0.0, 0.5, 0.5]}, False),
+            (True, {"gamma": 2.0, "alpha": [0.5, 0.5, 1.0]}, False),
+            (True, {"gamma": 2.0, "alpha": [[0.5, 1.0, 1.0], [2.0, 0.0, 1.0]]}, False),
+            (False, {"gamma": 2.0, "alpha": [0.5, 0.5, 1.0]}, True),
+            (True, {"gamma": 2.0, "alpha": [[0.5, 1.0, 1.0], [2.0, 9.0, 1.0]]}, True),
+            (True, {"gamma": 1.0, "gamma_neg": 4.0, "margin": 0.05}, True),
         ],
     )
-    def test_without_a_posterior(self, monkeypatch, tmp_path, settings, multi_label):
+    def test_with_and_without_a_posterior(self, monkeypatch, tmp_path, multi_label, settings, has_posterior):
         drawn = {}
         monkeypatch.setattr("hf_focal.model_card.reliability_diagram", lambda p, *args: drawn.update(p) or Figure())
-        if not multi_label and settings["gamma"] == 1:
-            pytest.skip("for several labels")
         contents = contents_of(settings=settings, multi_label=multi_label)
         write_model_card(tmp_path, contents, *random_data(multi_label=multi_label))
-        has_one = settings["gamma"] == 2 and settings["alpha"][0] and not multi_label
-        expected = ["raw sigmoid" if multi_label else "raw softmax", *(["posterior"] if has_one else [])]
-        assert [*drawn] == expected
+        raw = "raw sigmoid" if multi_label else "raw softmax"
+        assert [*drawn] == [raw, *(["posterior"] if has_posterior else [])]
 
     @pytest.mark.parametrize("counts, order", [(None, [0, 1, 2, 3]), ([5, 90, 90, 7], [1, 2, 3, 0])])
     def test_order_of_the_confusion_matrix(self, counts, order):

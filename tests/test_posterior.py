@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch.autograd.functional import hessian, jacobian
 
 from hf_focal import flsd_53, focal_loss
-from hf_focal.posterior import class_posterior, estimate_prior, shift_prior, sigmoid_class_posterior
+from hf_focal.posterior import (
+    class_posterior,
+    estimate_prior,
+    focal_logits,
+    shift_prior,
+    sigmoid_class_posterior,
+    sigmoid_focal_logits,
+)
 
 
 GAMMAS = [0, 0.5, 1, 2, 3, 5]
@@ -66,14 +73,16 @@ def softmax_minimiser(posterior, gamma, alpha=None, smoothing=0.0):
     return logits(minimiser(risk, num_classes - 1))
 
 
-def sigmoid_minimiser(posterior, gamma, alpha=None):
-    positive, negative = (1, 1) if alpha is None else (alpha, 1 - alpha)
+def sigmoid_minimiser(posterior, gamma, alpha=None, gamma_neg=None, margin=0.0):
+    positive, negative = (1, 1) if alpha is None else (alpha, 1 - alpha) if alpha.dim() == 1 else alpha.flip(0)
     gamma = torch.as_tensor(gamma, dtype=torch.float64)
+    gamma_neg = gamma if gamma_neg is None else torch.as_tensor(gamma_neg, dtype=torch.float64)
 
     def risk(logits):
         p = torch.sigmoid(logits)
+        q = (p - margin).clamp_min(1e-300)
         gain = positive * posterior * (1 - p) ** gamma * torch.log(p)
-        return -(gain + negative * (1 - posterior) * p**gamma * torch.log(1 - p)).sum()
+        return -(gain + negative * (1 - posterior) * q**gamma_neg * torch.log1p(-q)).sum()
 
     return minimiser(risk, len(posterior))
 
@@ -220,6 +229,127 @@ class TestInverse:
         together = sigmoid_class_posterior(logits, gamma=gamma, alpha=alpha)
         alone = [sigmoid_class_posterior(logits[:, k], gamma=gamma[k], alpha=alpha[k]) for k in range(3)]
         torch.testing.assert_close(together, torch.stack(alone, 1))
+
+
+class TestAsymmetric:
+    """The posterior of the asymmetric loss, against numerical minimisation of the expected loss of Ridnik et al. 2021."""
+
+    @pytest.mark.parametrize("margin", [0.0, 0.05, 0.2])
+    @pytest.mark.parametrize("seed", range(4))
+    def test_a_known_posterior_comes_back(self, margin, seed):
+        posterior = 0.05 + 0.85 * torch.rand(6, dtype=torch.float64, generator=generator(seed))
+        gamma, gamma_neg = 4 * torch.rand(2, 6, dtype=torch.float64, generator=generator(seed + 10)) + 0.5
+        alpha = 0.5 + 3 * torch.rand(2, 6, dtype=torch.float64, generator=generator(seed + 20))
+        settings = {"gamma": gamma, "gamma_neg": gamma_neg, "margin": margin, "alpha": alpha}
+        logits = sigmoid_minimiser(posterior, **settings)
+        assert (sigmoid_class_posterior(logits, **settings) - posterior).abs().max() < 1e-6
+        assert (sigmoid_class_posterior(logits, **{**settings, "gamma_neg": None}) - posterior).abs().max() > 1e-3
+        assert (sigmoid_focal_logits(posterior, **settings) - logits).abs().max() < 1e-5
+
+    def test_up_to_the_margin_it_is_0(self):
+        logits = torch.tensor([-torch.inf, -20.0, math.log(0.05 / 0.95) - 1e-6, math.log(0.05 / 0.95) + 1e-3])
+        posterior = sigmoid_class_posterior(logits, gamma=1.0, gamma_neg=4.0, margin=0.05)
+        assert posterior[:3].tolist() == [0, 0, 0] and posterior[3] > 0
+
+    def test_gradient(self):
+        logits = torch.linspace(-2, 4, 7, dtype=torch.float64).requires_grad_()
+        assert torch.autograd.gradcheck(
+            lambda z: sigmoid_class_posterior(z, gamma=1.0, gamma_neg=4.0, margin=0.05), logits
+        )
+
+
+class TestTheWayBack:
+    """`focal_logits` and `sigmoid_focal_logits`: the logits that minimise the expected loss of a known posterior."""
+
+    @pytest.mark.parametrize("num_classes", [2, 10, 1000, 30_000])
+    @pytest.mark.parametrize("gamma", [0.0, 0.1, 1.0, 2.0, 10.0, "per class"])
+    @pytest.mark.parametrize("is_plain", [True, False])
+    def test_class_posterior_undoes_it(self, num_classes, gamma, is_plain):
+        spread = torch.tensor([[0.0], [1.0], [5.0], [30.0]], dtype=torch.float64)
+        scores = spread * torch.randn(4, num_classes, dtype=torch.float64, generator=generator())
+        posterior = torch.cat([scores.softmax(-1), F.one_hot(torch.tensor([0]), num_classes)])
+        posterior[1, -1] = 1e-30
+        posterior /= posterior.sum(-1, keepdim=True)
+        if gamma == "per class":
+            gamma = 10 * torch.rand(num_classes, dtype=torch.float64, generator=generator(1))
+        settings = {"gamma": gamma}
+        if not is_plain:
+            alpha = 0.1 + 5 * torch.rand(num_classes, dtype=torch.float64, generator=generator(2))
+            settings |= {"alpha": alpha, "label_smoothing": 0.1}
+        restored = class_posterior(focal_logits(posterior, **settings), **settings)
+        assert (restored - posterior).abs().max() < 1e-9
+        if is_plain:  # smoothing leaves a class of 1e-30 the digits of its mass
+            torch.testing.assert_close(restored, posterior, rtol=1e-9, atol=0)
+
+    @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+    @pytest.mark.parametrize("gamma", [0, 0.5, 2, PER_CLASS])
+    def test_it_is_the_minimiser(self, gamma, smoothing):
+        for seed, num_classes in enumerate([2, 3, 6]):
+            posterior, alpha = random_posterior(num_classes, seed), random_alpha(num_classes, seed)
+            own = gamma if isinstance(gamma, (int, float)) else gamma[:num_classes]
+            expected = softmax_minimiser(posterior, own, alpha, smoothing).softmax(-1)
+            found = focal_logits(posterior, gamma=own, alpha=alpha, label_smoothing=smoothing)
+            assert (found.softmax(-1) - expected).abs().max() < 1e-7
+            assert found.logsumexp(-1).abs() < 1e-12
+
+    @pytest.mark.parametrize(
+        "gamma, gamma_neg", [(0.0, None), (2.0, None), (10.0, 0.0), (PER_CLASS, PER_CLASS.flip(0))]
+    )
+    @pytest.mark.parametrize("alpha", [None, 0.25, torch.tensor([[1e-3, 1, 2, 3, 4, 5], [1e3, 1, 1, 1, 1, 0.1]])])
+    def test_sigmoid_class_posterior_undoes_it(self, gamma, gamma_neg, alpha):
+        posterior = torch.cat(
+            [torch.rand(5, 6, dtype=torch.float64), 10.0 ** -torch.arange(30.0)[1:].reshape(-1, 1).expand(-1, 6)]
+        )
+        posterior = torch.cat([posterior, torch.zeros(1, 6), torch.ones(1, 6), 1 - posterior[-20:]]).double()
+        settings = {"gamma": gamma, "gamma_neg": gamma_neg, "alpha": alpha}
+        logits = sigmoid_focal_logits(posterior, **settings)
+        restored = sigmoid_class_posterior(logits, **settings)
+        torch.testing.assert_close(restored, posterior, rtol=1e-9, atol=1e-15)
+        assert (logits[posterior == 0] == -torch.inf).all() and logits[posterior > 0].isfinite().all()
+
+    @pytest.mark.parametrize("gamma, gamma_neg", [(1.0, 4.0), (0.0, 2.0), (3.0, 0.5)])
+    @pytest.mark.parametrize("margin", [0.01, 0.05, 0.5])
+    def test_with_a_margin(self, margin, gamma, gamma_neg):
+        settings = {"gamma": gamma, "gamma_neg": gamma_neg, "margin": margin}
+        posterior = torch.linspace(0.01, 0.999, 300, dtype=torch.float64)
+        logits = sigmoid_focal_logits(posterior, **settings)
+        is_inside = logits < 12
+        restored = sigmoid_class_posterior(logits, **settings)
+        torch.testing.assert_close(restored[is_inside], posterior[is_inside], rtol=1e-9, atol=0)
+        assert logits.max() <= 12 and (logits.diff() >= 0).all() and is_inside.sum() > 100
+
+    def test_dtypes_and_shapes(self):
+        posterior = torch.rand(2, 3, 4).softmax(-1)
+        for function in (focal_logits, sigmoid_focal_logits):
+            assert function(posterior.bfloat16(), gamma=2.0).dtype == torch.float32
+            found = function(posterior, gamma=2.0)
+            assert found.shape == (2, 3, 4) and found.dtype == torch.float32
+            torch.testing.assert_close(found[1, 2], function(posterior[1, 2], gamma=2.0))
+            assert function(posterior[:0], gamma=2.0).shape == (0, 3, 4)
+        assert sigmoid_focal_logits(torch.tensor(0.5), gamma=2.0) == 0
+
+    @pytest.mark.parametrize(
+        "message, function, posterior, settings",
+        [
+            ("posterior: expected probabilities that sum to 1", focal_logits, [0.5, 0.6], {}),
+            (r"posterior: expected probabilities in \[0, 1\]", focal_logits, [1.5, -0.5], {}),
+            ("posterior: expected a floating point tensor", focal_logits, [1, 0], {}),
+            ("gamma: expected a finite number", focal_logits, [0.5, 0.5], {"gamma": -1}),
+            ("gamma: expected a number or one per class", focal_logits, [0.5, 0.5], {"gamma": flsd_53}),
+            ("alpha: expected weights > 0", focal_logits, [0.5, 0.5], {"alpha": [0.0, 1.0]}),
+            ("alpha: expected one number for each of 2 classes", focal_logits, [0.5, 0.5], {"alpha": [1.0] * 3}),
+            ("label_smoothing: expected a number below 1", focal_logits, [0.5, 0.5], {"label_smoothing": 1}),
+            (r"posterior: expected probabilities in \[0, 1\]", sigmoid_focal_logits, [1.5, 0.5], {}),
+            (r"posterior: expected probabilities in \[0, 1\]", sigmoid_focal_logits, [math.nan, 0.5], {}),
+            (r"margin: expected a number in \[0, 1\), but got 1", sigmoid_focal_logits, [0.5, 0.5], {"margin": 1}),
+            ("gamma_neg: expected a finite number", sigmoid_focal_logits, [0.5, 0.5], {"gamma_neg": math.inf}),
+            ("alpha: expected weights above 0", sigmoid_focal_logits, [0.5, 0.5], {"alpha": [[1, 1], [1, 0]]}),
+            ("alpha: expected finite numbers", sigmoid_focal_logits, [0.5, 0.5], {"alpha": [[1, 1], [1, -1]]}),
+        ],
+    )
+    def test_refuses(self, message, function, posterior, settings):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            function(torch.tensor(posterior), **{"gamma": 2.0, **settings})
 
 
 def logits_of_any_confidence(num_classes, dtype):

@@ -17,6 +17,7 @@ from hf_focal import (
     fit_temperature,
     fit_thresholds,
     posterior_from_config,
+    sigmoid_class_posterior,
     sigmoid_focal_loss,
 )
 from hf_focal.model_card import read_model_card
@@ -90,6 +91,14 @@ class TestAsymmetricFocusing:
         trainer.train()
         settings = FocalSettings.from_config(trainer.model.config)
         assert {name: getattr(settings, name) for name in self.SETTINGS} == self.SETTINGS
+
+    def test_the_posterior_is_that_of_the_loss(self, tmp_path):
+        trainer = make_trainer(tmp_path, task="multi_label", alpha="inverse", max_steps=1, **self.SETTINGS)
+        trainer.train()
+        logits = torch.randn(4, 3)
+        expected = sigmoid_class_posterior(logits, alpha=trainer.alpha, **self.SETTINGS)
+        torch.testing.assert_close(posterior_from_config(logits, trainer.model.config), expected)
+        assert {*trainer.calibrate(tiny_dataset("multi_label"))} == {"temperature", "thresholds"}
 
     def test_one_gamma_of_negatives_per_label_or_a_function(self, tmp_path):
         for gamma_neg in ([1.0, 2.0, 4.0], lambda p: 2 * (1 - p)):
