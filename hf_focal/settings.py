@@ -46,6 +46,7 @@ class FocalSettings:
             negatives, then those of positives; or in [0, 1], the weights of positives, which negatives have the rest of. A
             number is for two classes or for all labels. As in [`focal_loss`] and [`sigmoid_focal_loss`].
         label_smoothing (`float`): In [0, 1].
+        prior_bias (`bool`): Whether the head started at the constant prediction with the least loss.
         label_counts (list of C `int`, *optional*): Examples (for token labels, tokens) of each class in the training data.
         class_prior (list of C `float`, *optional*): Shares of the classes where the model was trained, which sum to 1; for
             several labels, the share of examples with each.
@@ -74,6 +75,7 @@ class FocalSettings:
     margin: float = 0.0
     alpha: float | list[float] | list[list[float]] | None = None
     label_smoothing: float = 0.0
+    prior_bias: bool = False
     label_counts: list[int] | None = None
     class_prior: list[float] | None = None
     temperature: float | None = None
@@ -87,6 +89,8 @@ class FocalSettings:
         if self.alpha is not None:
             self.alpha = _alpha(self.alpha)
         self.label_smoothing = _number("label_smoothing", self.label_smoothing, 0, 1)
+        if not isinstance(self.prior_bias, bool):
+            raise ValueError(f"prior_bias: expected true or false, but got {self.prior_bias!r:.80}")
         if self.label_counts is not None:
             counts = _list("label_counts", self.label_counts)
             if not all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) >= 0 for n in counts):

@@ -1,6 +1,7 @@
 """FocalTrainer: transformers' Trainer with focal loss, exact however the global batch is cut."""
 
 import inspect
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, get_last_checkpoint
 
-from ._checks import ArgumentError, as_gamma, as_margin, as_numbers, check_distributions, checked_gamma
+from ._checks import ArgumentError, as_gamma, as_margin, as_numbers, check_distributions, checked_gamma, extremes
 from ._class_weights import Alpha, sigmoid_weights, softmax_weights
 from ._kernels import FocalKernel, GammaOfTargets, SigmoidFocal, SoftmaxFocal, beside, evaluate
 from ._loss_statistics import LossStatistics
@@ -30,6 +31,7 @@ from ._model_kinds import (
     is_one_of,
     num_classes_of,
 )
+from ._prior_bias import find_new_head, prior_logits
 from ._sample_weights import USUAL_NAMES, check_sample_weights, sum_weights, weigh_targets
 from ._supported import SUPPORTED, check_bases, check_model, find_logits, shown
 from ._trainer_card import write_trainer_card
@@ -43,6 +45,8 @@ from .training_args import FocalTrainingArguments, parse_alpha
 
 
 __all__ = ["FocalTrainer"]
+
+logger = logging.getLogger(__name__)
 
 # The settings of the loss, each a keyword and, behind focal_, an argument.
 _SEARCHED = ("gamma", "gamma_neg", "margin", "alpha", "beta", "alpha_max_ratio", "alpha_empty_weight")
@@ -85,6 +89,10 @@ class FocalTrainer(Trainer):
             used); or ``"none"``.
         alpha_max_ratio, alpha_empty_weight (`float`, *optional*): For a method, the cap of the largest weight over the
             smallest, and the weight of classes without examples, as in [`LabelDistribution.alpha`].
+        prior_bias (`bool`, *optional*): Whether a new head, a last linear layer whose biases are all 0, starts at
+            [`focal_logits`] of the class frequencies in `train_dataset`, the constant prediction with the least loss; for
+            multi-label at [`sigmoid_focal_logits`]. By default it does for multi-label, where the labels can be counted.
+            Not on resuming.
         sample_weight_column (`str`, *optional*): The column of the data that holds a weight for each example. The loss of
             its targets is multiplied by it, and their number is replaced by the sum of their weights. An evaluation does
             the same where its data have the column, and hands the weights to `compute_metrics` as ``sample_weight``, if it
@@ -130,6 +138,7 @@ class FocalTrainer(Trainer):
         alpha: Alpha | Mapping[str, Any] | AlphaMethod = None,
         alpha_max_ratio: float | None = None,
         alpha_empty_weight: float | None = None,
+        prior_bias: bool | None = None,
         sample_weight_column: str | None = None,
         **kwargs: Any,
     ):
@@ -143,6 +152,7 @@ class FocalTrainer(Trainer):
             "alpha": _own(alpha),
             "alpha_max_ratio": alpha_max_ratio,
             "alpha_empty_weight": alpha_empty_weight,
+            "prior_bias": prior_bias,
             "sample_weight_column": sample_weight_column,
         }
         self._counted: tuple[tuple, LabelDistribution | ValueError] | None = None
@@ -153,7 +163,7 @@ class FocalTrainer(Trainer):
         )
         self._evaluated_batch: dict[str, Tensor] | None = None
         self._sample_weights: Tensor | None = None  # of the batch whose loss is computed
-        self._has_computed_loss = self._has_trained = False
+        self._has_computed_loss = self._has_trained = self._has_prior_bias = self._is_resumed = False
         self._statistics = LossStatistics()
         # In every version of Trainer since 4.46 the presence of this function makes it count the labels of the whole
         # accumulation window, over all processes, and leave the loss as it is.
@@ -231,10 +241,11 @@ class FocalTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
         """As [`~transformers.Trainer.train`]; warns if a checkpoint was trained with another gamma or alpha."""
+        self._is_resumed = bool(resume_from_checkpoint)
         if resume_from_checkpoint:
             self._compare_with_checkpoint(resume_from_checkpoint)
         if self.model_init is None:  # otherwise the model is yet to be made
-            self._record()
+            self._prepare_model()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def call_model_init(self, *args: Any, **kwargs: Any) -> nn.Module:
@@ -242,7 +253,7 @@ class FocalTrainer(Trainer):
         model = super().call_model_init(*args, **kwargs)
         if getattr(self, "model", None) is not None:  # of `train`, not of `__init__`
             self.model = model
-            self._record()
+            self._prepare_model()
         return model
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
@@ -544,6 +555,7 @@ class FocalTrainer(Trainer):
             margin=self._setting("margin"),
             alpha=None if alpha is None else _plain(alpha),
             label_smoothing=self.args.label_smoothing_factor,
+            prior_bias=self._has_prior_bias,
             label_counts=None if counts is None else counts.counts.tolist(),
             class_prior=None if counts is None or not counts.total else counts.shares.tolist(),
         )
@@ -730,6 +742,7 @@ class FocalTrainer(Trainer):
             )
             return
         now = self.recorded_settings()
+        self._has_prior_bias = before is not None and before.prior_bias
         for name in ("gamma", "gamma_neg", "margin", "alpha"):
             if before is not None and getattr(before, name) != getattr(now, name):
                 warnings.warn(
@@ -874,14 +887,40 @@ class FocalTrainer(Trainer):
                 stacklevel=3,
             )
 
-    def _record(self) -> None:
-        """Stores the settings in the model's config, before any callback reads it."""
+    def _prepare_model(self) -> None:
+        """Starts its head, and stores the settings in its config before any callback reads it."""
         self._check_settings()  # a search has changed them since the trainer was made
+        if not self._is_resumed:
+            self._has_prior_bias = self._start_head()
         settings = self.recorded_settings()
         if not isinstance(settings, FocalSettings):
             raise ValueError(f"recorded_settings: expected FocalSettings, but got {settings!r:.80}")
         if self._config() is not None:
             settings.store_in(self._config())
+
+    def _start_head(self) -> bool:
+        """Whether the head has got the biases of the class frequencies."""
+        wanted = self._setting("prior_bias")
+        model, counts = self._core_model(), self._counts_for_the_record()
+        if wanted is False or (wanted is None and (counts is None or counts.negatives is None)):
+            return False
+        try:
+            if type(self).target_losses is not FocalTrainer.target_losses:
+                raise ValueError(f"{type(self).__name__} has a loss of its own, whose least nobody knows")
+            if is_one_of(model, LANGUAGE_MODELS):
+                raise ValueError(f"{type(model).__name__} predicts tokens of a vocabulary")
+            distribution = self.label_distribution()
+            head = find_new_head(model, distribution.num_labels)
+            biases = prior_logits(distribution, self.recorded_settings())
+        except ValueError as error:
+            if wanted:
+                raise ValueError(f"prior_bias (the flag --focal_prior_bias): {error}; leave it out") from error
+            logger.info("The head starts as it is: %s.", error)
+            return False
+        with torch.no_grad():
+            head.bias.copy_(biases)
+        logger.info("The biases of the head start from %.3g to %.3g, by the class frequencies.", *extremes(biases))
+        return True
 
     def _warn_of_what_is_left_out(self, model: nn.Module) -> None:
         if not self._has_computed_loss:

@@ -30,6 +30,8 @@ class FocalTrainingArguments(TrainingArguments):
         focal_alpha_empty_weight (`float`, *optional*): For a method of alpha, the weight of classes without examples, which
             are an error otherwise.
         focal_sample_weight_column (`str`, *optional*): The column of the data that holds a weight for each example.
+        focal_prior_bias (`bool`, *optional*): Whether a new head starts at the constant prediction with the least loss;
+            by default, if an example has several labels.
         focal_statistics (`bool`, defaults to `True`): Whether the logs hold the mean p_t and the share of the loss that
             head, mid and tail classes carry.
 
@@ -84,6 +86,13 @@ class FocalTrainingArguments(TrainingArguments):
     )
     focal_sample_weight_column: str | None = field(
         default=None, metadata={"help": "Column of the data that holds a weight >= 0 for each example."}
+    )
+    focal_prior_bias: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Start a new head at the constant prediction with the least loss over the training data. By default, "
+            "if an example has several labels."
+        },
     )
     focal_statistics: bool = field(
         default=True,

@@ -91,6 +91,7 @@ def train(
     streamed: bool = False,
     gamma: float | None = None,
     alpha: list[float] | None = None,
+    prior_bias: bool = False,
     sample_weight_column: str | None = None,
     **arguments,
 ) -> Trainer:
@@ -107,7 +108,7 @@ def train(
         "disable_tqdm": True,
         "per_device_eval_batch_size": 2,
     }
-    settings = {"gamma": gamma, "alpha": alpha, "sample_weight_column": sample_weight_column}
+    settings = {"gamma": gamma, "alpha": alpha, "prior_bias": prior_bias, "sample_weight_column": sample_weight_column}
     dataset = weighted_dataset(task) if sample_weight_column else tiny_dataset(task)
     args = TrainingArguments(str(output_dir), **{**defaults, **arguments})
     if args.fsdp:

@@ -57,7 +57,13 @@ def test_trained_as_two_logits_whose_first_is_0(tmp_path):
     one, two = one_logit_model(), TwoLogits(one_logit_model())
     for model in (one, two):
         make_trainer(
-            tmp_path, model=model, train_dataset=data_of(FORMS["integers"]), alpha=0.75, optim="sgd", learning_rate=1.0
+            tmp_path,
+            model=model,
+            train_dataset=data_of(FORMS["integers"]),
+            alpha=0.75,
+            prior_bias=False,
+            optim="sgd",
+            learning_rate=1.0,
         ).train()
     assert drift(one.state_dict(), two.model.state_dict()) < 1e-6
 

@@ -118,7 +118,7 @@ def two_processes(tmp_path_factory):
         for name, cut in (("at_once", at_once), ("accumulated", accumulated)):
             cases[f"{task}_{name}"] = {"task": task, "alpha": ALPHA_OF_TASK[task], **cut}
         cases[f"{task}_weighted"] = {"task": task, "sample_weight_column": "importance", **accumulated}
-    cases["partly_known"] = {"task": "partly_known", **accumulated}
+    cases["partly_known"] = {"task": "partly_known", "prior_bias": True, **accumulated}
     for trainer_class in ("PerBatchMean", "Trainer", "PolyLossTrainer"):
         cases[trainer_class] = {"task": "tokens", "trainer_class": trainer_class, **at_once}
     for name, arguments in WAYS_TO_DISTRIBUTE.items():
@@ -167,7 +167,7 @@ class TestExactness:
 
     def test_two_processes_with_labels_that_are_not_known(self, tmp_path, two_processes):
         weights, run = two_processes["partly_known"]
-        whole = train(tmp_path, "partly_known")
+        whole = train(tmp_path, "partly_known", prior_bias=True)
         assert drift(weights, whole.model.state_dict()) < 1e-6
         expected = whole.evaluate(tiny_dataset("partly_known", NUM_EVAL_EXAMPLES))["eval_loss"]
         assert run["eval_loss"] == pytest.approx(expected, rel=1e-5)
@@ -428,6 +428,7 @@ class TestSettings:
             gamma=3.0,
             alpha=compute_alpha(tiny_dataset(task), num_labels=3).tolist(),
             label_smoothing=smoothing,
+            prior_bias=task == "multi_label",
             label_counts=count_labels(tiny_dataset(task), num_labels=3).counts.tolist(),
             class_prior=LabelDistribution.from_dataset(tiny_dataset(task), num_labels=3).shares.tolist(),
         )
@@ -945,6 +946,7 @@ class TestLog:
             gradient_accumulation_steps=4,
             logging_strategy="steps",
             logging_steps=1,
+            prior_bias=False,
         )
         batch = batch_of(task, 44)
         with torch.no_grad():

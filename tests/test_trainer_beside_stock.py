@@ -151,7 +151,7 @@ def run(trainer_class: type[Trainer], folder: Path, make_model, task: str, argum
     arguments = {**defaults, **arguments}
     of_args = {name: arguments.pop(name) for name in [*arguments] if name in TrainingArguments.__dataclass_fields__}
     if trainer_class is FocalTrainer:
-        arguments["gamma"] = 0
+        arguments |= {"gamma": 0, "prior_bias": False}
     data = data_for(task)
     set_seed(0)
     trainer = trainer_class(

@@ -4,18 +4,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from exactness import tiny_dataset, tiny_model
+from exactness import PolyLossTrainer, tiny_dataset, tiny_model
 from sklearn.metrics import average_precision_score
 from test_trainer import batch_of, drift, make_trainer
-from transformers import default_data_collator
+from transformers import TrainingArguments, default_data_collator
 
 from hf_focal import (
     FocalSettings,
+    FocalTrainer,
     FocalTrainingArguments,
     compute_alpha,
     compute_metrics,
     fit_temperature,
     fit_thresholds,
+    flsd_53,
+    focal_loss,
     posterior_from_config,
     sigmoid_class_posterior,
     sigmoid_focal_loss,
@@ -228,3 +231,115 @@ class TestLabelsThatAreNotKnown:
         support = [contents.per_class[f"LABEL_{k}"]["support"] for k in range(3)]
         assert support == [[n] for n in (labels == 1).sum(0).tolist()]
         assert contents.metrics["negative_log_likelihood"][0] == pytest.approx(cross_entropy, rel=1e-6)
+
+
+class TestPriorBias:
+    """A new head starts at the constant prediction with the least loss over the training data."""
+
+    def started(self, folder, task="multi_label", **settings):
+        """The biases of the head before the first step, beside which nothing has changed."""
+        trainer = make_trainer(folder, task=task, max_steps=1, learning_rate=0.0, **settings)
+        trainer.train()
+        start = tiny_model(task).state_dict() if "model" not in settings else None
+        for name, weight in trainer.model.state_dict().items() if start else ():
+            assert name == "classifier.bias" or torch.equal(weight, start[name])
+        return trainer.model.classifier.bias.detach(), FocalSettings.from_config(trainer.model.config)
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"gamma": 0.0},
+            {"gamma": 2.0},
+            {"gamma": 2.0, "alpha": "sqrt_inverse"},
+            {"gamma": 1.0, "gamma_neg": 4.0, "margin": 0.05, "alpha": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]},
+        ],
+    )
+    def test_no_constant_has_a_smaller_loss(self, tmp_path, settings):
+        biases, recorded = self.started(tmp_path, **settings)
+        assert recorded.prior_bias
+        labels = torch.tensor(tiny_dataset("multi_label")["labels"][:]).double()
+        # Half an example with each label, and half a one without.
+        labels = torch.cat([labels, torch.full((1, 3), 0.5)])
+        alpha = recorded.alpha
+        loss_settings = {name: value for name, value in settings.items() if name != "alpha"}
+
+        def loss(constant):
+            return sigmoid_focal_loss(constant.expand(45, 3), labels, alpha=alpha, **loss_settings)
+
+        constant = biases.double().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(constant), constant)
+        assert gradient.abs().max() < 1e-6 and loss(constant) < loss(torch.zeros(3, dtype=torch.float64)) - 1e-3
+
+    @pytest.mark.parametrize("settings", [{"gamma": 2.0}, {"alpha": "inverse"}, {"label_smoothing_factor": 0.1}])
+    def test_of_one_class_per_example_on_request(self, tmp_path, settings):
+        biases, recorded = self.started(tmp_path, "single_label", prior_bias=True, **settings)
+        counts = torch.tensor(recorded.label_counts).double() + 0.5
+        smoothing, alpha = recorded.label_smoothing, recorded.alpha
+        constant = biases.double().requires_grad_()
+        each = focal_loss(
+            constant.expand(3, 3), torch.arange(3), gamma=2, alpha=alpha, label_smoothing=smoothing, reduction="none"
+        )
+        (gradient,) = torch.autograd.grad((each * counts).sum() / counts.sum(), constant)
+        assert gradient.abs().max() < 1e-6 and recorded.prior_bias and biases.abs().max() > 0.01
+        biases, recorded = self.started(tmp_path, "single_label", **settings)
+        assert not biases.any() and not recorded.prior_bias
+
+    def test_switched_off(self, tmp_path):
+        biases, recorded = self.started(tmp_path, prior_bias=False)
+        assert not biases.any() and not recorded.prior_bias
+        biases, _ = self.started(tmp_path, args_class=FocalTrainingArguments, focal_prior_bias=False)
+        assert not biases.any()
+
+    def test_a_head_that_has_been_trained_or_is_resumed_stays(self, tmp_path):
+        model = tiny_model("multi_label")
+        torch.nn.init.constant_(model.classifier.bias, 0.25)
+        biases, recorded = self.started(tmp_path, model=model)
+        assert (biases == 0.25).all() and not recorded.prior_bias
+        arguments = {"task": "multi_label", "save_strategy": "steps", "save_steps": 1, "optim": "sgd"}
+        arguments |= {"max_grad_norm": 0, "lr_scheduler_type": "constant", "learning_rate": 0.5}
+        whole = make_trainer(tmp_path / "whole", max_steps=2, **arguments)
+        whole.train()
+        resumed = make_trainer(tmp_path / "resumed", max_steps=2, **arguments)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
+        assert drift(whole.model.state_dict(), resumed.model.state_dict()) == 0
+        assert resumed.recorded_settings().prior_bias
+
+    def test_it_says_what_it_did(self, tmp_path, caplog):
+        with caplog.at_level("INFO", "hf_focal"):
+            self.started(tmp_path)
+            without_biases = tiny_model("multi_label")
+            without_biases.classifier = torch.nn.Linear(16, 3, bias=False)
+            make_trainer(tmp_path, model=without_biases, task="multi_label", max_steps=1).train()
+        assert "The biases of the head start from -" in caplog.messages[0]
+        assert caplog.messages[1] == (
+            "The head starts as it is: the head of BertForSequenceClassification has no biases."
+        )
+
+    def test_beside_an_adapter(self, tmp_path):
+        peft = pytest.importorskip("peft")
+        settings = {"target_modules": ["query"], "modules_to_save": ["classifier"], "task_type": "SEQ_CLS"}
+        model = peft.get_peft_model(tiny_model("multi_label"), peft.LoraConfig(**settings))
+        trainer = make_trainer(tmp_path, model=model, task="multi_label", max_steps=1, learning_rate=0.0)
+        trainer.train()
+        head = trainer.model.get_base_model().classifier
+        assert not head.original_module.bias.any() and head.modules_to_save["default"].bias.all()
+
+    def test_each_model_of_a_search_or_of_a_function_starts_so(self, tmp_path):
+        args = TrainingArguments(str(tmp_path), max_steps=1, learning_rate=0.0, use_cpu=True, report_to="none")
+        data = tiny_dataset("multi_label")
+        trainer = FocalTrainer(args=args, model_init=lambda: tiny_model("multi_label"), train_dataset=data)
+        trainer.train()
+        assert trainer.model.classifier.bias.all() and trainer.model.config.focal_loss["prior_bias"]
+
+    @pytest.mark.parametrize(
+        "message, settings",
+        [
+            ("of a gamma that is a function of p_t", {"gamma": flsd_53}),
+            ("PolyLossTrainer has a loss of its own", {"trainer_class": PolyLossTrainer, "task": "single_label"}),
+        ],
+    )
+    def test_what_cannot_be_done_is_refused_where_it_is_asked_for(self, tmp_path, message, settings):
+        with pytest.raises(ValueError, match=f"^prior_bias .the flag --focal_prior_bias.: {message}.*leave it out"):
+            make_trainer(tmp_path, **{"task": "multi_label", "prior_bias": True, **settings}).train()
+        if "gamma" in settings:
+            assert not self.started(tmp_path, **settings)[0].any()

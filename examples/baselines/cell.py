@@ -180,6 +180,9 @@ class Cell:
         self.folder.mkdir(parents=True, exist_ok=True)
         if baseline_args.prior_bias and training_args.do_train:
             callbacks = [PriorBias(), *(callbacks or [])]
+            training_args.focal_prior_bias = (
+                False  # which is right for any gamma, but not what the results were made with
+            )
         trainer_class = RIVALS[baseline_args.rival] if training_args.do_train else FocalTrainer
         with (self.folder / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
             trainer, outputs = run(
