@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ._known_labels import known_labels
 from ._model_kinds import is_multi_label
+from ._upstream import is_traced
 from .calibration import apply_temperature, fit_temperature
 from .posterior import class_posterior, shift_prior, sigmoid_class_posterior
 from .settings import FocalSettings
@@ -245,7 +246,9 @@ def calibrate_config(logits: Tensor, labels: Tensor, config: Any) -> dict[str, A
     return found
 
 
-def fit_thresholds(posterior: Tensor, labels: Tensor, *, default: float = 0.5, min_f1: float = 0.0) -> list[float]:
+def fit_thresholds(
+    posterior: Tensor, labels: Tensor, *, default: float = 0.5, min_f1: float = 0.0, min_positives: int = 0
+) -> list[float]:
     r"""For each label the threshold with the largest F1 on held-out data.
 
     A label is predicted where its probability reaches the threshold, which lies midway between two probabilities of the
@@ -259,6 +262,8 @@ def fit_thresholds(posterior: Tensor, labels: Tensor, *, default: float = 0.5, m
         labels (`Tensor`): 0 or 1, or -100, which is ignored, of the same shape.
         default (`float`): The threshold of a label without positive examples, from which nothing can be learned.
         min_f1 (`float`): A label whose best F1 is below this has the default threshold, too.
+        min_positives (`int`): Labels with fewer positive examples share one threshold, that of the largest F1 over all
+            their decisions (Huang et al. 2021, https://arxiv.org/abs/2109.04712, have one for all labels).
 
     Returns:
         `list[float]`: One threshold per label, between 0 and 1.
@@ -288,9 +293,17 @@ def fit_thresholds(posterior: Tensor, labels: Tensor, *, default: float = 0.5, m
     for name, values in (("posterior", probabilities), ("labels", truth[is_known])):
         if not ((values >= 0) & (values <= 1)).all():
             raise ValueError(f"{name}: expected values in [0, 1], but got {values.min():g} to {values.max():g}")
-    columns = [(p[known], y[known]) for p, y, known in zip(probabilities.T, truth.T, is_known.T)]
-    found = [_best_f1(column, positive) if positive.any() else (0.0, default) for column, positive in columns]
-    return [threshold if f1 >= min_f1 else default for f1, threshold in found]
+    is_rare = ((truth == 1) & is_known).sum(0) < min_positives
+
+    def fit(labels: np.ndarray) -> float:
+        known = is_known[:, labels]
+        column, positive = probabilities[:, labels][known], truth[:, labels][known]
+        f1, threshold = _best_f1(column, positive) if positive.any() else (0.0, default)
+        return threshold if f1 >= min_f1 else default
+
+    of_rare = fit(is_rare) if is_rare.any() else default
+    each = np.eye(len(is_rare), dtype=bool)
+    return [of_rare if is_rare[k] else fit(each[k]) for k in range(len(is_rare))]
 
 
 def _best_f1(probabilities: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
@@ -304,19 +317,22 @@ def _best_f1(probabilities: np.ndarray, truth: np.ndarray) -> tuple[float, float
 
 
 def _shift_shares(posterior: Tensor, source: list[float], target: float | Sequence[float] | Tensor) -> Tensor:
-    """[`shift_prior`] of each independent label."""
+    """[`shift_prior`] of each independent label; a share of 0 or 1 leaves no doubt."""
     p = posterior.double()
     shares = torch.as_tensor(target, dtype=torch.float64, device=p.device)
-    if shares.dim() and shares.shape != p.shape[-1:] or not ((shares >= 0) & (shares <= 1)).all():
+    does_not_fit = shares.dim() and shares.shape != p.shape[-1:]
+    if does_not_fit or not (is_traced() or ((shares >= 0) & (shares <= 1)).all()):
         raise ValueError(
             f"prior: expected a share of examples in [0, 1], for all or for each of {p.shape[-1]} labels, but got "
             f"{shares.tolist()}"
         )
-    of_training = torch.tensor(source, dtype=torch.float64, device=p.device)
-    if not ((of_training > 0) & (of_training < 1)).all():
-        never_or_always = ((of_training <= 0) | (of_training >= 1)).nonzero().flatten().tolist()
+    never_or_always = [label for label, share in enumerate(source) if not 0 < share < 1]
+    if never_or_always:
         raise ValueError(
             f"config: the class prior of labels {never_or_always} is 0 or 1, from which nothing can shift it"
         )
+    of_training = torch.tensor(source, dtype=torch.float64, device=p.device)
     positive, negative = p * shares / of_training, (1 - p) * (1 - shares) / (1 - of_training)
-    return (positive / (positive + negative)).to(posterior.dtype)
+    is_certain = (shares == 0) | (shares == 1)
+    shifted = torch.where(is_certain, shares, positive / (positive + negative).where(~is_certain, 1))
+    return shifted.to(posterior.dtype)

@@ -117,6 +117,26 @@ class TestScores:
         pairs = [shift_prior(torch.stack([1 - p, p], -1), [0.8, 0.2], [0.7, 0.3])[:, 1] for p in posterior.unbind(1)]
         torch.testing.assert_close(operating_point_scores(posterior, config, prior=0.3)[:, 1], pairs[1])
 
+    def test_shares_of_0_and_1_leave_no_doubt(self):
+        config = config_of(multi_label=True, class_prior=[0.9, 0.2, 0.5])
+        for posterior in ([1.0, 0.0, 0.3], [0.0, 1.0, 1.0]):
+            scores = operating_point_scores(torch.tensor([posterior]), config, prior=[0.0, 1.0, 0.5])
+            assert scores[0, :2].tolist() == [0, 1] and scores[0, 2].item() == pytest.approx(posterior[2])
+
+    @pytest.mark.parametrize(
+        "chosen", [{"operating_point": "balanced"}, {"operating_point": "f1"}, {"prior": [0.1, 0.5, 0.9]}]
+    )
+    def test_several_labels_can_be_exported(self, chosen):
+        config = config_of(multi_label=True, class_prior=[0.9, 0.2, 0.5], thresholds=[0.1, 0.5, 0.9], alpha=None)
+
+        class Decides(torch.nn.Module):
+            def forward(self, logits):
+                return operating_point_scores(posterior_from_config(logits, config), config, **chosen)
+
+        logits = torch.randn(4, 3)
+        exported = torch.export.export(Decides(), (logits,)).module()
+        torch.testing.assert_close(exported(logits), Decides()(logits))
+
     def test_thresholds_come_to_lie_at_a_half(self):
         config = config_of(multi_label=True, thresholds=[0.3, 0.5, 0.9])
         posterior = torch.tensor([[0.3, 0.5, 0.9], [0.31, 0.49, 0.91]])
@@ -197,6 +217,19 @@ class TestThresholds:
         assert fit_thresholds(posterior, labels, min_f1=2 / 31 + 1e-9) == [0.5, top]
         assert fit_thresholds(posterior, labels, min_f1=2 / 31 - 1e-9) == [everything, top]
         assert fit_thresholds(posterior, labels, min_f1=0.9, default=0.7) == [0.7, top]
+
+    def test_labels_of_few_positives_share_a_threshold(self):
+        generator = torch.Generator().manual_seed(0)
+        posterior = torch.rand(200, 4, generator=generator)
+        labels = torch.rand(200, 4, generator=generator) < posterior * torch.tensor([1.0, 0.05, 0.04, 0.03])
+        labels = labels.long()
+        labels[:20, 3] = -100
+        alone = fit_thresholds(posterior, labels)
+        rare = int((labels == 1)[:, 1:].sum(0).max()) + 1
+        first, *others = fit_thresholds(posterior, labels, min_positives=rare)
+        known = labels[:, 1:] != -100
+        (pooled,) = fit_thresholds(posterior[:, 1:][known], labels[:, 1:][known])
+        assert first == alone[0] and others == [pooled] * 3 and len({*alone}) == 4
 
     def test_lies_between_two_probabilities(self):
         assert fit_thresholds(torch.tensor([0.2, 0.6]), torch.tensor([0, 1])) == [pytest.approx(0.4)]
