@@ -410,13 +410,13 @@ def _label_loss(
     margin: float,
     alpha: Alpha,
     num_labels: int,
-    beside_what: Tensor,
+    like: Tensor,
 ) -> tuple[float | Tensor, float | Tensor, float, float | Tensor]:
     """What tells the posterior of labels: gamma of positives and of negatives, the margin, the log ratio of the weights."""
-    of_positives = _constant_gamma("gamma", gamma, num_labels, beside_what)
+    of_positives = _constant_gamma("gamma", gamma, num_labels, like)
     of_negatives = of_positives
     if gamma_neg is not None:
-        of_negatives = _constant_gamma("gamma_neg", gamma_neg, num_labels, beside_what)
+        of_negatives = _constant_gamma("gamma_neg", gamma_neg, num_labels, like)
     weights = sigmoid_weights(alpha, num_labels)
     if weights is None:
         return of_positives, of_negatives, as_margin(margin), 0.0
@@ -425,7 +425,7 @@ def _label_loss(
             "alpha: expected weights above 0 for negatives and for positives, since the logits tell nothing of an answer "
             f"without weight, but got {alpha!r}"
         )
-    negative, positive = beside(weights, beside_what).log()
+    negative, positive = beside(weights, like).log()
     return of_positives, of_negatives, as_margin(margin), negative - positive
 
 

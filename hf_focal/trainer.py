@@ -891,7 +891,8 @@ class FocalTrainer(Trainer):
         """Starts its head, and stores the settings in its config before any callback reads it."""
         self._check_settings()  # a search has changed them since the trainer was made
         if not self._is_resumed:
-            self._has_prior_bias = self._start_head()
+            was_started = self._has_prior_bias and self.model_init is None  # by an earlier call of `train`
+            self._has_prior_bias = self._start_head() or was_started
         settings = self.recorded_settings()
         if not isinstance(settings, FocalSettings):
             raise ValueError(f"recorded_settings: expected FocalSettings, but got {settings!r:.80}")

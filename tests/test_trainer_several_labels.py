@@ -304,6 +304,14 @@ class TestPriorBias:
         assert drift(whole.model.state_dict(), resumed.model.state_dict()) == 0
         assert resumed.recorded_settings().prior_bias
 
+    def test_training_on_is_no_new_start(self, tmp_path):
+        trainer = make_trainer(tmp_path, task="multi_label", max_steps=1, learning_rate=0.0)
+        trainer.train()
+        biases = trainer.model.classifier.bias.data.add_(1).clone()  # as if it had learned
+        trainer.train()
+        assert torch.equal(trainer.model.classifier.bias, biases)
+        assert FocalSettings.from_config(trainer.model.config).prior_bias
+
     def test_it_says_what_it_did(self, tmp_path, caplog):
         with caplog.at_level("INFO", "hf_focal"):
             self.started(tmp_path)
