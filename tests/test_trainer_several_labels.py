@@ -164,7 +164,7 @@ class TestLabelsThatAreNotKnown:
         p_t = torch.where(labels == 1, logits.sigmoid(), 1 - logits.sigmoid())[labels != -100]
         expected = (weights * (1 - p_t) ** 2 * -p_t.log()).mean().item()
         (log,) = (log for log in trainer.state.log_history if "loss" in log)
-        assert log["loss"] == pytest.approx(expected, rel=1e-4)
+        assert log["loss"] == pytest.approx(expected, abs=1e-4)  # transformers 4 rounds it
         assert log["mean_p_t"] == pytest.approx(p_t.mean().item(), rel=1e-5)
         assert trainer.evaluate(data)["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
