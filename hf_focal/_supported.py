@@ -63,10 +63,22 @@ def check_model(model: nn.Module, args: TrainingArguments) -> None:
         raise ValueError(
             f"label_names: expected one name, as FocalTrainer trains on one kind of labels, but got {args.label_names}"
         )
-    if getattr(config, "output_router_logits", False) and getattr(config, "router_aux_loss_coef", 0):
+    router_loss = max(getattr(config, key, 0) or 0 for key in ("router_aux_loss_coef", "aux_loss_coef"))  # JetMoe's
+    if getattr(config, "output_router_logits", False) and router_loss:
         raise ValueError(
             f"model: {name} adds the balancing loss of its router, which it makes only of labels that it is shown, and "
             "FocalTrainer would leave out; set config.output_router_logits = False to train without it"
+        )
+    if getattr(config, "z_loss_coefficient", 0):  # Bamba's
+        raise ValueError(
+            f"model: {name} adds a loss of the size of its logits, which it makes only of labels that it is shown, and "
+            "FocalTrainer would leave out; set config.z_loss_coefficient = 0 to train without it"
+        )
+    ngram = getattr(config, "ngram", 1)
+    if ngram > 1 and not getattr(config, "disable_ngram_loss", True):  # ProphetNet's
+        raise ValueError(
+            f"model: {name} predicts {ngram} tokens at once, of which FocalTrainer would train the first alone; set "
+            "config.disable_ngram_loss = True to train so"
         )
     parameter = inspect.signature(model.forward).parameters.get("labels")
     if parameter is not None and parameter.default is not None:
