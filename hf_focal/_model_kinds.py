@@ -1,5 +1,6 @@
 """Which model is of which kind, by the classes of transformers that it is made of."""
 
+import inspect
 from collections.abc import Collection
 from typing import Any
 
@@ -8,10 +9,26 @@ from transformers.models.auto import modeling_auto
 
 
 CAUSAL_LANGUAGE_MODELS = {*modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
-SEQUENCE_TO_SEQUENCE_MODELS = {*modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()}
+# Decoders whose own loss compares each logit with the label of the same place: who trains them has shifted the labels.
+UNSHIFTED_LANGUAGE_MODELS = {
+    *(
+        f"{name}ForCausalLM"
+        for name in (
+            *("Bart", "BigBirdPegasus", "Blenderbot", "BlenderbotSmall", "CpmAnt", "MBart", "Marian", "Mvp", "PLBart"),
+            *("Pegasus", "ProphetNet", "TrOCR", "Whisper", "XLMProphetNet"),
+        )
+    ),
+    *("XLMWithLMHeadModel", "XLNetLMHeadModel"),
+}
+# They write a text about a text, a sound or a picture: some with an encoder and a decoder, the others as causal models.
+CONDITIONAL_LANGUAGE_MODELS = {
+    name
+    for task in ("SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "VISION_2_SEQ", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
+    for name in getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES", {}).values()
+}
 LANGUAGE_MODELS = {
     *CAUSAL_LANGUAGE_MODELS,
-    *SEQUENCE_TO_SEQUENCE_MODELS,
+    *CONDITIONAL_LANGUAGE_MODELS,
     *modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values(),
 }
 TOKEN_CLASSIFIERS = {*modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values()}
@@ -36,6 +53,22 @@ UNSUPPORTED = {
 def is_one_of(model: nn.Module, class_names: Collection[str]) -> bool:
     """Whether the class of a model, or a parent of it, has one of the names."""
     return any(parent.__name__ in class_names for parent in type(model).__mro__)
+
+
+def has_decoder_inputs(model: nn.Module) -> bool:
+    """Whether a language model reads, beside its input, the text that it is to write."""
+    return (
+        is_one_of(model, CONDITIONAL_LANGUAGE_MODELS)
+        and "decoder_input_ids" in inspect.signature(model.forward).parameters
+    )
+
+
+def predicts_next_token(model: nn.Module) -> bool:
+    """Whether the loss of a language model compares its logits with the labels of the places after them."""
+    if is_one_of(model, UNSHIFTED_LANGUAGE_MODELS):
+        return False
+    is_conditional = is_one_of(model, CONDITIONAL_LANGUAGE_MODELS)
+    return is_one_of(model, CAUSAL_LANGUAGE_MODELS) or (is_conditional and not has_decoder_inputs(model))
 
 
 def task_of(model: nn.Module) -> str:

@@ -24,12 +24,12 @@ from ._class_weights import Alpha, sigmoid_weights, softmax_weights
 from ._kernels import FocalKernel, GammaOfTargets, SigmoidFocal, SoftmaxFocal, beside, evaluate
 from ._loss_statistics import LossStatistics
 from ._model_kinds import (
-    CAUSAL_LANGUAGE_MODELS,
     LANGUAGE_MODELS,
-    SEQUENCE_TO_SEQUENCE_MODELS,
+    has_decoder_inputs,
     is_multi_label,
     is_one_of,
     num_classes_of,
+    predicts_next_token,
 )
 from ._prior_bias import find_new_head, prior_logits
 from ._sample_weights import USUAL_NAMES, check_sample_weights, sum_weights, weigh_targets
@@ -65,7 +65,7 @@ class FocalTrainer(Trainer):
     rows, with ``problem_type="multi_label_classification"``), and 0 or 1 for the one logit of a model with
     ``num_labels=1``, take [`sigmoid_focal_loss`]. ``label_smoothing_factor``
     is honoured, except for multi-label, where `Trainer` disables it too. The logits of causal language models are
-    shifted against their labels as `Trainer` does it. During training the settings are stored in the model's config as
+    shifted against their labels where the models do it themselves. During training the settings are stored in the model's config as
     ``focal_loss`` (gamma, alpha, label_smoothing, label_counts, class_prior), and saved with it; beside a PEFT adapter,
     which has no config, as ``focal_loss.json``. [`posterior_from_config`] reads them, and [`FocalTrainer.calibrate`] adds
     to them.
@@ -439,10 +439,10 @@ class FocalTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
-        """As [`~transformers.Trainer.get_batch_samples`]; of causal language models, counts what is predicted."""
+        """As [`~transformers.Trainer.get_batch_samples`]; of language models, counts what is predicted."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         name = self._names_of_labels()[0]
-        is_counted_otherwise = name != "labels" or self._is_causal()
+        is_counted_otherwise = name != "labels" or is_one_of(self._core_model(), LANGUAGE_MODELS)
         if is_counted_otherwise and batches and all(name in batch for batch in batches):
             # Trainer counts `labels`, and those of some causal models as if the first token were predicted too.
             counted = [{"labels": self._counted_labels(batch, name)} for batch in batches]
@@ -475,9 +475,10 @@ class FocalTrainer(Trainer):
         return sorted(names, key=lambda name: name != "labels") or ["labels"]
 
     def _counted_labels(self, batch: dict[str, Any], name: str) -> Tensor:
-        if not self._is_causal():
+        if not is_one_of(self._core_model(), LANGUAGE_MODELS):
             return batch[name]
-        predicted = batch["shift_labels"] if "shift_labels" in batch else self._aligned(batch[name])
+        is_shifted = self._is_causal() and "shift_labels" in batch
+        predicted = batch["shift_labels"] if is_shifted else self._aligned(batch[name])
         return F.pad(predicted, (1, 0), value=-100)  # Trainer may leave out the first
 
     def target_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -800,7 +801,7 @@ class FocalTrainer(Trainer):
         return getattr(self._core_model(), "config", None)
 
     def _is_causal(self) -> bool:
-        return is_one_of(self._core_model(), CAUSAL_LANGUAGE_MODELS)
+        return predicts_next_token(self._core_model())
 
     def _aligned(self, labels: Tensor) -> Tensor:
         """What the logits predict, which of causal language models is the next token."""
@@ -822,10 +823,8 @@ class FocalTrainer(Trainer):
         labels = inputs.pop(names[0])
         if self._is_causal():
             labels = inputs["shift_labels"] if "shift_labels" in inputs else self._aligned(labels)
-        elif is_one_of(self._core_model(), SEQUENCE_TO_SEQUENCE_MODELS) and not inputs.keys() & _DECODER_INPUTS:
-            # Which models make of the labels that they are not shown.
-            model: Any = self._core_model()
-            inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
+        elif not inputs.keys() & _DECODER_INPUTS and has_decoder_inputs(self._core_model()):
+            inputs["decoder_input_ids"] = _decoder_inputs_of(self._core_model(), labels)
         return {**inputs, "labels": labels}
 
     def _without_sample_weights(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -975,6 +974,20 @@ class FocalTrainer(Trainer):
 
 def _takes_weights(compute_metrics: Callable) -> bool:
     return "sample_weight" in inspect.signature(compute_metrics).parameters
+
+
+def _decoder_inputs_of(model: Any, labels: Tensor) -> Tensor:
+    """What an encoder-decoder makes of the labels, that it is not shown here: each of them is read after it is written."""
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        return model.prepare_decoder_input_ids_from_labels(labels=labels)
+    start, pad = (getattr(model.config, name, None) for name in ("decoder_start_token_id", "pad_token_id"))
+    if start is None or pad is None:
+        raise ValueError(
+            f"decoder_input_ids: missing from the batch, and the config of {type(model).__name__} has no "
+            "decoder_start_token_id and pad_token_id to make them of the labels; have the collator add them"
+        )
+    shifted = F.pad(labels[..., :-1], (1, 0), value=start)
+    return shifted.masked_fill(shifted == -100, pad)
 
 
 def _without_cycle(method: Callable) -> Callable:

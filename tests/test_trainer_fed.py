@@ -13,12 +13,21 @@ from exactness import tiny_dataset, tiny_model
 from test_trainer import batch_of, drift, make_trainer
 from transformers import (
     BartConfig,
+    BartForCausalLM,
     BartForConditionalGeneration,
     BertConfig,
     BertLMHeadModel,
+    BlenderbotConfig,
+    BlenderbotForConditionalGeneration,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     Trainer,
     TrainerCallback,
     TrainingArguments,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
     default_data_collator,
 )
 
@@ -299,6 +308,18 @@ class TestLossesThatWereLost:
         with pytest.raises(ValueError, match="balancing loss of its router.*output_router_logits = False"):
             make_trainer(tmp_path, model=model)
 
+    @pytest.mark.parametrize(
+        "config, advice",
+        [
+            ({"output_router_logits": True, "aux_loss_coef": 0.01}, "output_router_logits = False"),  # JetMoe
+            ({"z_loss_coefficient": 0.1}, "z_loss_coefficient = 0"),  # Bamba
+            ({"ngram": 2, "disable_ngram_loss": False}, "disable_ngram_loss = True"),  # ProphetNet
+        ],
+    )
+    def test_so_are_others_that_the_config_shows(self, tmp_path, config, advice):
+        with pytest.raises(ValueError, match=advice):
+            make_trainer(tmp_path, model=tiny_model(**config))
+
     def test_a_second_kind_of_labels_is_refused(self, tmp_path):
         class TwoHeads(torch.nn.Module):
             def __init__(self):
@@ -454,6 +475,66 @@ class TestLanguageModels:
         targets = torch.tensor(ids)[:, 1:]
         assert metrics["eval_loss"] == pytest.approx(focal_loss(logits, targets, gamma=5).item(), rel=1e-5)
         assert metrics["eval_cross_entropy"] == pytest.approx(F.cross_entropy(logits, targets).item(), rel=1e-5)
+
+
+BART = {"vocab_size": 30, "d_model": 16, "max_position_embeddings": 16, "dropout": 0.0, "decoder_start_token_id": 2}
+BART |= {f"{part}_{what}": n for part in ("encoder", "decoder") for what, n in (("layers", 1), ("attention_heads", 2))}
+BART |= {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+LLAMA = {
+    "vocab_size": 30,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+VISION = {**LLAMA, "num_hidden_layers": 2, "image_size": 8, "patch_size": 4, "projection_dim": 16}
+AUDIO = {"num_mel_bins": 4, "max_source_positions": 6, "max_target_positions": 16}
+
+
+class TestLanguageModelsAreFedAsTheirOwnLossFeedsThem:
+    """Their loss, in float64, of the one batch of a step, and the first that is logged."""
+
+    MODELS = {
+        "an encoder-decoder that has no method for it": lambda: BlenderbotForConditionalGeneration(
+            BlenderbotConfig(**BART)
+        ),
+        "one that listens": lambda: WhisperForConditionalGeneration(WhisperConfig(**BART, **AUDIO)),
+        "a causal one that sees": lambda: LlavaForConditionalGeneration(
+            LlavaConfig(vision_config=CLIPVisionConfig(**VISION), text_config=LlamaConfig(**LLAMA), image_token_id=29)
+        ),
+        "a decoder that does not shift": lambda: BartForCausalLM(BartConfig(**BART)),
+    }
+
+    @pytest.mark.parametrize("kind", MODELS)
+    def test_as_in_the_model(self, tmp_path, kind):
+        torch.manual_seed(0)
+        model = self.MODELS[kind]()
+        labels = torch.randint(3, 29, (8, 6))
+        labels[::2, 3:] = -100
+        inputs = {"input_ids": torch.randint(3, 29, (8, 6))}
+        if "listens" in kind:
+            inputs = {"input_features": torch.randn(8, 4, 12)}
+        with torch.no_grad():
+            expected = (
+                model.eval()
+                .double()(
+                    **{name: value.double() if value.is_floating_point() else value for name, value in inputs.items()},
+                    labels=labels,
+                )
+                .loss.item()
+            )
+        model.float()
+        data = Dataset.from_dict({**{k: v.tolist() for k, v in inputs.items()}, "labels": labels.tolist()})
+        arguments = {"per_device_train_batch_size": 8, "max_steps": 1, "logging_strategy": "steps", "logging_steps": 1}
+        trainer = make_trainer(tmp_path, model=model, train_dataset=data, gamma=0, **arguments)
+        trainer.train()
+        assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-4)
+
+    def test_without_a_start_there_is_advice(self, tmp_path):
+        model = BlenderbotForConditionalGeneration(BlenderbotConfig(**{**BART, "pad_token_id": None}))
+        data = Dataset.from_dict({"input_ids": [[3, 4]] * 8, "labels": [[3, 4]] * 8})
+        with pytest.raises(ValueError, match="decoder_input_ids: missing from the batch.*have the collator add them"):
+            make_trainer(tmp_path, model=model, train_dataset=data).train()
 
 
 class TakesShiftedLabels(BertLMHeadModel):
