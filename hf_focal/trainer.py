@@ -618,7 +618,9 @@ class FocalTrainer(Trainer):
                 self._evaluated_batch["weight"] = weights.flatten().float()
         elif self._is_logging_step() and not is_distribution:
             counts = None if is_language_model else self._counts_for_the_record()
-            label_counts = None if counts is None else counts.counts.tolist()
+            # Of one logit, without a config that says so, two classes were counted.
+            is_of_the_logits = counts is not None and len(counts.counts) <= logits.shape[-1]
+            label_counts = counts.counts.tolist() if counts is not None and is_of_the_logits else None
             self._statistics.add(logits.detach(), labels, losses.detach(), is_target, label_counts)
         if num_items_in_batch is None:
             num_targets = counted.sum()

@@ -42,6 +42,22 @@ def test_any_form_of_labels(tmp_path, form):
     assert posterior_from_config(logits, trainer.model.config).shape == (24, 1)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_of_a_module_without_a_config_too(tmp_path, form):
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = one_logit_model()
+
+        def forward(self, input_ids, labels=None):
+            return {"logits": self.model(input_ids).logits}
+
+    arguments = {"train_dataset": data_of(FORMS[form]), "logging_strategy": "steps", "logging_steps": 1}
+    trainer = make_trainer(tmp_path, model=Module(), **arguments)
+    trainer.train()
+    assert 0.4 < trainer.state.log_history[0]["mean_p_t"] < 0.6
+
+
 def test_trained_as_two_logits_whose_first_is_0(tmp_path):
     """The softmax of (0, z) is the sigmoid of z, so that alpha and gamma do the same."""
 
