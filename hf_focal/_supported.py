@@ -121,7 +121,8 @@ def find_logits(outputs: Any, num_classes: int | None) -> Tensor:
             "transformers.utils.ModelOutput"
         )
     if not isinstance(logits, Tensor) or logits.dim() < 2:
-        found = ", ".join(map(shown, outputs)) if isinstance(outputs, (tuple, list)) else shown(outputs)
+        returned = logits if isinstance(outputs, dict) else outputs
+        found = ", ".join(map(shown, returned)) if isinstance(returned, (tuple, list)) else shown(returned)
         raise ValueError(f"model: expected logits of shape (batch, ..., classes), but got {found}. {SUPPORTED}")
     return logits
 

@@ -235,8 +235,9 @@ class FocalTrainer(Trainer):
             return loss
         if isinstance(outputs, dict):
             return loss, outputs
-        # The model has not seen the labels, so its tuple lacks the loss that Trainer expects at the front.
-        entries = (outputs,) if isinstance(outputs, Tensor) else (entry for entry in outputs if entry is not None)
+        # The model has not seen the labels, so its tuple lacks the loss that Trainer expects at the front, or holds a gap
+        # or a number in its place.
+        entries = (outputs,) if isinstance(outputs, Tensor) else (entry for entry in outputs if not _is_scalar(entry))
         return loss, (loss, *entries)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
@@ -972,6 +973,10 @@ class FocalTrainer(Trainer):
             return self.label_distribution()
         except ValueError:  # labels that a collator makes, say, need not be counted
             return None
+
+
+def _is_scalar(entry: Any) -> bool:
+    return entry is None or isinstance(entry, (int, float)) or (isinstance(entry, Tensor) and entry.dim() == 0)
 
 
 def _takes_weights(compute_metrics: Callable) -> bool:

@@ -391,6 +391,29 @@ class TestTuples:
         expected = focal_loss(model(batch["input_ids"])[1], batch["labels"])
         torch.testing.assert_close(trainer.compute_loss(model, batch), expected)
 
+    @pytest.mark.parametrize("loss", [None, 0.0, torch.tensor(1.0)])
+    def test_what_stands_in_the_place_of_the_loss_is_no_prediction(self, tmp_path, loss):
+        class Tuples(type(tiny_model())):
+            def forward(self, input_ids, labels=None):
+                return (loss, super().forward(input_ids).logits)
+
+        trainer = make_trainer(tmp_path, model=Tuples(tiny_model().config))
+        data = tiny_dataset()
+        expected = trainer.model.eval()(torch.tensor(data["input_ids"][:]))[1].detach()
+        np.testing.assert_allclose(trainer.predict(data).predictions, expected, rtol=1e-5, atol=1e-6)
+
+    def test_logits_without_a_dimension_of_classes_are_shown(self, tmp_path):
+        class Squeezed(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.model = tiny_model()
+
+            def forward(self, input_ids, labels=None):
+                return {"logits": self.model(input_ids).logits[:, 0]}
+
+        with pytest.raises(ValueError, match=r"\(batch, ..., classes\), but got torch.float32 of shape \(8,\)"):
+            make_trainer(tmp_path, model=Squeezed()).train()
+
     def test_a_module_of_any_class_says_in_its_config_how_many_classes_it_has(self, tmp_path):
         class Any(torch.nn.Module):
             def __init__(self):
