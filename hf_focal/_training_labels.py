@@ -1,6 +1,6 @@
 """The labels that a trainer feeds to its model: counted as what they are there, class ids."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -98,12 +98,13 @@ def check_strings_are_mapped(dataset: Any, collator: Any, label_names: Sequence[
     Raises:
         `ValueError`: If there are such strings; the message says how to make ids of them.
     """
-    if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
-        return
     if not getattr(collator, "__module__", type(collator).__module__).startswith("transformers."):
         return
-    for name in sorted({*(label_names or []), "label", "labels"} & {*dataset.column_names}):
-        if any(_holds_strings(feature) for feature in _label_features(dataset, [name])):
+    # Of a list the first example is looked at; of other things that could run code, and a stream would lose its first row.
+    first = dataset[0] if isinstance(dataset, (list, tuple)) and dataset and isinstance(dataset[0], Mapping) else {}
+    for name in sorted({*(label_names or []), "label", "labels"}):
+        holds_strings = any(_holds_strings(feature) for feature in _label_features(dataset, [name]))
+        if holds_strings or isinstance(first.get(name), str):
             raise ValueError(
                 f"labels: column {name!r} of train_dataset holds strings, which cannot reach the model; make class ids of "
                 f"them, with dataset.class_encode_column({name!r}) or a mapping of your own"

@@ -88,6 +88,14 @@ class TestStrings:
         trainer = make_trainer(tmp_path, model=model, train_dataset=encoded, alpha="inverse")
         assert trainer.alpha.tolist() == pytest.approx([0.6, 3.0])  # the ids that are fed are those of the alphabet
 
+    @pytest.mark.parametrize("kind", ["a stream", "a list"])
+    def test_that_nobody_maps_are_refused_wherever_they_can_be_seen(self, tmp_path, kind):
+        model, data = spam()
+        data = data.to_iterable_dataset() if kind == "a stream" else [*data]
+        with pytest.raises(ValueError, match="column 'label' of train_dataset holds strings.*class_encode_column"):
+            make_trainer(tmp_path, model=model, train_dataset=data, max_steps=1)
+        make_trainer(tmp_path, model=model, train_dataset=data, max_steps=1, data_collator=collate).train()
+
 
 class TestTransforms:
     def flipped(self):
