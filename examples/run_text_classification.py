@@ -36,6 +36,7 @@ from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
     HfArgumentParser,
+    PreTrainedModel,
     TrainerCallback,
     set_seed,
 )
@@ -160,6 +161,7 @@ def run(
     load_splits: Callable[[DataArguments, str | None], DatasetDict] = partial(
         load_splits, embedded_default=load_embedded_default
     ),
+    prepare_model: Callable[[PreTrainedModel], PreTrainedModel] | None = None,
     trainer_class: type[FocalTrainer] = FocalTrainer,
     callbacks: list[TrainerCallback] | None = None,
 ) -> tuple[FocalTrainer, dict[str, PredictionOutput]]:
@@ -236,7 +238,7 @@ def run(
         path, config=config, ignore_mismatched_sizes=model_args.ignore_mismatched_sizes, **hub
     )
     trainer = trainer_class(
-        model=model,
+        model=model if prepare_model is None else prepare_model(model),
         args=training_args,
         train_dataset=datasets.get("train"),
         eval_dataset=datasets.get("validation"),

@@ -2,7 +2,7 @@
 
     python -m baselines cell --rival logit_adjustment --dataset_name bbc_longtail --max_seq_length 64 --seed 1
 
-The flags are those of `run_text_classification.py` and the three below. After each epoch the model is scored on the
+The flags are those of `run_text_classification.py` and those below. After each epoch the model is scored on the
 validation split, and the best one is kept (`--metric_for_best_model`, by default f1_macro); the test split is predicted
 once, with that model. The model cards of a sweep hold such a command.
 """
@@ -11,17 +11,20 @@ import json
 import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+import datasets.config
 import torch
 from data.labelled_texts import DataArguments
 from datasets import DatasetDict
 from run_text_classification import ModelArguments, run
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import HfArgumentParser, PretrainedConfig, TrainerCallback
 
 from baselines.data import data_fingerprint, load_baseline_splits
+from baselines.frozen_layers import freeze_layers
 from baselines.rivals import RIVALS
 from hf_focal import (
     FocalSettings,
@@ -48,9 +51,9 @@ class BaselineArguments:
     validation_share: float | None = field(
         default=None, metadata={"help": "Share of the training texts to validate on, where there is no such split."}
     )
-    prior_bias: bool = field(
-        default=False,
-        metadata={"help": "Multi-label: start the biases of the head at the log odds of the labels in training."},
+    frozen_layers: int = field(
+        default=0,
+        metadata={"help": "Of a BERT: how many layers from below, with the embeddings, stay as they are."},
     )
 
     def __post_init__(self):
@@ -58,6 +61,7 @@ class BaselineArguments:
             raise ValueError(f"--rival: expected one of {', '.join(RIVALS)}, but got {self.rival!r}")
 
 
+FROZEN_LAYERS_CACHE = Path(datasets.config.HF_DATASETS_CACHE, "hf_focal_frozen_layers")
 CELL_COMMAND = ["python", "-m", "baselines", "cell"]
 
 Arguments = tuple[BaselineArguments, ModelArguments, DataArguments, FocalTrainingArguments]
@@ -66,27 +70,6 @@ Arguments = tuple[BaselineArguments, ModelArguments, DataArguments, FocalTrainin
 def parse_cell(flags: list[str]) -> Arguments:
     parser = HfArgumentParser((BaselineArguments, ModelArguments, DataArguments, FocalTrainingArguments))
     return parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
-
-
-class PriorBias(TrainerCallback):
-    """Starts the biases of a head at the log odds of its labels, with half an example added to both sides.
-
-    Otherwise the first steps are spent on making all labels rare, through the weights that should tell texts apart
-    (Lin et al. 2017, https://arxiv.org/abs/1708.02002, section 4.1, for one foreground class).
-    """
-
-    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
-        if state.global_step:
-            return  # resumed
-        labels = torch.as_tensor(train_dataloader.dataset["labels"][:], dtype=torch.float64)
-        if labels.ndim != 2:
-            raise ValueError("--prior_bias: expected several labels per example")
-        linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module.bias is not None]
-        heads = [module for module in linear if module.out_features == labels.shape[1]]
-        if not heads:
-            raise ValueError("--prior_bias: expected a model with a linear head with a bias for each label")
-        with torch.no_grad():
-            heads[-1].bias.copy_(((labels.sum(0) + 0.5) / (len(labels) + 1)).logit())
 
 
 @dataclass
@@ -178,18 +161,19 @@ class Cell:
             return splits
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        if baseline_args.prior_bias and training_args.do_train:
-            callbacks = [PriorBias(), *(callbacks or [])]
-            training_args.focal_prior_bias = (
-                False  # which is right for any gamma, but not what the results were made with
-            )
         trainer_class = RIVALS[baseline_args.rival] if training_args.do_train else FocalTrainer
+        prepare_model = None
+        if baseline_args.frozen_layers:
+            prepare_model = partial(
+                freeze_layers, frozen_layers=baseline_args.frozen_layers, cache_dir=FROZEN_LAYERS_CACHE
+            )
         with (self.folder / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
             trainer, outputs = run(
                 model_args,
                 data_args,
                 training_args,
                 load_splits=load_splits,
+                prepare_model=prepare_model,
                 trainer_class=trainer_class,
                 callbacks=callbacks,
             )

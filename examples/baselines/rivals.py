@@ -1,29 +1,24 @@
 """What focal loss is compared with, each under FocalTrainer's exactness contract: `RIVALS[name]` is the trainer class.
 
-For one class per example, cross entropy but for one thing (with gamma 0 and no alpha, which the caller sets):
+Cross entropy but for one thing (with gamma 0 and no alpha, which the caller sets), for one class per example:
 
 - ``balanced_sampling`` draws the training examples so that each class is equally likely;
 - ``logit_adjustment`` adds the logarithm of the class prior to the logits (Menon et al. 2021).
 
-For several labels per example, losses of their own that refuse another gamma and alpha:
-
-- ``positive_weights``: binary cross entropy where the positives of rare labels weigh more;
-- ``asymmetric``: the asymmetric loss (Ridnik et al. 2021).
+Weighted cross entropy, and for several labels the asymmetric loss (Ridnik et al. 2021, https://arxiv.org/abs/2009.14119),
+are settings of focal loss.
 
 The logits that a model returns are its own, also after `logit_adjustment`. The loss of an evaluation is the one that
 it was trained with, as for [`FocalTrainer`], and like the training it takes the trainer's `train_dataset`.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
-from hf_focal import FocalSettings, FocalTrainer, sigmoid_focal_loss
+from hf_focal import FocalSettings, FocalTrainer
 
 
 class BalancedSampler(WeightedRandomSampler):
@@ -93,68 +88,8 @@ class LogitAdjustmentTrainer(_ClassBalancedTrainer):
         return super().target_losses(logits + self.tau * log_prior, labels)
 
 
-class _LabelLossTrainer(FocalTrainer):
-    """For losses of their own of each label of an example, `label_losses`, which have no gamma and no alpha to set."""
-
-    label_losses: Callable[[Tensor, Tensor], Tensor]
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        settings = super().recorded_settings()
-        if settings.gamma != 0 or settings.alpha is not None:
-            raise ValueError(
-                f"{type(self).__name__} has a loss of its own: expected gamma 0 and no alpha, but got gamma "
-                f"{settings.gamma} and alpha {settings.alpha}"
-            )
-
-    def target_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if labels.shape != logits.shape:
-            raise ValueError(f"{type(self).__name__}: expected several labels per example, as rows of 0 and 1")
-        return self.label_losses(logits.float(), labels.float())
-
-
-class PositiveWeightsTrainer(_LabelLossTrainer):
-    """Binary cross entropy where the positives of label k weigh ``sqrt(negatives_k / positives_k)``.
-
-    The whole ratio is what `torch.nn.BCEWithLogitsLoss` suggests. For a label of 1 in 7,770 documents it is 7,769: a
-    step that meets this document learns nothing else. The square root, 88, is the usual compromise (LVIS repeats
-    images of rare classes by such a root: Gupta et al. 2019, https://arxiv.org/abs/1908.03195), and the mean weight of
-    a label stays below 1.21, so that the learning rate keeps its meaning.
-
-    What is recorded is alpha, of which [`posterior_from_config`] undoes the weights.
-    """
-
-    def label_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        weights = self.positive_weights().to(logits.device)
-        return F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights, reduction="none")
-
-    def positive_weights(self) -> Tensor:
-        distribution = self.label_distribution()
-        if distribution.negatives is None:
-            raise ValueError(f"{type(self).__name__}: expected several labels per example, as rows of 0 and 1")
-        of_negatives, of_positives = distribution.alpha("sqrt_inverse")
-        return of_positives / of_negatives
-
-    def recorded_settings(self) -> FocalSettings:
-        weights = self.positive_weights().tolist()
-        return replace(super().recorded_settings(), alpha=[[1.0] * len(weights), weights])
-
-
-class AsymmetricTrainer(_LabelLossTrainer):
-    """The asymmetric loss of Ridnik et al. 2021 (https://arxiv.org/abs/2009.14119), with the settings of their code.
-
-    It is recorded as cross entropy: [`posterior_from_config`] then takes sigmoid(logits) for the posterior, whose
-    temperature and thresholds [`FocalTrainer.calibrate`] can fit.
-    """
-
-    def label_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return sigmoid_focal_loss(logits, labels, gamma=1.0, gamma_neg=4.0, margin=0.05, reduction="none")
-
-
 RIVALS: dict[str, type[FocalTrainer]] = {
     "focal": FocalTrainer,
     "balanced_sampling": BalancedSamplingTrainer,
     "logit_adjustment": LogitAdjustmentTrainer,
-    "positive_weights": PositiveWeightsTrainer,
-    "asymmetric": AsymmetricTrainer,
 }

@@ -23,12 +23,13 @@ _FLAGS = set(
     "loss dataset_name dataset_config_name dataset_revision text_column_names "
     "label_column_name max_seq_length max_train_samples max_eval_samples max_predict_samples train_file "
     "validation_file test_file model_name_or_path model_revision tokenizer_name ignore_mismatched_sizes "
-    "metric_for_best_model seed data_seed focal_gamma focal_alpha focal_beta label_smoothing_factor learning_rate "
+    "metric_for_best_model seed data_seed focal_gamma focal_gamma_neg focal_margin focal_alpha focal_beta "
+    "focal_alpha_max_ratio focal_alpha_empty_weight focal_prior_bias label_smoothing_factor learning_rate "
     "lr_scheduler_type warmup_steps weight_decay num_train_epochs max_steps max_grad_norm "
     "gradient_accumulation_steps adam_beta1 adam_beta2 adam_epsilon per_device_train_batch_size "
     "per_device_eval_batch_size bf16 fp16 use_cpu full_determinism".split()
 )
-_CELL_FLAGS = _FLAGS | {"rival", "prior_bias", "validation_share"}
+_CELL_FLAGS = _FLAGS | {"rival", "frozen_layers", "validation_share"}
 _SCRIPT_FLAGS = _FLAGS | set(
     "do_train do_eval do_predict eval_strategy eval_steps save_strategy save_steps save_total_limit "
     "load_best_model_at_end greater_is_better logging_strategy logging_steps "

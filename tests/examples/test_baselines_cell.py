@@ -2,11 +2,9 @@
 
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
-from baselines.cell import Cell, PriorBias
+from baselines.cell import Cell
 from baselines.data import cut_validation
 from data.labelled_texts import DataArguments
 from datasets import Dataset, DatasetDict
@@ -41,35 +39,13 @@ def test_record_holds_what_made_it_and_is_the_same_again(model_folder):
     assert any((first[name] != other[name]).any() for name in first)
 
 
-@pytest.mark.parametrize("loss", [{"focal_alpha": "inverse"}, {"loss": "cross_entropy", "rival": "asymmetric"}])
+@pytest.mark.parametrize("loss", [{"focal_alpha": "inverse"}, {"focal_gamma_neg": 4, "focal_margin": 0.05}])
 def test_multi_label(model_folder, loss):
     record = Cell(cell_flags(model_folder, multi_label_data(), "json", **loss), Path("cell")).test()
     assert len(record["focal_loss"]["thresholds"]) == 3
     hits = sum(len({*a} & {*b}) for a, b in zip(record["labels"], record["predictions"]))
     total = sum(map(len, record["labels"])) + sum(map(len, record["predictions"]))
     assert record["metrics"]["f1_micro"] == pytest.approx(2 * hits / total)
-
-
-class TestPriorBias:
-    def test_is_the_log_odds(self, model_folder):
-        flags = cell_flags(model_folder, multi_label_data(), "json", prior_bias=True, num_train_epochs=1)
-        for rate in ("0", "0.01"):
-            Cell([*flags, "--learning_rate", rate], Path(rate)).train()
-        untouched, trained = (load_file(Path(rate, "model.safetensors"))["classifier.bias"] for rate in ("0", "0.01"))
-        counts = torch.tensor([2.0, 6.0, 13.0])  # of 20 examples
-        torch.testing.assert_close(untouched, torch.log((counts + 0.5) / (20 - counts + 0.5)))
-        assert (trained != untouched).all()
-
-    def test_of_classes_is_refused(self, model_folder):
-        flags = cell_flags(model_folder, single_label_data(), prior_bias=True)
-        with pytest.raises(ValueError, match="--prior_bias: expected several labels per example"):
-            Cell(flags, Path("cell")).train()
-
-    def test_needs_a_head(self):
-        loader = SimpleNamespace(dataset=Dataset.from_dict({"labels": [[0, 1, 1], [1, 0, 0]]}))
-        for model in (torch.nn.Linear(4, 3, bias=False), torch.nn.Linear(3, 4)):
-            with pytest.raises(ValueError, match="--prior_bias: expected a model with a linear head with a bias"):
-                PriorBias().on_train_begin(None, SimpleNamespace(global_step=0), None, model, loader)
 
 
 class TestValidationSplit:

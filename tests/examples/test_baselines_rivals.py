@@ -14,15 +14,13 @@ from safetensors.torch import load_file
 from torch.utils.data import BatchSampler, RandomSampler
 from transformers import TrainingArguments
 
-from hf_focal import FocalSettings, FocalTrainer, operating_point_scores, posterior_from_config
+from hf_focal import FocalTrainer, operating_point_scores, posterior_from_config
 
 
 TASKS = {
     "focal": "single_label",
     "balanced_sampling": "single_label",
     "logit_adjustment": "single_label",
-    "positive_weights": "multi_label",
-    "asymmetric": "multi_label",
 }
 LEARNING_RATE = 0.5
 
@@ -62,17 +60,7 @@ def largest(difference):
 
 
 def reference_losses(name, logits, labels, all_labels):
-    """The loss of each example (of each label) in float64, from the formula and with nothing that the package has."""
-    p = logits.sigmoid()
-    if name == "positive_weights":
-        positives = all_labels.sum(0)
-        weights = ((len(all_labels) - positives) / positives).sqrt()
-        return -weights * labels * p.log() - (1 - labels) * (1 - p).log()
-    if name == "asymmetric":
-        p_m = torch.maximum(p - 0.05, torch.zeros_like(p))
-        return -labels * (1 - p) * p.log() - (1 - labels) * p_m**4 * (1 - p_m).log()
-    if name == "bce":
-        return -labels * p.log() - (1 - labels) * (1 - p).log()
+    """The loss of each example in float64, from the formula and with nothing that the package has."""
     if name == "logit_adjustment":
         logits = logits + (torch.bincount(all_labels) / len(all_labels)).double().log()
     return -logits.softmax(-1).log()[torch.arange(len(labels)), labels]
@@ -80,9 +68,8 @@ def reference_losses(name, logits, labels, all_labels):
 
 def reference_step(name, dataset, rows):
     """The weights after one step of gradient descent on these rows, in float64."""
-    model = tiny_model(TASKS.get(name, "multi_label")).double()
+    model = tiny_model(TASKS[name]).double()
     labels = torch.tensor(dataset["labels"][:])
-    labels = labels.double() if labels.is_floating_point() else labels
     logits = model(input_ids=torch.tensor(dataset["input_ids"][:])[rows]).logits
     reference_losses(name, logits, labels[rows], labels).mean().backward()
     with torch.no_grad():
@@ -94,7 +81,7 @@ def reference_step(name, dataset, rows):
 class TestOneStep:
     """Of a dataset of 7: at once, and in micro-batches of 2, 2, 2 and 1."""
 
-    ROWS = range(29, 36)  # in which all classes occur, and all labels do and do not
+    ROWS = range(29, 36)  # in which all classes occur
     CUTS = {
         "at once": {"per_device_train_batch_size": 7},
         "accumulated": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
@@ -114,8 +101,7 @@ class TestOneStep:
         assert largest(after - reference_step(name, dataset, rows)) < 1e-6
         # Negative control: plain cross entropy of all rows is another step.
         if name != "focal":
-            plain = "focal" if TASKS[name] == "single_label" else "bce"
-            assert largest(after - reference_step(plain, dataset, list(range(7)))) > 1e-3
+            assert largest(after - reference_step("focal", dataset, list(range(7)))) > 1e-3
 
     @pytest.mark.parametrize("name", RIVALS)
     def test_a_mean_per_micro_batch_is_far_off(self, tmp_path, name):
@@ -172,20 +158,12 @@ class TestEvaluation:
             raw = trainer.model(input_ids=torch.tensor(trainer.eval_dataset["input_ids"][:])).logits
         assert largest(torch.from_numpy(output.predictions) - raw) < 1e-6
         labels = torch.tensor(trainer.eval_dataset["labels"][:])
-        labels = labels.double() if labels.is_floating_point() else labels
         expected = reference_losses(name, raw.double(), labels, labels).mean().item()
         assert output.metrics["test_loss"] == pytest.approx(expected, rel=1e-5)
         # Negative control: the adjusted logits are others, and so is their loss.
         if name == "logit_adjustment":
             plain = reference_losses("focal", raw.double(), labels, labels).mean().item()
             assert output.metrics["test_loss"] != pytest.approx(plain, rel=1e-2)
-
-    @pytest.mark.parametrize("name", ["positive_weights", "asymmetric"])
-    def test_without_a_global_batch_it_is_the_mean(self, tmp_path, name):
-        trainer = make_trainer(name, tmp_path)
-        batch = {key: torch.tensor(column[:]) for key, column in trainer.eval_dataset.to_dict().items()}
-        loss = trainer.compute_loss(trainer.model, batch)
-        assert loss.item() == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-5)
 
 
 class TestBalancedSampler:
@@ -284,31 +262,6 @@ class TestRecord:
         (-eta * (logits + prior.log()).log_softmax(-1)).sum().backward()
         assert largest(logits.grad) < 1e-12
 
-    def test_posterior_undoes_the_positive_weights(self, tmp_path):
-        trainer = make_trainer("positive_weights", tmp_path)
-        trainer.train()
-        positives = torch.tensor(trainer.train_dataset["labels"][:]).sum(0)
-        weights = ((44 - positives) / positives).sqrt()
-        alpha = torch.tensor(trainer.model.config.focal_loss["alpha"])
-        assert largest(alpha - torch.stack([torch.ones(NUM_LABELS), weights])) < 1e-5
-        # A label with probability eta: where the expected loss has no gradient left, the posterior is eta.
-        eta = torch.tensor([[0.9, 0.5, 0.1]])
-        logits = (eta.logit() + weights.log()).requires_grad_()
-        one, zero = torch.ones_like(eta), torch.zeros_like(eta)
-        (eta * trainer.label_losses(logits, one) + (1 - eta) * trainer.label_losses(logits, zero)).sum().backward()
-        assert largest(logits.grad) < 1e-6
-        posterior = posterior_from_config(logits.detach(), trainer.model.config)
-        assert largest(posterior - eta) < 1e-6
-        assert largest(logits.detach().sigmoid() - eta) > 0.1  # negative control
-
-    def test_asymmetric_is_sigmoid_and_can_be_calibrated(self, tmp_path):
-        trainer = make_trainer("asymmetric", tmp_path)
-        trainer.train()
-        config, logits = trainer.model.config, torch.randn(5, NUM_LABELS)
-        assert largest(posterior_from_config(logits, config) - logits.sigmoid()) < 1e-6
-        trainer.calibrate()
-        assert len(FocalSettings.from_config(config).thresholds) == NUM_LABELS
-
 
 class TestRefusals:
     def test_a_class_without_examples(self, tmp_path):
@@ -320,14 +273,6 @@ class TestRefusals:
     def test_logit_adjustment_of_several_labels(self, tmp_path):
         with pytest.raises(ValueError, match="logit_adjustment: .* but got several labels per example"):
             make_trainer("logit_adjustment", tmp_path, task="multi_label").train()
-
-    @pytest.mark.parametrize("name", ["positive_weights", "asymmetric"])
-    def test_label_losses(self, tmp_path, name):
-        with pytest.raises(ValueError, match="Trainer: expected several labels per example"):
-            make_trainer(name, tmp_path, task="single_label").train()
-        for gamma in (2, None):  # None is the default of FocalTrainer, which is 2 as well
-            with pytest.raises(ValueError, match="a loss of its own: expected gamma 0 and no alpha, but got gamma 2"):
-                make_trainer(name, tmp_path, gamma=gamma)
 
 
 def test_all_are_focal_trainers():

@@ -15,12 +15,12 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 WORDS = {"sport": ["ball", "goal", "match"], "money": ["bank", "share", "profit"], "chess": ["king", "queen", "pawn"]}
 
 
-def save_toy_model(folder: Path) -> str:
+def save_toy_model(folder: Path, **config: int) -> str:
     vocabulary = ["[PAD]", "[UNK]", *(word for words in WORDS.values() for word in words)]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
-    tiny_model().save_pretrained(folder)
+    tiny_model(**config).save_pretrained(folder)
     return str(folder)
 
 

@@ -1,0 +1,124 @@
+"""Comparisons of losses that take minutes: the lower layers of a BERT stay as they are, and each text passes them once.
+
+What they make of a text is kept on disk, and the layers above train as ever, with their dropout. In the last layer only the
+first row is computed, which is all that the head reads. It is a way to compare losses, not to get the best model: that
+takes all layers.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import BertForSequenceClassification, BertModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+
+def freeze_layers(
+    model: nn.Module, frozen_layers: int, cache_dir: Path, dtype: torch.dtype = torch.float16
+) -> nn.Module:
+    """Freezes the embeddings and this many layers of a BERT, in place, and has their output kept in a folder.
+
+    Args:
+        model (`BertForSequenceClassification`): Its weights are where they were, also in what is saved.
+        frozen_layers (`int`): At least 1, and fewer than there are.
+        cache_dir (`Path`): Shared by all models: what is kept is found by the frozen weights and the tokens.
+        dtype (`torch.dtype`, defaults to `torch.float16`): Of what is kept. It is read as float32.
+
+    Raises:
+        `ValueError`: For other models, a decoder, position embeddings other than absolute, or another number of layers.
+    """
+    if type(model) is not BertForSequenceClassification or model.config.is_decoder:
+        raise ValueError(f"--frozen_layers: expected a BERT for texts, but got {type(model).__name__}")
+    if getattr(model.config, "position_embedding_type", "absolute") != "absolute":
+        raise ValueError("--frozen_layers: expected absolute position embeddings")
+    if not 0 < frozen_layers < model.config.num_hidden_layers:
+        raise ValueError(
+            f"--frozen_layers: expected a number from 1 to {model.config.num_hidden_layers - 1}, but got {frozen_layers}"
+        )
+    model.bert = _PartlyFrozenBert(model.bert, frozen_layers, cache_dir, dtype)
+    return model
+
+
+class _PartlyFrozenBert(BertModel):
+    def __init__(self, bert: BertModel, frozen_layers: int, cache_dir: Path, dtype: torch.dtype):
+        super().__init__(bert.config)
+        self.embeddings, self.encoder, self.pooler = bert.embeddings, bert.encoder, bert.pooler
+        self.num_frozen, self.dtype_kept = frozen_layers, dtype
+        digest = hashlib.sha256(f"{dtype} {bert.config.num_attention_heads} {bert.config.hidden_act}".encode())
+        for module in self._frozen():
+            module.requires_grad_(False)
+            for weight in module.state_dict().values():
+                digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
+        self.folder = cache_dir / digest.hexdigest()[:32]
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _frozen(self) -> list[nn.Module]:
+        return [self.embeddings, *self.encoder.layer[: self.num_frozen]]
+
+    def train(self, mode: bool = True) -> "_PartlyFrozenBert":
+        super().train(mode)
+        for module in self._frozen():
+            module.eval()
+        return self
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        **options: object,
+    ) -> BaseModelOutputWithPooling:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        tokens = zip(input_ids.cpu(), types.cpu(), mask.cpu().bool())
+        texts = [self._hidden_states(ids[kept], of[kept]) for ids, of, kept in tokens]
+        hidden = pad_sequence(texts, batch_first=True).to(input_ids.device, torch.float32)
+        lengths = torch.tensor([len(text) for text in texts], device=hidden.device)
+        is_token = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
+        *layers, last = self.encoder.layer[self.num_frozen :]
+        for layer in layers:
+            hidden = _through(layer, hidden, is_token, hidden.shape[1])
+        hidden = _through(last, hidden, is_token, 1)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=self.pooler(hidden))
+
+    def _hidden_states(self, ids: Tensor, types: Tensor) -> Tensor:
+        """What the frozen layers make of a text, which is computed by itself: the same in every batch."""
+        tokens = torch.stack([ids, types]).numpy().astype(np.int32)
+        file = self.folder / f"{hashlib.sha256(tokens.tobytes()).hexdigest()[:32]}.npy"
+        if file.exists():
+            return torch.from_numpy(np.load(file))
+        device = self.embeddings.word_embeddings.weight.device
+        with torch.no_grad():
+            hidden = self.embeddings(input_ids=ids[None].to(device), token_type_ids=types[None].to(device))
+            is_token = torch.ones(hidden.shape[:2], dtype=torch.bool, device=device)
+            for layer in self.encoder.layer[: self.num_frozen]:
+                hidden = _through(layer, hidden, is_token, hidden.shape[1])
+        kept = hidden[0].to(self.dtype_kept).cpu()
+        with NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as part:
+            np.save(part, kept.numpy())
+        os.replace(part.name, file)  # whole, or not there: other trainings read and write the same folder
+        return kept
+
+
+def _through(layer: nn.Module, hidden: Tensor, is_token: Tensor, num_rows: int) -> Tensor:
+    """The first rows, (N, num_rows, H), of what a layer of BERT makes of all rows, (N, L, H)."""
+    attention, rows = layer.attention.self, hidden[:, :num_rows]
+
+    def by_head(projected: Tensor) -> Tensor:
+        return projected.unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
+
+    mixed = F.scaled_dot_product_attention(
+        by_head(attention.query(rows)),
+        by_head(attention.key(hidden)),
+        by_head(attention.value(hidden)),
+        attn_mask=is_token[:, None, None, :],
+        dropout_p=attention.dropout.p if attention.training else 0.0,
+    )
+    attended = layer.attention.output(mixed.transpose(1, 2).flatten(2), rows)
+    return layer.output(layer.intermediate(attended), attended)
