@@ -43,6 +43,7 @@ LOSSES = {
 METRICS = {
     "accuracy": "accuracy",
     "expected_calibration_error": "ECE",
+    "expected_calibration_error_floor": "ECE floor",
     "brier_score": "Brier",
     "negative_log_likelihood": "NLL",
 }

@@ -75,21 +75,25 @@ class ImbalancedClassification(evaluate.Metric):
       occur in references or predictions. A group without any has no entry.
     - `expected_calibration_error` over 15 bins of equal mass, the "adaptive" one of
       [Nixon et al. (2019)](https://arxiv.org/abs/1904.01685); equal confidences share a bin. What is calibrated is the
-      probability of the predicted class; for multi-label data, that of every label of every row, pooled. A bin has as many
-      examples as the others, whatever their weights, which weigh the means within a bin and the bins.
+      probability of the predicted class; for multi-label data, that of each label, and the error is the mean of theirs. A
+      bin has as many examples as the others, whatever their weights, which weigh the means within a bin and the bins.
+    - `expected_calibration_error_floor`: what a perfectly calibrated model of the same confidences scores on as many examples
+      on average (over 50 draws of the outcomes, the same in every call). It is not 0, as a mean of few outcomes is not their
+      probability; differences of this size say nothing.
     - `brier_score`, per example the sum over classes, 0 to 2, as in
       [Brier (1950)](https://doi.org/10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2), and `negative_log_likelihood`,
       infinite if a true class was masked; for multi-label data, both are means over the labels of all rows.
     - For multi-label data, `average_precision_macro` over the labels that occur in the references, if any do.
     - `per_class`: `precision`, `recall`, `f1`, `support` of each class by its name (without names, ``"0"``, ``"1"``, ...),
-      and the `average_precision` of multi-label classes that occur in the references.
+      and for multi-label data the calibration error with its floor, and the `average_precision` of classes that occur in the
+      references.
 
     The class of an example with class probabilities is the most probable one, of equal ones the first. The calibration
     error, the Brier score and the likelihood are the expected ones: as if the example stood there once with each class,
     weighted by its probability.
 
-    With a `sample_weight` of 2 an example counts as if it stood there twice (but for the bins of the calibration error),
-    and with 0 as if it did not. Only `support` is a count of examples whatever their weights.
+    With a `sample_weight` of 2 an example counts as if it stood there twice (but for the calibration error: its bins, and
+    its floor, as two examples do not err together), and with 0 as if it did not. Only `support` is a count of examples whatever their weights.
 
     Args:
         config_name (`str`, *optional*): ``"multilabel"`` for multi-label data.
@@ -314,7 +318,7 @@ def _metrics(
         is_answered = labels != -100
         truth, guess, p = labels == 1, (logits > 0) & is_answered, expit(logits)
         log_likelihood = log_expit(np.where(truth, logits, -logits))[is_answered]
-        confidence, outcome, squares = p[is_answered], truth[is_answered], ((p - truth) ** 2)[is_answered]
+        squares = ((p - truth) ** 2)[is_answered]
         masses = np.broadcast_to(weights[:, None], is_answered.shape)[is_answered]  # of each label
     else:
         ids, guessed = labels if labels.ndim == 1 else labels.argmax(1), logits.argmax(1)
@@ -323,7 +327,7 @@ def _metrics(
         log_p = log_softmax(logits, axis=1)
         p = np.exp(log_p)
         log_likelihood = np.multiply(target, log_p, out=np.zeros_like(log_p), where=target > 0).sum(1)
-        confidence, outcome, masses = p.max(1), target[guess], weights
+        masses = weights
         squares = ((p - target) ** 2).sum(1) + (target * (1 - target)).sum(
             1
         )  # the latter for the variance of the class
@@ -349,23 +353,43 @@ def _metrics(
         for group, classes in class_groups(label_counts).items():
             if occurs[classes].any():
                 metrics[f"f1_{group}"] = f1[classes][occurs[classes]].mean()
-    edges = np.quantile(confidence, np.arange(1, 15) / 15)
-    bins = np.searchsorted(edges, confidence, side="right")
-    gaps = np.bincount(bins, weights=masses * (outcome - confidence))
-    metrics["expected_calibration_error"] = np.abs(gaps).sum() / masses.sum()
     metrics["brier_score"] = np.average(squares, weights=masses)
     metrics["negative_log_likelihood"] = abs(np.average(log_likelihood, weights=masses))
 
     per_class = {"precision": precision, "recall": recall, "f1": f1, "support": support}
     metrics["per_class"] = {name: {key: per_class[key][i].item() for key in per_class} for i, name in enumerate(names)}
-    if is_multi_label and truth.any():
-        ranks = rankdata(logits, method="dense", axis=0)  # all that matters, and finite
-        found = {
-            i: float(average_precision_score(truth[of, i], ranks[of, i], sample_weight=weights[of]))
-            for i in np.flatnonzero(support)
-            for of in [is_answered[:, i]]
-        }
-        for i, average_precision in found.items():
-            metrics["per_class"][names[i]]["average_precision"] = average_precision
-        metrics["average_precision_macro"] = np.mean(list(found.values()))
+    if not is_multi_label:
+        return _as_floats(metrics | _calibration_error(p.max(1), target[guess], weights))
+    ranks = rankdata(logits, method="dense", axis=0)  # all that matters, and finite
+    for i in np.flatnonzero(is_answered.any(0)):
+        of = is_answered[:, i]
+        own = _calibration_error(p[of, i], truth[of, i], weights[of])
+        if support[i]:
+            precision_of_label = average_precision_score(truth[of, i], ranks[of, i], sample_weight=weights[of])
+            own["average_precision"] = float(precision_of_label)
+        metrics["per_class"][names[i]] |= own
+    for name in ("expected_calibration_error", "expected_calibration_error_floor", "average_precision"):
+        values = [own[name] for own in metrics["per_class"].values() if name in own]
+        if values:
+            metrics[f"{name}_macro" if name == "average_precision" else name] = np.mean(values)
+    return _as_floats(metrics)
+
+
+def _calibration_error(confidence: np.ndarray, outcome: np.ndarray, weights: np.ndarray) -> dict[str, float]:
+    """The error of confidences (N) with outcomes 0 to 1 (N), and what is expected where each is the right probability."""
+    edges = np.quantile(confidence, np.arange(1, 15) / 15)
+    bins = np.searchsorted(edges, confidence, side="right")
+
+    def error(outcome: np.ndarray) -> float:
+        return np.abs(np.bincount(bins, weights=weights * (outcome - confidence))).sum() / weights.sum()
+
+    draws = np.random.default_rng(0)
+    drawn = [error(draws.random(len(confidence), np.float32) < confidence) for _ in range(50)]
+    return {
+        "expected_calibration_error": float(error(outcome)),
+        "expected_calibration_error_floor": float(np.mean(drawn)),
+    }
+
+
+def _as_floats(metrics: dict[str, Any]) -> dict[str, Any]:
     return {name: value if name == "per_class" else float(value) for name, value in metrics.items()}

@@ -61,6 +61,11 @@ _METRICS = {
     "f1_weighted": ("Weighted F1", "f1", {"average": "weighted"}),
     "matthews_correlation": ("MCC", "matthews_correlation", None),
     "expected_calibration_error": ("ECE", "expected_calibration_error", None),
+    "expected_calibration_error_floor": (
+        "ECE of a perfectly calibrated model",
+        "expected_calibration_error_floor",
+        None,
+    ),
 }
 
 Value = str | bool | float | list[float] | None

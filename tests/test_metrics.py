@@ -335,8 +335,11 @@ def test_labels_that_do_not_fit_the_problem_type(message, labels, problem_type):
 
 
 def without_bins(metrics):
-    """All but the calibration error, whose bins do not heed weights, and the support, which counts examples."""
-    return {name: value for name, value in metrics.items() if name.split("_")[-1] not in ("error", "support")}
+    """All but the support, which counts examples, and the calibration error: its bins do not heed weights, and its floor
+    is higher for one example of weight 2, which is right or wrong as a whole."""
+    return {
+        name: value for name, value in metrics.items() if "calibration_error" not in name and "support" not in name
+    }
 
 
 @pytest.mark.parametrize("kind", ["ids", "probabilities", "multi_label", "tokens"])
@@ -449,3 +452,70 @@ def test_refuses(message, predictions, references, options):
 def test_unknown_configuration_is_refused():
     with pytest.raises(ValueError, match="config_name: expected None, 'default' or 'multilabel'"):
         ImbalancedClassification("tokens")
+
+
+class TestFloorOfTheCalibrationError:
+    def of(self, p, seed, sample_weight=None):
+        """Of two classes, the outcomes drawn with the probabilities p of class 0."""
+        labels = (np.random.default_rng(seed).random(len(p)) >= p).astype(int)
+        logits = np.stack([np.log(p), np.log1p(-p)], 1)
+        return compute_metrics(EvalPrediction(logits, labels), sample_weight=sample_weight)
+
+    @pytest.mark.parametrize("num_examples", [150, 2500])
+    def test_is_the_mean_of_a_calibrated_model(self, num_examples):
+        p = np.random.default_rng(0).beta(8, 1, num_examples).clip(0.51, 0.999)
+        results = [self.of(p, seed) for seed in range(1, 200)]
+        errors = [result["expected_calibration_error"] for result in results]
+        floors = {result["expected_calibration_error_floor"] for result in results}
+        assert len(floors) == 1  # it is known before the outcomes are
+        assert floors.pop() == pytest.approx(np.mean(errors), rel=0.12)
+
+    def test_weights_raise_it(self):
+        """Few that weigh much are as good as few."""
+        p = np.full(1500, 0.8)
+        weights = np.where(np.arange(1500) % 10, 0.01, 1)
+        plain, weighted = (self.of(p, 1, sample_weight=w)["expected_calibration_error_floor"] for w in (None, weights))
+        # Of one bin, sqrt(2 / pi) of a standard deviation
+        assert plain == pytest.approx((2 / np.pi * 0.16 / 1500) ** 0.5, rel=0.3)
+        assert weighted == pytest.approx((2 / np.pi * 0.16 * (weights**2).sum()) ** 0.5 / weights.sum(), rel=0.3)
+
+    def test_is_0_for_a_certain_model(self):
+        logits = np.where(np.eye(2)[[0, 1] * 20], 0.0, -np.inf)
+        metrics = as_single_label(EvalPrediction(logits, np.array([0, 1] * 20)))
+        assert metrics["expected_calibration_error_floor"] == metrics["expected_calibration_error"] == 0
+
+
+class TestCalibrationErrorOfSeveralLabels:
+    RATES = np.array([0.4, 0.1, 0.02, 0.004])
+
+    def compute(self, p):
+        labels = (np.random.default_rng(0).random((5000, 4)) < self.RATES).astype(float)
+        logits = np.broadcast_to(np.log(p) - np.log1p(-p), (5000, 4))
+        return labels, ImbalancedClassification("multilabel").compute(
+            predictions=logits, references=labels, label_names=list("abcd")
+        )
+
+    def test_is_the_mean_of_that_of_each_label(self):
+        """Pooled, the same rate for all labels would be nearly perfect."""
+        rate = self.RATES.mean()
+        labels, result = self.compute(np.full(4, rate))
+        gaps = np.abs(labels.mean(0) - rate)
+        assert [one["expected_calibration_error"] for one in result["per_class"].values()] == pytest.approx(list(gaps))
+        assert result["expected_calibration_error"] == pytest.approx(gaps.mean()) and gaps.mean() > 0.1
+        assert abs(labels.mean() - rate) < 0.005
+
+    def test_the_rate_of_each_label_is_near_the_floor(self):
+        _, result = self.compute(self.RATES)
+        assert result["expected_calibration_error"] < 3 * result["expected_calibration_error_floor"]
+        for one in result["per_class"].values():
+            assert one["expected_calibration_error_floor"] > 0
+
+    def test_what_is_not_known_plays_no_part(self):
+        logits = np.random.default_rng(1).normal(size=(60, 2))
+        labels = (np.random.default_rng(2).random((60, 2)) < 0.5).astype(float)
+        labels[:30, 0], labels[:, 1] = -100, -100
+        partly = ImbalancedClassification("multilabel").compute(predictions=logits, references=labels)
+        rest = ImbalancedClassification("multilabel").compute(predictions=logits[30:, :1], references=labels[30:, :1])
+        for name in ("expected_calibration_error", "expected_calibration_error_floor"):
+            assert partly["per_class"]["0"][name] == rest["per_class"]["0"][name] == partly[name]
+            assert name not in partly["per_class"]["1"]

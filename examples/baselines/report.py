@@ -27,7 +27,9 @@ TITLES = {
     "f1_head": "head F1",
     "f1_mid": "mid F1",
     "f1_tail": "tail F1",
+    "negative_log_likelihood": "NLL",
     "expected_calibration_error": "ECE",
+    "expected_calibration_error_floor": "ECE floor",
 }
 COMPARED = ("accuracy", "balanced_accuracy", "f1_micro", "f1_macro", "matthews_correlation", "f1_tail")
 COLORS = {"f1_head": "#8c96c6", "f1_mid": "#2b8cbe", "f1_tail": "#d95f0e"}

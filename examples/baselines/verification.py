@@ -8,6 +8,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from run_text_classification import card_arguments, parse_flags, run
 
 from baselines.cell import CELL_COMMAND, Cell, parse_cell
+from hf_focal import FocalTrainingArguments
 from hf_focal.model_card import ModelCardContents, markdown_table, read_model_card
 
 
@@ -23,12 +25,11 @@ _FLAGS = set(
     "loss dataset_name dataset_config_name dataset_revision text_column_names "
     "label_column_name max_seq_length max_train_samples max_eval_samples max_predict_samples train_file "
     "validation_file test_file model_name_or_path model_revision tokenizer_name ignore_mismatched_sizes "
-    "metric_for_best_model seed data_seed focal_gamma focal_gamma_neg focal_margin focal_alpha focal_beta "
-    "focal_alpha_max_ratio focal_alpha_empty_weight focal_prior_bias label_smoothing_factor learning_rate "
+    "metric_for_best_model seed data_seed label_smoothing_factor learning_rate "
     "lr_scheduler_type warmup_steps weight_decay num_train_epochs max_steps max_grad_norm "
     "gradient_accumulation_steps adam_beta1 adam_beta2 adam_epsilon per_device_train_batch_size "
     "per_device_eval_batch_size bf16 fp16 use_cpu full_determinism".split()
-)
+) | {field.name for field in fields(FocalTrainingArguments) if field.name.startswith("focal_")}
 _CELL_FLAGS = _FLAGS | {"rival", "frozen_layers", "validation_share"}
 _SCRIPT_FLAGS = _FLAGS | set(
     "do_train do_eval do_predict eval_strategy eval_steps save_strategy save_steps save_total_limit "

@@ -204,7 +204,7 @@ class TestTables:
         assert shown.index.tolist() == ["cross entropy (baseline)", "focal"]
         assert shown.columns.tolist() == [
             *("settings", "seeds", "accuracy", "balanced accuracy", "macro-F1", "MCC", "head F1", "mid F1", "tail F1"),
-            *("ECE", "minutes"),
+            *("NLL", "ECE", "ECE floor", "minutes"),
         ]
         values = [r["metrics"]["f1_macro"] for r in of_test(records) if r["arm"] == "focal"]
         half = 4.302653 * np.std(values, ddof=1) / 3**0.5  # the quantile of Student's t with 2 degrees of freedom

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from baselines.report import read_records
+from baselines.verification import card_command
 from toy_texts import run, run_baselines, single_label_data, write
 
 from hf_focal.model_card import read_model_card, write_model_card
@@ -204,6 +205,13 @@ def test_a_card_cannot_run_anything_else(card, command, message):
     with pytest.raises(ValueError, match=message):
         run_baselines("verify", card)
     assert not Path("pwned").exists()
+
+
+@pytest.mark.parametrize("command", [CELL, ["python", "run_text_classification.py"]])
+def test_a_card_may_set_all_that_makes_the_loss(command):
+    flags = "--focal_gamma 1 --focal_gamma_neg 4 --focal_margin 0.05 --focal_alpha inverse --focal_alpha_max_ratio 9"
+    flags = [*flags.split(), "--focal_alpha_empty_weight", "1", "--focal_prior_bias", "true", "--dataset_name", "x"]
+    assert card_command([*command, *flags])[1] == flags
 
 
 def test_command_line(card, capsys):
