@@ -945,6 +945,7 @@ class FocalTrainer(Trainer):
 
     def _check_settings(self) -> None:
         """Refuses the settings that the loss would refuse at the first step."""
+        self._check_alpha_has_a_method()
         counts, alpha, num_classes = self._counts_for_the_record(), self.alpha, num_classes_of(self._core_model())
         as_gamma("gamma", self.gamma, num_classes)
         has_several_labels = is_multi_label(self._config())
@@ -963,6 +964,18 @@ class FocalTrainer(Trainer):
                     f"alpha: {alpha} with two classes means the weights {weights.tolist()}, one of which is not learned; for "
                     "equal weights leave alpha out",
                     stacklevel=3,
+                )
+
+    def _check_alpha_has_a_method(self) -> None:
+        """Where there is something to be set of one; a search may bring the method."""
+        alpha = self._setting("alpha")
+        if self.model_init is not None or isinstance(alpha, str) or callable(alpha):
+            return
+        for name in ("alpha_max_ratio", "alpha_empty_weight"):
+            if self._setting(name) is not None:
+                raise ValueError(
+                    f"{name} (the flag --focal_{name}): expected a method of alpha that it goes with, such as 'inverse', but "
+                    f"alpha is {alpha}"
                 )
 
     def _counts_for_the_record(self) -> LabelDistribution | None:

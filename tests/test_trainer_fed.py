@@ -737,6 +737,12 @@ class TestErrorsAreInTheWordsOfTheTrainer:
         with pytest.raises(ValueError, match="^" + message):
             make_trainer(tmp_path, **{"alpha": "inverse", "max_steps": 1, **settings}).train()
 
+    @pytest.mark.parametrize("name", ["alpha_max_ratio", "alpha_empty_weight"])
+    @pytest.mark.parametrize("alpha", [None, [1.0, 1.0, 2.0]])
+    def test_settings_of_a_method_without_one(self, tmp_path, name, alpha):
+        with pytest.raises(ValueError, match=f"{name} .*: expected a method of alpha that it goes with"):
+            make_trainer(tmp_path, alpha=alpha, **{name: 2.0})
+
     @pytest.mark.parametrize("flag", ["alpha_max_ratio", "alpha_empty_weight"])
     def test_of_flags(self, tmp_path, flag):
         flags = {"focal_alpha": "inverse", f"focal_{flag}": -1.0}
