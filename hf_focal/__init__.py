@@ -24,11 +24,14 @@ _MODULE_OF = {
     "apply_temperature": "calibration",
     "fit_temperature": "calibration",
     "calibrate_config": "operating_points",
+    "decide": "operating_points",
     "fit_thresholds": "operating_points",
     "operating_point_scores": "operating_points",
     "posterior_from_config": "operating_points",
     "FocalSettings": "settings",
     "FocalTextClassificationPipeline": "pipeline",
+    "evaluate_model": "evaluation",
+    "evaluate_operating_points": "evaluation",
     "ImbalancedClassification": "metrics",
     "class_groups": "metrics",
     "compute_metrics": "metrics",
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
     from .alpha import compute_alpha as compute_alpha
     from .calibration import apply_temperature as apply_temperature
     from .calibration import fit_temperature as fit_temperature
+    from .evaluation import evaluate_model as evaluate_model
+    from .evaluation import evaluate_operating_points as evaluate_operating_points
     from .losses import FocalLoss as FocalLoss
     from .losses import SigmoidFocalLoss as SigmoidFocalLoss
     from .losses import flsd_53 as flsd_53
@@ -52,6 +57,7 @@ if TYPE_CHECKING:
     from .metrics import class_groups as class_groups
     from .metrics import compute_metrics as compute_metrics
     from .operating_points import calibrate_config as calibrate_config
+    from .operating_points import decide as decide
     from .operating_points import fit_thresholds as fit_thresholds
     from .operating_points import operating_point_scores as operating_point_scores
     from .operating_points import posterior_from_config as posterior_from_config

@@ -25,7 +25,13 @@ from ._known_labels import known_labels
 if TYPE_CHECKING:
     from transformers import EvalPrediction
 
-__all__ = ["ImbalancedClassification", "class_groups", "compute_metrics", "mean_and_interval"]
+__all__ = [
+    "ImbalancedClassification",
+    "class_groups",
+    "classification_metrics",
+    "compute_metrics",
+    "mean_and_interval",
+]
 
 _IS_MULTI_LABEL = {"single_label_classification": False, "multi_label_classification": True}
 
@@ -63,9 +69,9 @@ class ImbalancedClassification(evaluate.Metric):
     `compute` takes logits as `predictions`, shape (N, C), and as `references` class ids, shape (N), where -100 is ignored,
     or rows of shape (N, C), one-hot or class probabilities, where a row of -100 is ignored; or, with the configuration
     ``"multilabel"``, rows of 0 and 1, shape (N, C), and -100 where it is not known whether an example has a label. One logit, C = 1, is that of a label, whatever the configuration. Optional are
-    `label_names` (C different strings), `label_counts` (training examples of each class, shape (C)) and `sample_weight`
-    (how much each example counts, a number >= 0, shape (N)). The predicted class is the one of the highest logit; for
-    multi-label data, every class with a logit above 0. A logit may be -inf (a masked class). It returns:
+    `label_names` (C different strings), `label_counts` (training examples of each class, shape (C)), `sample_weight`
+    (how much each example counts, a number >= 0, shape (N)) and `decisions` (what [`decide`] has decided, where that is not
+    the class of the highest logit or, for multi-label data, every class with a logit above 0; -1 is no decision). A logit may be -inf (a masked class). It returns:
 
     - `accuracy` (for multi-label data, of all that is known of a row); for single-label data also `balanced_accuracy`, the mean recall
       of the classes in the references, and `matthews_correlation`, 0 where either side has one class only.
@@ -144,11 +150,17 @@ class ImbalancedClassification(evaluate.Metric):
         label_names: Sequence[str] | None = None,
         label_counts: Sequence[float] | np.ndarray | None = None,
         sample_weight: Sequence[float] | np.ndarray | None = None,
+        decisions: Sequence | np.ndarray | None = None,
     ) -> dict[str, Any]:
         weights = _as_weights(sample_weight, len(references))
-        is_multi_label = self.config_name == "multilabel"
-        return _metrics(
-            np.asarray(predictions), np.asarray(references), weights, is_multi_label, label_names, label_counts
+        return classification_metrics(
+            np.asarray(predictions),
+            np.asarray(references),
+            weights,
+            self.config_name == "multilabel",
+            label_names,
+            label_counts,
+            None if decisions is None else np.asarray(decisions),
         )
 
 
@@ -210,7 +222,7 @@ def compute_metrics(
     is_multi_label = labels.shape == logits.shape if problem_type is None else _IS_MULTI_LABEL[problem_type]
     if problem_type is None and is_multi_label:
         _check_multi_hot(labels)
-    metrics = _metrics(logits, labels, weights, is_multi_label, label_names, label_counts)
+    metrics = classification_metrics(logits, labels, weights, is_multi_label, label_names, label_counts)
     by_name = metrics.pop("per_class")
     if per_class:
         metrics |= {f"{name}_{key}": value for name, values in by_name.items() for key, value in values.items()}
@@ -278,28 +290,50 @@ def _check_multi_hot(rows: np.ndarray) -> None:
         )
 
 
-def _metrics(
+def classification_metrics(
     logits: np.ndarray,
     labels: np.ndarray,
     weights: np.ndarray,
     is_multi_label: bool,
-    label_names: Sequence[str] | None,
-    label_counts: Sequence[float] | np.ndarray | None,
+    label_names: Sequence[str] | None = None,
+    label_counts: Sequence[float] | np.ndarray | None = None,
+    decisions: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """The metrics of logits (N, ..., C), labels, class ids (N, ...) or rows (N, ..., C), and weights (N)."""
+    """The metrics of [`ImbalancedClassification`].
+
+    Args:
+        logits (array): (N, ..., C).
+        labels (array): Class ids of shape (N, ...), or rows of the shape of `logits`.
+        weights (array): How much each example counts, (N).
+        is_multi_label (`bool`): Whether an example has several labels.
+        label_names, label_counts: As in [`ImbalancedClassification`].
+        decisions (array, *optional*): As in [`ImbalancedClassification`], (N, ...), or for several labels (N, ..., C).
+
+    Returns:
+        `dict`: The metrics, with ``per_class``.
+
+    Raises:
+        `ValueError`: As [`ImbalancedClassification`] does.
+    """
     if logits.ndim < 2:
         raise ValueError(f"predictions: expected logits of shape (N, C) or (N, L, C), but got {logits.shape}")
     num_classes = logits.shape[-1]
     is_multi_label = is_multi_label or num_classes == 1
     known = known_labels(logits.shape, torch.tensor(labels), is_multi_label, "references")
     is_known, labels = (part.numpy() for part in known)
+    shape = logits.shape if is_multi_label else logits.shape[:-1]
+    if decisions is None:
+        decisions = (logits > 0).astype(int) if is_multi_label else logits.argmax(-1)
+    if decisions.shape != shape:
+        raise ValueError(f"decisions: expected shape {shape}, but got {decisions.shape}")
+    decisions = decisions.reshape(-1, *shape[logits.ndim - 1 :])[is_known]
     logits = logits.reshape(-1, num_classes)[is_known]
     weights = weights.repeat(len(is_known) // len(weights))[is_known]  # of each token, if there are any
     if not labels.size:
         raise ValueError("references: expected at least one label other than -100, but got none")
     if not weights.any():
         raise ValueError("sample_weight: expected a number above 0 for some example with a label, but got none")
-    logits, labels, weights = logits[weights > 0], labels[weights > 0], weights[weights > 0]
+    logits, labels, decisions, weights = (part[weights > 0] for part in (logits, labels, decisions, weights))
     is_label = np.isin(labels, [0, 1, -100] if is_multi_label else range(num_classes))
     if (is_multi_label or labels.ndim == 1) and not is_label.all():
         expected = "rows of 0, 1 and -100" if is_multi_label else f"-100 or class ids from 0 to {num_classes - 1}"
@@ -316,12 +350,12 @@ def _metrics(
     if is_multi_label:
         # What is not known counts as a right "no", which no F1 looks at.
         is_answered = labels != -100
-        truth, guess, p = labels == 1, (logits > 0) & is_answered, expit(logits)
+        truth, guess, p = labels == 1, (decisions == 1) & is_answered, expit(logits)
         log_likelihood = log_expit(np.where(truth, logits, -logits))[is_answered]
         squares = ((p - truth) ** 2)[is_answered]
         masses = np.broadcast_to(weights[:, None], is_answered.shape)[is_answered]  # of each label
     else:
-        ids, guessed = labels if labels.ndim == 1 else labels.argmax(1), logits.argmax(1)
+        ids, guessed = labels if labels.ndim == 1 else labels.argmax(1), decisions
         truth, guess = (classes[:, None] == np.arange(num_classes) for classes in (ids, guessed))
         target = truth.astype(np.float64) if labels.ndim == 1 else labels
         log_p = log_softmax(logits, axis=1)
@@ -359,7 +393,7 @@ def _metrics(
     per_class = {"precision": precision, "recall": recall, "f1": f1, "support": support}
     metrics["per_class"] = {name: {key: per_class[key][i].item() for key in per_class} for i, name in enumerate(names)}
     if not is_multi_label:
-        return _as_floats(metrics | _calibration_error(p.max(1), target[guess], weights))
+        return _as_floats(metrics | _calibration_error(p.max(1), target[range(len(p)), p.argmax(1)], weights))
     ranks = rankdata(logits, method="dense", axis=0)  # all that matters, and finite
     for i in np.flatnonzero(is_answered.any(0)):
         of = is_answered[:, i]

@@ -1,4 +1,4 @@
-"""One trained model, several decisions: the most likely class, balanced accuracy, another prior, or the best F1.
+"""One trained model, several decisions: as trained, the most likely class, balanced accuracy, another prior, the best F1, costs.
 
 What a model was trained with is read from its config, where [`FocalTrainer`] has stored it under ``focal_loss``.
 """
@@ -17,19 +17,18 @@ from ._model_kinds import is_multi_label
 from ._upstream import is_traced
 from .calibration import apply_temperature, fit_temperature
 from .posterior import class_posterior, shift_prior, sigmoid_class_posterior
-from .settings import FocalSettings
+from .settings import OPERATING_POINTS, FocalSettings
 
 
 __all__ = [
-    "OPERATING_POINTS",
     "calibrate_config",
+    "decide",
+    "decision_scores",
     "fit_thresholds",
     "operating_point_scores",
     "posterior_from_config",
     "posterior_from_settings",
 ]
-
-OPERATING_POINTS = ("most_likely", "balanced", "f1")
 
 # Of several labels, one whose best F1 is less is not worth its false positives: 8 for each hit, or more.
 _MIN_F1 = 0.2
@@ -112,6 +111,131 @@ def posterior_from_settings(logits: Tensor, settings: FocalSettings, *, multi_la
     return apply_temperature(posterior, settings.temperature, multi_label=multi_label)
 
 
+def decide(
+    logits: Tensor,
+    config: Any,
+    operating_point: str | None = None,
+    *,
+    prior: float | Sequence[float] | Tensor | None = None,
+    costs: Sequence[Sequence[float]] | Tensor | None = None,
+    min_confidence: float = 0.0,
+) -> Tensor:
+    r"""What a model decides: the class of each example, or which labels it has.
+
+    Without more arguments it is the operating point that the model's config records, and ``"as_trained"`` where that says
+    nothing: the decision of the logits themselves, which every stock pipeline makes too. The others decide by the class
+    posterior:
+
+    - ``"most_likely"``: the largest one. It is right most often where classes occur as in training.
+    - ``"balanced"``: the largest one over the class prior, which aims at balanced accuracy.
+    - ``"f1"``, for two classes and for several labels: the thresholds that [`FocalTrainer.calibrate`] found.
+    - a `prior`: the largest one where classes occur with these frequencies ([`shift_prior`]).
+    - `costs`: the class of the least expected cost.
+
+    Args:
+        logits (`Tensor`): Logits of the model, (..., C), of any floating dtype.
+        config (`PreTrainedConfig`): The model's config.
+        operating_point (`str`, *optional*): One of the names above.
+        prior (`float`, sequence or `Tensor` of shape (C), *optional*): Frequencies of the classes where the model is used,
+            in place of a name; for several labels, the share of examples with each, one for all or one per label.
+        costs (sequence or `Tensor` of shape (C, C), *optional*): In row i and column j, what it costs to decide class j where
+            class i is right; for one class per example. It goes with a `prior`, but not with a name.
+        min_confidence (`float`): Where the probability of what is decided is below this, nothing is: -1.
+
+    Returns:
+        `Tensor`: Class ids, int64, of shape (...), or for several labels 0 and 1 of the shape of `logits`; -1 where the
+        confidence is too low.
+
+    Raises:
+        `ValueError`: For an unknown operating point, a prior or costs that are none, or if the config lacks what it takes.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig
+    >>> from hf_focal import decide
+    >>> settings = {"gamma": 0.0, "alpha": None, "label_counts": [90, 10], "class_prior": [0.9, 0.1]}
+    >>> config, logits = BertConfig(num_labels=2, focal_loss=settings), torch.tensor([[1.4, 0.0], [5.0, 0.0]])
+    >>> decide(logits, config)
+    tensor([0, 0])
+    >>> decide(logits, config, "balanced")
+    tensor([1, 0])
+    >>> decide(logits, config, costs=[[0, 1], [10, 0]])  # a miss of class 1 costs ten times a false alarm
+    tensor([1, 0])
+    >>> decide(logits, config, min_confidence=0.9)
+    tensor([-1,  0])
+
+    ```
+    """
+    if not 0 <= min_confidence <= 1:
+        raise ValueError(f"min_confidence: expected a probability, but got {min_confidence!r}")
+    scores, probabilities = decision_scores(logits, config, operating_point, prior=prior, costs=costs)
+    if is_multi_label(config):
+        decided = (scores >= 0.5).long()
+        confidence = torch.where(decided == 1, probabilities, 1 - probabilities)
+    else:
+        decided = scores.argmax(-1)
+        confidence = probabilities.gather(-1, decided[..., None])[..., 0]
+    return torch.where(confidence < min_confidence, -1, decided) if min_confidence else decided
+
+
+def decision_scores(
+    logits: Tensor,
+    config: Any,
+    operating_point: str | None = None,
+    *,
+    prior: float | Sequence[float] | Tensor | None = None,
+    costs: Sequence[Sequence[float]] | Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What [`decide`] decides by, and how probable each class is.
+
+    Args:
+        logits, config, operating_point, prior, costs: As in [`decide`].
+
+    Returns:
+        `tuple[Tensor, Tensor]`: Scores of the shape of `logits`, of which the largest, or for several labels each of 0.5 or
+        more, is decided; and class probabilities of the same shape, whatever decides: the posterior, where classes occur with
+        `prior` if that is given. The probabilities are those of softmax or sigmoid for a gamma that follows p_t.
+
+    Raises:
+        `ValueError`: As [`decide`] does.
+    """
+    settings = FocalSettings.find_in(config) or FocalSettings(gamma=0.0)
+    multi_label = bool(is_multi_label(config))
+    is_of_its_own = not (prior is None and costs is None)
+    if operating_point is not None and is_of_its_own:
+        name = "costs" if prior is None else "prior"
+        raise ValueError(f"{name}: it is an operating point itself, but got {operating_point!r} as well")
+    if operating_point is None:
+        operating_point = "most_likely" if is_of_its_own else settings.operating_point
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if operating_point == "as_trained":
+        scores = logits.double().sigmoid() if multi_label else logits.double().softmax(-1)
+        if multi_label:  # a logit of 0 is a "no", as in the metrics
+            scores = torch.where(logits > 0, scores.clamp_min(0.5), scores.clamp_max(0.5 - 2**-54))
+        has_posterior = not (isinstance(settings.gamma, str) or isinstance(settings.gamma_neg, str))
+        return scores, posterior_from_settings(logits, settings, multi_label=multi_label) if has_posterior else scores
+    posterior = posterior_from_settings(logits, settings, multi_label=multi_label)
+    scores = operating_point_scores(posterior, config, operating_point, prior=prior)
+    if prior is not None:
+        posterior = scores
+    if costs is not None:
+        matrix = torch.as_tensor(costs, dtype=torch.float64, device=posterior.device)
+        num_classes = posterior.shape[-1]
+        if multi_label:
+            raise ValueError(
+                "costs: they are for one class per example; of several labels, each has a threshold of its own"
+            )
+        if matrix.shape != (num_classes, num_classes) or not matrix.isfinite().all():
+            raise ValueError(
+                f"costs: expected a finite number for each of {num_classes} classes that are right and each that is decided, "
+                f"but got {matrix.tolist()}"
+            )
+        scores = -(posterior.double() @ matrix)
+    return scores, posterior
+
+
 def operating_point_scores(
     posterior: Tensor,
     config: Any,
@@ -157,6 +281,10 @@ def operating_point_scores(
 
     ```
     """
+    if operating_point == "as_trained":
+        raise ValueError(
+            "operating_point: 'as_trained' decides by the logits, not by the posterior; decide() takes them"
+        )
     if operating_point not in OPERATING_POINTS:
         raise ValueError(
             f"operating_point: expected one of {', '.join(OPERATING_POINTS)}, but got {operating_point!r}"
@@ -225,7 +353,8 @@ def calibrate_config(logits: Tensor, labels: Tensor, config: Any) -> dict[str, A
 
     ```
     """
-    settings = replace(FocalSettings.from_config(config), temperature=None, thresholds=None)
+    recorded = FocalSettings.from_config(config)
+    settings = replace(recorded, temperature=None, thresholds=None, operating_point="as_trained")
     multi_label = bool(is_multi_label(config))
     if is_multi_label(config) is None and labels.shape == logits.shape:
         raise ValueError(
@@ -242,7 +371,7 @@ def calibrate_config(logits: Tensor, labels: Tensor, config: Any) -> dict[str, A
     elif posterior.shape[-1] == 2:
         classes = labels if labels.dim() == 1 else labels.argmax(-1)
         found["thresholds"] = fit_thresholds(posterior[:, 1], classes)
-    replace(settings, **found).store_in(config)
+    replace(settings, **found, operating_point=recorded.operating_point).store_in(config)
     return found
 
 

@@ -17,7 +17,9 @@ from ._class_weights import sigmoid_weights, softmax_weights
 from .calibration import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 
 
-__all__ = ["FocalSettings"]
+__all__ = ["OPERATING_POINTS", "FocalSettings"]
+
+OPERATING_POINTS = ("as_trained", "most_likely", "balanced", "f1")
 
 FORMAT_VERSION = 1
 # A larger gamma leaves no example a loss, and no posterior a digit.
@@ -53,6 +55,7 @@ class FocalSettings:
         temperature (`float`, *optional*): That of the class posterior, in [0.01, 100].
         thresholds (list of L `float`, *optional*): Above which probability each label is predicted, in [1e-12, 1 - 1e-12]; for two
             classes one, that of class 1.
+        operating_point (`str`): How the model decides unless it is told otherwise, one of `OPERATING_POINTS`; see [`decide`].
 
     Raises:
         `ValueError`: If a value is of another kind or out of its range; the message names it.
@@ -80,6 +83,7 @@ class FocalSettings:
     class_prior: list[float] | None = None
     temperature: float | None = None
     thresholds: list[float] | None = None
+    operating_point: str = "as_trained"
 
     def __post_init__(self) -> None:
         self.gamma = _gamma("gamma", self.gamma)
@@ -104,6 +108,13 @@ class FocalSettings:
             self.temperature = _number("temperature", self.temperature, LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE)
         if self.thresholds is not None:
             self.thresholds = _numbers("thresholds", self.thresholds, SMALLEST_SHARE, 1 - SMALLEST_SHARE)
+        if self.operating_point not in OPERATING_POINTS:
+            raise ValueError(
+                f"operating_point: expected one of {', '.join(OPERATING_POINTS)}, but got {self.operating_point!r:.80}"
+            )
+        needed = {"balanced": "class_prior", "f1": "thresholds"}.get(self.operating_point)
+        if needed is not None and getattr(self, needed) is None:
+            raise ValueError(f"operating_point: {self.operating_point!r} takes {needed}, but there are none")
         lengths = self._lengths()
         first = next(iter(lengths), "")
         for name, length in lengths.items():

@@ -150,7 +150,7 @@ class TestScores:
         "message, kwargs",
         [
             (
-                "operating_point: expected one of most_likely, balanced, f1, but got 'best'",
+                "operating_point: expected one of as_trained, most_likely, balanced, f1, but got 'best'",
                 {"operating_point": "best"},
             ),
             ("prior: it is an operating point itself", {"operating_point": "balanced", "prior": [0.5, 0.5, 0]}),

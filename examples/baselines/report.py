@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.sparse import csr_array
 
+from hf_focal.evaluation import decision_metrics
 from hf_focal.metrics import class_groups, mean_and_interval
 from hf_focal.model_card import escape_markdown, markdown_table
 
@@ -127,37 +128,6 @@ def indicators(ids: list, num_classes: int) -> csr_array:
     return csr_array((np.ones(len(rows)), (rows, np.concatenate(ids))), shape=(len(ids), num_classes))
 
 
-def weighted_metrics(
-    truth: csr_array, guess: csr_array, weights: np.ndarray, groups: dict[str, list[int]], multi_label: bool
-) -> dict[str, np.ndarray]:
-    """The metrics of `hf_focal.metrics` for each column of weights, which say how often an example was drawn.
-
-    Args:
-        truth, guess (sparse array, shape (N, C)): Labels and predictions, as 0 and 1.
-        weights (array, shape (N, B)): Whole numbers.
-        groups (`dict[str, list[int]]`): Classes of head, mid and tail.
-        multi_label (`bool`): Whether macro-F1 is over all labels rather than those that occur.
-
-    Returns:
-        `dict[str, array]`: B values of each metric; NaN for a group of which no class occurs.
-    """
-    true, guessed, hits = (rows.T @ weights for rows in (truth, guess, truth * guess))
-    total, f1, occurs = weights.sum(0), 2 * hits / np.maximum(true + guessed, 1), true + guessed > 0
-    metrics = {"f1_macro": f1.mean(0) if multi_label else f1.sum(0) / occurs.sum(0)}
-    with np.errstate(invalid="ignore"):
-        for group, classes in groups.items():
-            metrics[f"f1_{group}"] = f1[classes].sum(0) / occurs[classes].sum(0)
-        if multi_label:
-            return metrics | {"f1_micro": 2 * hits.sum(0) / np.maximum((true + guessed).sum(0), 1)}
-        metrics["accuracy"] = hits.sum(0) / total
-        metrics["balanced_accuracy"] = (hits / np.maximum(true, 1)).sum(0) / (true > 0).sum(0)
-        # Gorodkin's R_K; 0 where one of the sides has one class only.
-        spread = (total**2 - (true**2).sum(0)) * (total**2 - (guessed**2).sum(0))
-        covariance = hits.sum(0) * total - (true * guessed).sum(0)
-        metrics["matthews_correlation"] = np.where(spread > 0, covariance / np.sqrt(spread), 0.0)
-    return metrics
-
-
 def differences(records: list[dict], baseline: str, replicates: int = 2000, random_seed: int = 0) -> pd.DataFrame:
     """For each arm and metric, the mean difference to the baseline over the seeds both have, with a 95 % interval.
 
@@ -179,7 +149,8 @@ def differences(records: list[dict], baseline: str, replicates: int = 2000, rand
     truth, values = indicators(labels, num_classes), {}
     for arm, seed, predictions in zip(cells["arm"], cells["seed"], cells["predictions"]):
         guess = indicators(predictions, num_classes)
-        values.setdefault(arm, {})[seed] = weighted_metrics(truth, guess, weights, groups, multi_label)
+        counts = [rows.T @ weights for rows in (truth, guess, truth * guess)]
+        values.setdefault(arm, {})[seed] = decision_metrics(*counts, groups, multi_label)
 
     rows = []
     for arm in [arm for arm in values if arm != baseline]:

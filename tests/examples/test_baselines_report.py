@@ -11,6 +11,7 @@ from baselines import report
 from sklearn.metrics import balanced_accuracy_score, f1_score, matthews_corrcoef
 from toy_texts import markdown_rows, run_baselines
 
+from hf_focal.evaluation import decision_metrics
 from hf_focal.metrics import ImbalancedClassification, class_groups
 
 
@@ -72,13 +73,17 @@ def macro_f1(labels, guesses):
     return np.mean([2 * hit / ((labels == k).sum() + (guesses == k).sum()) for k, hit in zip(classes, hits)])
 
 
+def weighted_metrics(truth, guess, weights, groups, multi_label):
+    return decision_metrics(*(rows.T @ weights for rows in (truth, guess, truth * guess)), groups, multi_label)
+
+
 @pytest.mark.parametrize("multi_label", [False, True])
-class TestWeightedMetrics:
+class TestDecisionMetrics:
     def test_unweighted_are_those_of_the_records(self, multi_label):
         for record in of_test(make_records(multi_label=multi_label)):
             truth, guess = (report.indicators(record[key], 6) for key in ("labels", "predictions"))
             groups = class_groups(record["label_counts"])
-            found = report.weighted_metrics(truth, guess, np.ones((120, 1)), groups, multi_label)
+            found = weighted_metrics(truth, guess, np.ones((120, 1)), groups, multi_label)
             assert found.keys() >= {"f1_macro", "f1_head", "f1_mid", "f1_tail"} and len(found) == 7 - 2 * multi_label
             assert {name: value.item() for name, value in found.items()} == pytest.approx(
                 {name: record["metrics"][name] for name in found}, abs=1e-12
@@ -90,7 +95,7 @@ class TestWeightedMetrics:
         weights = np.random.default_rng(1).multinomial(25, [1 / 25] * 25, 20).T
         groups = class_groups(record["label_counts"])
         arrays = (report.indicators(record[key], 6) for key in ("labels", "predictions"))
-        found = report.weighted_metrics(*arrays, weights, groups, multi_label)
+        found = weighted_metrics(*arrays, weights, groups, multi_label)
         for b, repeats in enumerate(weights.T):
             y, p = (np.repeat(rows, repeats, axis=0) for rows in (truth, guess))
             f1, occurs = f1_score(y, p, average=None, zero_division=0), (y | p).any(0)
@@ -113,7 +118,7 @@ class TestWeightedMetrics:
 
 def test_one_class_only():
     rows = report.indicators([0, 0], 2)
-    found = report.weighted_metrics(rows, rows, np.ones((2, 1)), {"head": [0], "mid": [], "tail": [1]}, False)
+    found = weighted_metrics(rows, rows, np.ones((2, 1)), {"head": [0], "mid": [], "tail": [1]}, False)
     assert found["matthews_correlation"] == 0 and found["f1_macro"] == found["f1_head"] == 1
     assert np.isnan([found["f1_mid"], found["f1_tail"]]).all()
 

@@ -1,0 +1,204 @@
+"""What a model scores as it decides: the metrics of the decision in force, and all operating points with intervals."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from ._known_labels import known_labels
+from ._model_kinds import is_multi_label
+from .metrics import class_groups, classification_metrics
+from .operating_points import decide, decision_scores
+from .settings import OPERATING_POINTS, FocalSettings
+
+
+__all__ = ["decision_metrics", "evaluate_model", "evaluate_operating_points", "operating_points_of"]
+
+
+def evaluate_model(
+    logits: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray,
+    config: Any,
+    *,
+    label_names: Sequence[str] | None = None,
+    label_counts: Sequence[float] | None = None,
+    sample_weight: Sequence[float] | np.ndarray | None = None,
+) -> dict[str, Any]:
+    """The metrics of a model as its pipeline decides, and of the probabilities that its pipeline shows.
+
+    The decisions are those of [`decide`], the probabilities its calibrated class posterior. `compute_metrics`, which
+    follows a training, has those of the logits.
+
+    Args:
+        logits (`Tensor` or array): (N, C), or (N, L, C) for tokens.
+        labels (`Tensor` or array): Class ids of shape (N) or (N, L), or rows of the shape of `logits`; -100 is ignored.
+        config (`PreTrainedConfig`): The model's config.
+        label_names, label_counts, sample_weight: As in [`ImbalancedClassification`].
+
+    Returns:
+        `dict`: The metrics of [`ImbalancedClassification`], with ``per_class``.
+
+    Raises:
+        `ValueError`: As [`decide`] and [`ImbalancedClassification`] do.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig
+    >>> from hf_focal import evaluate_model
+    >>> settings = {"gamma": 0.0, "class_prior": [0.9, 0.1], "operating_point": "balanced"}
+    >>> config = BertConfig(num_labels=2, focal_loss=settings)
+    >>> logits, labels = torch.tensor([[4.0, 0.0], [5.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 0, 1])
+    >>> evaluate_model(logits, labels, config)["accuracy"]
+    1.0
+
+    ```
+    """
+    multi_label, logits = bool(is_multi_label(config)), torch.as_tensor(logits)
+    p = decision_scores(logits, config)[1].double()
+    of_posterior = p.clamp(1e-12, 1 - 1e-12).logit() if multi_label else p.log()
+    weights = np.ones(len(logits)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    decided = decide(logits, config).numpy()
+    labels = np.asarray(labels)
+    return classification_metrics(
+        of_posterior.numpy(), labels, weights, multi_label, label_names, label_counts, decided
+    )
+
+
+def operating_points_of(config: Any) -> list[str]:
+    """The names of the operating points that a model has, by what its config records; see [`decide`].
+
+    Example:
+
+    ```python
+    >>> from transformers import BertConfig
+    >>> from hf_focal.evaluation import operating_points_of
+    >>> operating_points_of(BertConfig(focal_loss={"gamma": 2.0, "class_prior": [0.9, 0.1]}))
+    ['as_trained', 'most_likely', 'balanced']
+
+    ```
+    """
+    settings = FocalSettings.find_in(config)
+    if settings is None or isinstance(settings.gamma, str) or isinstance(settings.gamma_neg, str):
+        return ["as_trained"]
+    lacks = {"balanced": settings.class_prior is None, "f1": settings.thresholds is None}
+    return [name for name in OPERATING_POINTS if not lacks.get(name)]
+
+
+def evaluate_operating_points(
+    logits: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray,
+    config: Any,
+    *,
+    label_counts: Sequence[float] | None = None,
+    sample_weight: Sequence[float] | np.ndarray | None = None,
+    replicates: int = 1000,
+) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """The metrics of a model's decisions at each of its operating points, with 95 % intervals.
+
+    Args:
+        logits (`Tensor` or array): (N, C), or (N, L, C) for tokens.
+        labels (`Tensor` or array): Class ids of shape (N) or (N, L), or rows of the shape of `logits`; -100 is ignored.
+            Probabilities stand for the most probable class.
+        config (`PreTrainedConfig`): The model's config.
+        label_counts, sample_weight: As in [`ImbalancedClassification`].
+        replicates (`int`): Of the bootstrap, which draws with replacement as many examples as there are (all tokens of one
+            together); the interval is that of percentiles. The same draws serve all operating points.
+
+    Returns:
+        `dict`: For each of [`operating_points_of`], by name as in [`ImbalancedClassification`], the value of a metric and the
+        ends of its interval.
+
+    Raises:
+        `ValueError`: As [`decide`] does, or if labels and logits do not fit.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig
+    >>> from hf_focal import evaluate_operating_points
+    >>> config = BertConfig(num_labels=2, focal_loss={"gamma": 0.0, "class_prior": [0.9, 0.1]})
+    >>> logits, labels = torch.tensor([[4.0, 0.0], [5.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 0, 1])
+    >>> {name: metrics["accuracy"][0] for name, metrics in evaluate_operating_points(logits, labels, config).items()}
+    {'as_trained': 0.666..., 'most_likely': 0.666..., 'balanced': 1.0}
+
+    ```
+    """
+    multi_label, logits = bool(is_multi_label(config)), torch.as_tensor(logits)
+    num_classes, num_examples = logits.shape[-1], len(logits)
+    is_known, targets = (part.numpy() for part in known_labels(logits.shape, torch.as_tensor(labels), multi_label))
+    if targets.ndim == 2 and not multi_label:
+        targets = targets.argmax(1)
+    rows = np.flatnonzero(is_known) // max(len(is_known) // num_examples, 1)  # the example of each target
+    weights = np.ones(num_examples) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    draws = np.random.default_rng(0)
+    drawn = [
+        np.bincount(draws.integers(num_examples, size=num_examples), minlength=num_examples) for _ in range(replicates)
+    ]
+    # The first column is the data themselves.
+    times = weights[:, None] * np.stack([np.ones(num_examples), *drawn], axis=1)
+    groups = {} if label_counts is None else class_groups(label_counts)
+
+    def counted(is_one: np.ndarray) -> csr_array:
+        """How often each class occurs in each example, (N, C), from rows of the targets, (n, C)."""
+        position, classes = np.nonzero(is_one)
+        return csr_array((np.ones(len(position)), (rows[position], classes)), shape=(num_examples, num_classes))
+
+    found = {}
+    for name in operating_points_of(config):
+        decided = decide(logits, config, name).numpy()
+        decided = decided.reshape(-1, *decided.shape[logits.dim() - 1 :])[is_known]
+        if multi_label:
+            truth, guess = targets == 1, (decided == 1) & (targets != -100)
+        else:
+            truth, guess = (ids[:, None] == np.arange(num_classes) for ids in (targets, decided))
+        is_right = np.bincount(rows, (truth == guess).all(1), num_examples)
+        true, guessed, hits = (counted(part).T @ times for part in (truth, guess, truth & guess))
+        accuracy = (
+            is_right @ times / np.maximum(np.bincount(rows, minlength=num_examples) @ times, np.finfo(float).tiny)
+        )
+        metrics = {"accuracy": accuracy, **decision_metrics(true, guessed, hits, groups, multi_label)}
+        found[name] = {
+            metric: (float(values[0]), float(low), float(high))
+            for metric, values in metrics.items()
+            if not np.isnan(values[0])
+            for low, high in [np.nanquantile(values[1:], [0.025, 0.975])]
+        }
+    return found
+
+
+def decision_metrics(
+    true: np.ndarray, guessed: np.ndarray, hits: np.ndarray, groups: Mapping[str, Sequence[int]], multi_label: bool
+) -> dict[str, np.ndarray]:
+    """The metrics of [`ImbalancedClassification`] that follow from counts, for B sets of examples at once.
+
+    Args:
+        true, guessed, hits (array, shape (C, B)): How often each class is right, decided, and both.
+        groups (mapping): Classes of head, mid and tail, as [`class_groups`] gives them.
+        multi_label (`bool`): Whether an example has several labels.
+
+    Returns:
+        `dict[str, array]`: B values of each metric; NaN for a group of which no class occurs. For several labels without
+        ``accuracy``, which does not follow from these counts.
+    """
+    total, f1, occurs = true.sum(0), 2 * hits / np.maximum(true + guessed, np.finfo(float).tiny), true + guessed > 0
+    with np.errstate(invalid="ignore"):
+        of_groups = {f"f1_{group}": f1[classes].sum(0) / occurs[classes].sum(0) for group, classes in groups.items()}
+        if multi_label:
+            f1_micro = 2 * hits.sum(0) / np.maximum((true + guessed).sum(0), np.finfo(float).tiny)
+            return {"f1_macro": f1.mean(0), "f1_micro": f1_micro, **of_groups}
+        # Gorodkin's R_K; 0 where one of the sides has one class only.
+        spread = (total**2 - (true**2).sum(0)) * (total**2 - (guessed**2).sum(0))
+        covariance = hits.sum(0) * total - (true * guessed).sum(0)
+        return {
+            "accuracy": hits.sum(0) / total,
+            "balanced_accuracy": (hits / np.maximum(true, np.finfo(float).tiny)).sum(0) / (true > 0).sum(0),
+            "f1_macro": f1.sum(0) / occurs.sum(0),
+            "matthews_correlation": np.where(spread > 0, covariance / np.sqrt(spread), 0.0),
+            **of_groups,
+        }
