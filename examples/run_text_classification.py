@@ -13,12 +13,13 @@ import gc
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from accelerate import PartialState
 from data.labelled_texts import (
     DataArguments,
@@ -28,14 +29,16 @@ from data.labelled_texts import (
     load_splits,
     read_labels,
 )
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from sklearn.metrics import classification_report
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
     HfArgumentParser,
+    PretrainedConfig,
     PreTrainedModel,
     TrainerCallback,
     set_seed,
@@ -43,7 +46,18 @@ from transformers import (
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
-from hf_focal import FocalSettings, FocalTrainer, FocalTrainingArguments, LabelDistribution, compute_metrics
+from hf_focal import (
+    FocalSettings,
+    FocalTrainer,
+    FocalTrainingArguments,
+    LabelDistribution,
+    compute_metrics,
+    decide,
+    evaluate_model,
+    evaluate_operating_points,
+)
+from hf_focal.operating_points import decision_scores
+from hf_focal.settings import OPERATING_POINTS
 
 
 logger = logging.get_logger("run_text_classification")
@@ -72,6 +86,15 @@ class ModelArguments:
         metadata={
             "help": "`focal` with --focal_gamma and --focal_alpha, or `cross_entropy`: gamma 0, no alpha, same trainer.",
             "choices": ["focal", "cross_entropy"],
+        },
+    )
+
+    operating_point: str | None = field(
+        default=None,
+        metadata={
+            "help": "How the model decides: `as_trained` (the default), `most_likely`, `balanced` or, with a validation split and "
+            "two classes or several labels, `f1`. It is recorded, and obeyed by pipelines and the model card.",
+            "choices": [*OPERATING_POINTS],
         },
     )
 
@@ -122,9 +145,25 @@ def model_path(model_args: ModelArguments) -> str:
     return minilm_path()
 
 
-def predicted_labels(logits: np.ndarray | tuple, multi_label: bool) -> np.ndarray:
-    logits = logits[0] if isinstance(logits, tuple) else logits  # a model may return more than its logits
-    return (logits > 0).astype(int) if multi_label else logits.argmax(-1)
+def own_logits(predictions: np.ndarray | tuple) -> Tensor:
+    return torch.as_tensor(
+        predictions[0] if isinstance(predictions, tuple) else predictions
+    )  # a model may return more
+
+
+def weights_of(dataset: Dataset, training_args: FocalTrainingArguments) -> np.ndarray | None:
+    column = training_args.focal_sample_weight_column
+    return np.asarray(dataset[column]) if column in dataset.column_names else None
+
+
+def choose_operating_point(config: PretrainedConfig, name: str | None) -> None:
+    if name is not None:
+        replace(FocalSettings.from_config(config), operating_point=name).store_in(config)
+
+
+def operating_point_of(config: PretrainedConfig) -> str:
+    settings = FocalSettings.find_in(config)
+    return "as_trained" if settings is None else settings.operating_point
 
 
 def print_label_distribution(settings: FocalSettings, names: list[str], num_examples: int, multi_label: bool) -> None:
@@ -136,21 +175,35 @@ def print_label_distribution(settings: FocalSettings, names: list[str], num_exam
     print(f"\nTraining data, gamma {settings.gamma:g}\n{table.to_string(float_format='%.3f')}")
 
 
-def print_report(split: str, labels: np.ndarray, predictions: np.ndarray, names: list[str], metrics: dict) -> None:
+def print_report(
+    split: str, labels: np.ndarray, decided: np.ndarray, names: list[str], points: dict, chosen: str
+) -> None:
+    """Per class as the model decides, and a row for each way that it can be told to decide."""
     classes = range(len(names))
-    report = classification_report(labels, predictions, labels=classes, target_names=names, digits=3, zero_division=0)
-    chosen = ("f1_macro", "f1_micro" if labels.ndim == 2 else "balanced_accuracy", "accuracy")
-    summary = "   ".join(f"{name} {metrics[name]:.3f}" for name in chosen)
-    print(f"\nResults on the {split} split\n{report}\n{summary}")
+    report = classification_report(labels, decided, labels=classes, target_names=names, digits=3, zero_division=0)
+    shown = ("accuracy", "f1_micro" if labels.ndim == 2 else "balanced_accuracy", "f1_macro", "f1_tail")
+    rows = {
+        f"{point} (in force)" if point == chosen else point: {
+            name: "{:.3f} ({:.3f} to {:.3f})".format(*metrics[name]) for name in shown if name in metrics
+        }
+        for point, metrics in points.items()
+    }
+    print(f"\nResults on the {split} split, of {len(labels)} examples, decided {chosen}\n{report}")
+    print(f"{pd.DataFrame(rows).T.to_string()}\nIn brackets: 95 % intervals of a bootstrap over the examples")
 
 
-def write_predictions(path: Path, predictions: np.ndarray, names: list[str]) -> None:
-    """Tab-separated: the index of each test example and its predicted label; in multi-label data, a JSON list."""
-    if predictions.ndim == 2:
-        labels = [json.dumps([names[k] for k in np.flatnonzero(row)], ensure_ascii=False) for row in predictions]
+def write_predictions(path: Path, decided: Tensor, probabilities: Tensor, names: list[str]) -> None:
+    """Tab-separated: the index of each test example, its predicted label and the probability of that; in multi-label data, JSON
+    lists of both."""
+    if decided.dim() == 2:
+        rows = [row.nonzero().flatten().tolist() for row in decided]
+        labels = [json.dumps([names[k] for k in row], ensure_ascii=False) for row in rows]
+        shown = [json.dumps([round(p[k].item(), 6) for k in row]) for p, row in zip(probabilities, rows)]
     else:
-        labels = [names[k] for k in predictions]
-    pd.DataFrame({"prediction": labels}).to_csv(path, sep="\t", index_label="index")
+        labels = [names[k] for k in decided]
+        shown = [f"{p:.6f}" for p in probabilities.gather(-1, decided[:, None]).flatten()]
+    table = pd.DataFrame({"prediction": labels, "probability": shown})
+    table.to_csv(path, sep="\t", index_label="index")
 
 
 def run(
@@ -197,6 +250,17 @@ def run(
     else:
         multi_label = config.problem_type == "multi_label_classification"
         names = [config.id2label[k] for k in range(config.num_labels)]
+
+    has_thresholds = multi_label or len(names) == 2
+    if (
+        model_args.operating_point == "f1"
+        and training_args.do_train
+        and not (has_thresholds and training_args.do_eval)
+    ):
+        raise ValueError(
+            "--operating_point f1: its thresholds are for two classes or several labels, and fitted on the validation split "
+            f"of --do_eval, but there are {len(names)} classes{'' if training_args.do_eval else ' and no --do_eval'}"
+        )
 
     # Tokens.
     tokenizer = AutoTokenizer.from_pretrained(model_args.tokenizer_name or path, **hub)
@@ -255,6 +319,7 @@ def run(
                 trainer.calibrate(datasets["validation"])
             except ValueError as error:  # a model that has no posterior is still a model
                 logger.warning(f"Neither temperature nor thresholds are stored: {error}")
+        choose_operating_point(model.config, model_args.operating_point)
         trainer.save_model()
         trainer.save_state()
         trainer.log_metrics("train", result.metrics)
@@ -263,20 +328,32 @@ def run(
             print_label_distribution(
                 FocalSettings.from_config(model.config), names, len(datasets["train"]), multi_label
             )
-    outputs = {}
+    else:
+        choose_operating_point(model.config, model_args.operating_point)
+    outputs, config = {}, model.config
     for split, prefix in (("validation", "eval"), ("test", "test")):
         if split not in datasets:
             continue
         outputs[split] = output = trainer.predict(datasets[split], metric_key_prefix=prefix)
-        trainer.log(output.metrics)
-        trainer.save_metrics(prefix, output.metrics)
-        predictions = predicted_labels(output.predictions, multi_label)
+        logits, metrics = own_logits(output.predictions), dict(output.metrics)
+        decided, (_, probabilities) = decide(logits, config), decision_scores(logits, config)
+        if output.label_ids is not None:
+            known = {"label_counts": counts, "sample_weight": weights_of(datasets[split], training_args)}
+            in_force = evaluate_model(logits, output.label_ids, config, label_names=names, **known)
+            del in_force["per_class"]
+            metrics |= {f"{prefix}_{name}": value for name, value in in_force.items()}
+        trainer.log(metrics)
+        if output.label_ids is not None:
+            points = evaluate_operating_points(logits, output.label_ids, config, **known)
+            metrics[f"{prefix}_operating_points"] = points
+        trainer.save_metrics(prefix, metrics)
         if trainer.is_world_process_zero():
             if split == "test":
-                write_predictions(Path(training_args.output_dir, "predict_results.txt"), predictions, names)
+                path = Path(training_args.output_dir, "predict_results.txt")
+                write_predictions(path, decided, probabilities, names)
             if output.label_ids is not None:
-                metrics = {name.removeprefix(f"{prefix}_"): value for name, value in output.metrics.items()}
-                print_report(split, output.label_ids.astype(int), predictions, names, metrics)
+                chosen = operating_point_of(config)
+                print_report(split, output.label_ids.astype(int), decided.numpy(), names, points, chosen)
     return trainer, outputs
 
 

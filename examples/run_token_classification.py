@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from data.labelled_texts import DataArguments, check_columns, load_splits
 from datasets import ClassLabel, Dataset, DatasetDict
@@ -29,7 +30,7 @@ from transformers import (
     set_seed,
 )
 
-from hf_focal import FocalSettings, FocalTrainer, compute_metrics
+from hf_focal import FocalSettings, FocalTrainer, compute_metrics, decide
 
 
 EMBEDDED_DEFAULT = (
@@ -97,9 +98,8 @@ def encode(batch: dict, tokenizer, max_length: int, words: str) -> dict:
     return encoded
 
 
-def tag_sequences(logits: np.ndarray, labels: np.ndarray, names: list[str]) -> tuple[list, list]:
+def tag_sequences(predictions: np.ndarray, labels: np.ndarray, names: list[str]) -> tuple[list, list]:
     """The true and the predicted tags of each sentence, by name."""
-    predictions = logits.argmax(-1)
     return tuple(
         [[names[tag] for tag in row[label != -100]] for row, label in zip(tags, labels)]
         for tags in (labels, predictions)
@@ -108,7 +108,9 @@ def tag_sequences(logits: np.ndarray, labels: np.ndarray, names: list[str]) -> t
 
 def scores(prediction: EvalPrediction, names: list[str]) -> dict[str, float]:
     report = classification_report(
-        *tag_sequences(prediction.predictions, prediction.label_ids, names), output_dict=True, zero_division=0
+        *tag_sequences(prediction.predictions.argmax(-1), prediction.label_ids, names),
+        output_dict=True,
+        zero_division=0,
     )
     entities = {f"entity_f1_{average}": float(report[f"{average} avg"]["f1-score"]) for average in ("micro", "macro")}
     return {**entities, **compute_metrics(prediction, label_names=names)}
@@ -200,14 +202,15 @@ def main() -> None:
         trainer.save_metrics(prefix, output.metrics)
         if not trainer.is_world_process_zero():
             continue
+        decided = decide(torch.as_tensor(output.predictions), model.config).numpy()
         if output.label_ids is not None:
-            truth, predictions = tag_sequences(output.predictions, output.label_ids, names)
+            truth, predictions = tag_sequences(decided, output.label_ids, names)
             report = classification_report(truth, predictions, digits=3, zero_division=0)
             print(f"\nEntities of the {split} split\n{report}")
         if split == "test":
             sentences = splits[split][words][: len(datasets[split])]
             _, starts = tokenize(sentences, tokenizer, max_length)
-            predicted = [[names[k] for k in row[at]] for row, at in zip(output.predictions.argmax(-1), starts)]
+            predicted = [[names[k] for k in row[at]] for row, at in zip(decided, starts)]
             lines = "".join(" ".join(row) + "\n" for row in predicted)
             Path(training_args.output_dir, "predict_results.txt").write_text(lines)
     card = {

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from ._markdown import one_line
-from .operating_points import posterior_from_settings
+from .operating_points import has_posterior, posterior_from_settings
 from .settings import FocalSettings
 
 
@@ -15,28 +15,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def readings(logits: Tensor, settings: FocalSettings, weights: Tensor | None, multi_label: bool) -> dict[str, Tensor]:
-    """The probabilities that can be read out of logits (..., C), by name.
-
-    The class posterior is one of them, but for a gamma that follows p_t, or a class, or an answer for a label, without
-    weight.
-    """
+def readings(logits: Tensor, settings: FocalSettings, multi_label: bool) -> dict[str, Tensor]:
+    """The probabilities that can be read out of logits (..., C), by name; the class posterior where there is one."""
     found = {"raw sigmoid": logits.sigmoid()} if multi_label else {"raw softmax": logits.softmax(-1)}
-    if isinstance(settings.gamma, str) or isinstance(settings.gamma_neg, str):
-        return found
-    if weights is not None and not (weights > 0).all():
+    if not has_posterior(settings, logits.shape[-1], multi_label):
         return found
     return {**found, "posterior": posterior_from_settings(logits, settings, multi_label=multi_label)}
 
 
 def confusion_matrix(
-    logits: Tensor, labels: Tensor, label_names: Sequence[str], label_counts: Sequence[int] | None
+    decided: Tensor, labels: Tensor, label_names: Sequence[str], label_counts: Sequence[int] | None
 ) -> "Figure":
     """Shares of each true class, the rows, by prediction; the most frequent class first, if their counts are known.
 
     Args:
-        logits (`Tensor`): (N, C).
-        labels (`Tensor`): Class ids, (N).
+        decided, labels (`Tensor`): Class ids, (N).
         label_names (sequence of `str`): The C class names.
         label_counts (sequence of `int`, *optional*): Of each class in training, (C).
     """
@@ -44,7 +37,7 @@ def confusion_matrix(
 
     num_classes = len(label_names)
     order = np.arange(num_classes) if label_counts is None else np.argsort(-np.asarray(label_counts), kind="stable")
-    pairs = labels * num_classes + logits.argmax(-1)
+    pairs = labels * num_classes + decided
     matrix = pairs.bincount(minlength=num_classes**2).reshape(num_classes, num_classes).numpy()[order][:, order]
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     size = min(12, 3.5 + 0.25 * num_classes)

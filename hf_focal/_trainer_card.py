@@ -23,7 +23,7 @@ from transformers.trainer_utils import PredictionOutput, has_length
 
 from ._known_labels import known_labels
 from ._model_kinds import is_multi_label, task_of
-from .metrics import ImbalancedClassification
+from .evaluation import evaluate_model, evaluate_operating_points
 from .model_card import TOLERANCE, ModelCardContents, describe_hardware, write_model_card
 from .settings import FocalSettings
 
@@ -50,6 +50,7 @@ class _Results:
 
     metrics: dict[str, float] = field(default_factory=dict)
     per_class: dict[str, dict[str, float]] = field(default_factory=dict)
+    operating_points: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     logits: np.ndarray | None = None
     labels: np.ndarray | None = None
     weights: np.ndarray | None = None
@@ -99,7 +100,7 @@ def write_trainer_card(
         dataset_args=_as_list(dataset_args),
     )
     label_names = [str(config.id2label[k]) for k in range(config.num_labels)]
-    results = _results(trainer, is_multi_label(config), label_names, settings.label_counts)
+    results = _results(trainer, model, settings, label_names)
     contents = _contents(trainer, bool(is_multi_label(config)), settings, label_names, summary, results)
     path = write_model_card(folder, contents, results.logits, results.labels)
     wrapped = trainer.accelerator.unwrap_model(trainer.model)
@@ -129,6 +130,9 @@ def _contents(
     limits = {
         f"Written during training, after step {state.global_step} of {state.max_steps}.": trainer.is_in_train,
         f"The results are those of the dataset {name!r}, one of several that it was evaluated on.": name is not None,
+        "The results are those in the log of the training: decided as trained, with the probabilities of the logits themselves.": (
+            results.logits is None and results.metrics.keys() > {"loss"}
+        ),
         f"An example counts in the metrics by its weight, in column {_weight_column(trainer)!r}.": results.weights
         is not None,
         f"The command is given without {', '.join(left_out)}.": left_out,
@@ -143,6 +147,7 @@ def _contents(
         per_class={
             label: {name: [value] for name, value in metrics.items()} for label, metrics in results.per_class.items()
         },
+        operating_points=results.operating_points,
         command=command,
         tolerance=TOLERANCE,
         multi_label=multi_label,
@@ -158,9 +163,8 @@ def _contents(
     )
 
 
-def _results(
-    trainer: Trainer, multi_label: bool | None, label_names: list[str], label_counts: list[int] | None
-) -> _Results:
+def _results(trainer: Trainer, model: nn.Module, settings: FocalSettings, label_names: list[str]) -> _Results:
+    multi_label = is_multi_label(model.config)
     name, dataset = _evaluated(trainer)
     # Trainer lets one process write the card, which would wait for the others forever if it predicted; during training
     # a prediction is in the way; and a stream may be readable only once.
@@ -173,13 +177,23 @@ def _results(
     if trainer.preprocess_logits_for_metrics is None:  # whose output need not be logits
         results.logits, results.labels, results.weights = _targets(output, _weights(trainer, dataset), multi_label)
     if results.logits is not None:
-        found = ImbalancedClassification("multilabel" if multi_label else None).compute(
-            predictions=results.logits,
-            references=results.labels,
+        config, counts, weights = cast(Any, model.config), settings.label_counts, _weights(trainer, dataset)
+        found = evaluate_model(
+            results.logits,
+            cast(np.ndarray, results.labels),
+            config,
             label_names=label_names,
-            label_counts=label_counts,
+            label_counts=counts,
             sample_weight=results.weights,
         )
+        # By example, of which each may have many tokens.
+        logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+        points = evaluate_operating_points(
+            logits, cast(np.ndarray, output.label_ids), config, label_counts=counts, sample_weight=weights
+        )
+        results.operating_points = {
+            point: {name: [*values] for name, values in metrics.items()} for point, metrics in points.items()
+        }
         results.per_class = found.pop("per_class")
         others = {name: value for name, value in results.metrics.items() if name not in found}
         results.metrics = {**_numbers(found), **others}

@@ -11,7 +11,7 @@ from torch import Tensor
 from ._known_labels import known_labels
 from ._model_kinds import is_multi_label
 from .metrics import class_groups, classification_metrics
-from .operating_points import decide, decision_scores
+from .operating_points import decide, decision_scores, has_posterior
 from .settings import OPERATING_POINTS, FocalSettings
 
 
@@ -82,11 +82,13 @@ def operating_points_of(config: Any) -> list[str]:
 
     ```
     """
-    settings = FocalSettings.find_in(config)
-    if settings is None or isinstance(settings.gamma, str) or isinstance(settings.gamma_neg, str):
+    settings, multi_label = FocalSettings.find_in(config), bool(is_multi_label(config))
+    if settings is None or not has_posterior(settings, config.num_labels, multi_label):
         return ["as_trained"]
-    lacks = {"balanced": settings.class_prior is None, "f1": settings.thresholds is None}
-    return [name for name in OPERATING_POINTS if not lacks.get(name)]
+    shares = settings.class_prior or [0.0]  # from a share of 0, or with several labels of 1, nothing can be shifted
+    has_prior = all(0 < share < 1 + (not multi_label) for share in shares)
+    has = {"balanced": has_prior, "f1": settings.thresholds is not None}
+    return [name for name in OPERATING_POINTS if has.get(name, True)]
 
 
 def evaluate_operating_points(

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from numbers import Integral, Real
 from pathlib import Path
 from statistics import fmean
-from types import UnionType
+from types import SimpleNamespace, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -33,7 +33,8 @@ from ._known_labels import known_labels
 from ._markdown import escape_markdown, markdown_table
 from .alpha import LabelDistribution
 from .metrics import mean_and_interval
-from .settings import FocalSettings
+from .operating_points import decide
+from .settings import OPERATING_POINTS, FocalSettings
 
 
 __all__ = [
@@ -103,6 +104,8 @@ class ModelCardContents:
         tolerance (`float`): How far a number may be off, absolutely, where machine or versions differ, such as
             `TOLERANCE`; see also [`ModelCardContents.tolerance_of`].
         per_class (`dict[str, dict[str, list[float]]]`): The same of each class, by its name.
+        operating_points (`dict[str, dict[str, list[float]]]`): Of one run, for each operating point that the model has, the
+            value of a metric and the ends of its 95 % interval, as [`evaluate_operating_points`] gives them.
         multi_label (`bool`): Whether the labels of an example are independent.
         base_model (`str`, *optional*): Hub id (or another name) of what was fine-tuned.
         dataset_id (`str`, *optional*): Hub id of the data, if that is where they are.
@@ -129,6 +132,7 @@ class ModelCardContents:
     command: list[str]
     tolerance: float
     per_class: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    operating_points: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     multi_label: bool = False
     base_model: str | None = None
     dataset_id: str | None = None
@@ -157,6 +161,12 @@ class ModelCardContents:
         _check("tolerance", self.tolerance, "a number >= 0", self.tolerance >= 0)
         _check("label_names", self.label_names, "different names", len(set(self.label_names)) == num_classes)
         _check("per_class", list(self.per_class), "classes of label_names", {*self.per_class} <= {*self.label_names})
+        points = [*self.operating_points]
+        _check("operating_points", points, "none, as there are several seeds", not points or num_seeds == 1)
+        _check("operating_points", points, f"some of {OPERATING_POINTS}", {*points} <= {*OPERATING_POINTS})
+        for name, values in (pair for metrics in self.operating_points.values() for pair in metrics.items()):
+            is_interval = len(values) == 3 and values[1] <= values[2]
+            _check(f"operating_points, {name}", values, "a value and the ends of its interval", is_interval)
         self.settings.check_fits(num_classes, self.multi_label)
         _alpha(self)  # checks what alpha is as one number
         runs = [*self.metrics.items(), *(pair for metrics in self.per_class.values() for pair in metrics.items())]
@@ -268,10 +278,11 @@ def read_model_card(path: str | Path) -> ModelCardContents:
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"record: expected JSON, but got {error!r}") from error
     _check("record", record, "an object", isinstance(record, dict))
+    record = {"operating_points": {}, **record}  # which the cards of version 0.1 lack
     for name in sorted(get_type_hints(ModelCardContents).keys() ^ record.keys()):
         raise ValueError(f"record: expected {'no' if name in record else 'a'} key {name!r}, but got {sorted(record)}")
     contents = ModelCardContents(**record)
-    for part in (_results, _per_class, _settings, _command):
+    for part in (_results, _operating_points, _per_class, _settings, _command):
         differs = [line for line in part(contents).splitlines() if line not in card.text] or ["other lines between"]
         _check(str(path), f"no such line: {differs[0]}", "what its record says", part(contents) in card.text)
     found = card.data.eval_results or []
@@ -325,6 +336,7 @@ def _body(contents: ModelCardContents, pictures: dict[str, str]) -> str:
     source = "Trained" if contents.base_model is None else f"Fine-tuned from {escape_markdown(contents.base_model)}"
     sections = {
         "Results": _results(contents),
+        "Operating points": _operating_points(contents),
         "Results per class": _per_class(contents),
         "Pictures": "\n\n".join(f"![{title}]({file})" for file, title in pictures.items()),
         "Settings": _settings(contents),
@@ -347,6 +359,27 @@ def _results(contents: ModelCardContents) -> str:
         mean, half = mean_and_interval(values)
         rows.append([_metric(name)[0], f"{mean:.4f}", f"{mean - half:.4f} to {mean + half:.4f}"])
     return _table(["metric", f"mean of {num_seeds} seeds", "95 % interval (Student's t)"], rows)
+
+
+def _operating_points(contents: ModelCardContents) -> str:
+    """A row for each decision that the model can be asked for."""
+    points = contents.operating_points
+    if not points:
+        return ""
+    columns = list(dict.fromkeys(name for metrics in points.values() for name in metrics))
+    rows = [
+        [
+            f"{name} (in force)" if name == contents.settings.operating_point else name,
+            *("{:.3f} ({:.3f} to {:.3f})".format(*metrics[column]) if column in metrics else "" for column in columns),
+        ]
+        for name, metrics in points.items()
+    ]
+    table = _table(["decided by", *(_metric(name)[0] for name in columns)], rows)
+    return (
+        f"{table}\n\nIn brackets the 95 % interval of a bootstrap over the examples. The results above are those of the decision "
+        "in force, which `FocalTextClassificationPipeline` makes; a stock pipeline decides `as_trained`. `hf_focal.decide` "
+        "explains them."
+    )
 
 
 def _per_class(contents: ModelCardContents) -> str:
@@ -452,10 +485,12 @@ def _draw(folder: Path, contents: ModelCardContents, examples: tuple[Tensor, Ten
         return pictures
     logits, targets = examples
     if not contents.multi_label:
-        figure = confusion_matrix(logits, targets.argmax(-1), contents.label_names, settings.label_counts)
+        config = SimpleNamespace(problem_type="single_label_classification", focal_loss=settings.to_dict())
+        decided = decide(logits, config)
+        figure = confusion_matrix(decided, targets.argmax(-1), contents.label_names, settings.label_counts)
         figure.savefig(folder / "confusion_matrix.png")
         pictures["confusion_matrix.png"] = "Confusion matrix"
-    probabilities = readings(logits, settings, alpha, contents.multi_label)
+    probabilities = readings(logits, settings, contents.multi_label)
     reliability_diagram(probabilities, targets, contents.multi_label).savefig(folder / "reliability_diagram.png")
     pictures["reliability_diagram.png"] = "Reliability diagram"
     return pictures

@@ -25,6 +25,7 @@ __all__ = [
     "decide",
     "decision_scores",
     "fit_thresholds",
+    "has_posterior",
     "operating_point_scores",
     "posterior_from_config",
     "posterior_from_settings",
@@ -109,6 +110,14 @@ def posterior_from_settings(logits: Tensor, settings: FocalSettings, *, multi_la
     if settings.temperature is None:
         return posterior
     return apply_temperature(posterior, settings.temperature, multi_label=multi_label)
+
+
+def has_posterior(settings: FocalSettings, num_labels: int, multi_label: bool) -> bool:
+    """Whether the class posterior can be read out of the logits: not for a gamma that follows p_t, nor for a class, or an answer
+    for a label, without weight."""
+    weights = settings.class_weights(num_labels, multi_label)
+    is_function = isinstance(settings.gamma, str) or isinstance(settings.gamma_neg, str)
+    return not is_function and (weights is None or bool((weights > 0).all()))
 
 
 def decide(
@@ -196,7 +205,7 @@ def decision_scores(
     Returns:
         `tuple[Tensor, Tensor]`: Scores of the shape of `logits`, of which the largest, or for several labels each of 0.5 or
         more, is decided; and class probabilities of the same shape, whatever decides: the posterior, where classes occur with
-        `prior` if that is given. The probabilities are those of softmax or sigmoid for a gamma that follows p_t.
+        `prior` if that is given. Without a posterior ([`has_posterior`]) they are those of softmax or sigmoid.
 
     Raises:
         `ValueError`: As [`decide`] does.
@@ -214,8 +223,9 @@ def decision_scores(
         scores = logits.double().sigmoid() if multi_label else logits.double().softmax(-1)
         if multi_label:  # a logit of 0 is a "no", as in the metrics
             scores = torch.where(logits > 0, scores.clamp_min(0.5), scores.clamp_max(0.5 - 2**-54))
-        has_posterior = not (isinstance(settings.gamma, str) or isinstance(settings.gamma_neg, str))
-        return scores, posterior_from_settings(logits, settings, multi_label=multi_label) if has_posterior else scores
+        if not has_posterior(settings, logits.shape[-1], multi_label):
+            return scores, scores
+        return scores, posterior_from_settings(logits, settings, multi_label=multi_label)
     posterior = posterior_from_settings(logits, settings, multi_label=multi_label)
     scores = operating_point_scores(posterior, config, operating_point, prior=prior)
     if prior is not None:

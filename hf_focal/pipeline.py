@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -95,12 +95,12 @@ class FocalTextClassificationPipeline(TextClassificationPipeline):
         }
         return preprocess, forward, postprocess | {name: value for name, value in chosen.items() if value is not None}
 
-    def preprocess(self, inputs: Any, **tokenizer_kwargs: Any) -> Any:
+    def preprocess(self, inputs: Any, **tokenizer_kwargs: Any) -> Any:  # type: ignore[override]
         """As in the stock pipeline, but a text that is longer than the model takes is cut."""
         if "truncation" not in tokenizer_kwargs:
             tokenizer_kwargs["truncation"] = True
             longest = _num_positions(self.model)
-            if longest is not None and longest < self.tokenizer.model_max_length:
+            if longest is not None and longest < cast(Any, self.tokenizer).model_max_length:
                 tokenizer_kwargs.setdefault("max_length", longest)
         return super().preprocess(inputs, **tokenizer_kwargs)
 
@@ -148,7 +148,7 @@ class FocalTextClassificationPipeline(TextClassificationPipeline):
         return list((self.model.config.id2label or {}).values())
 
 
-def _check_tokenizer(tokenizer: Any, model: nn.Module) -> None:
+def _check_tokenizer(tokenizer: Any, model: Any) -> None:
     """Whether it can be that of the model. A folder without one gets, from transformers 5, one that knows no words."""
     num_words = len(tokenizer) - len(set(tokenizer.all_special_ids))
     num_embeddings = getattr(model.get_input_embeddings(), "num_embeddings", math.inf)

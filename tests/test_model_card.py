@@ -522,7 +522,16 @@ class TestReading:
     def test_what_may_be_changed(self, tmp_path, old, new):
         assert read_model_card(self.edited(tmp_path, old, new)) == contents_of()
 
-    @pytest.mark.parametrize("name", [field.name for field in fields(ModelCardContents)])
+    def test_operating_points_may_be_missing(self, tmp_path):
+        """Cards of version 0.1 have none."""
+        path = write_model_card(tmp_path, contents_of())
+        text = re.sub(r'^  "operating_points": .*\n', "", path.read_text(), flags=re.MULTILINE)
+        path.write_text(text)
+        assert read_model_card(path) == contents_of()
+
+    @pytest.mark.parametrize(
+        "name", [field.name for field in fields(ModelCardContents) if field.name != "operating_points"]
+    )
     def test_missing_key(self, tmp_path, name):
         path = write_model_card(tmp_path, contents_of())
         text = re.sub(rf'^  "{name}": .*\n', "", path.read_text(), flags=re.MULTILINE)
@@ -690,8 +699,7 @@ class TestPictures:
         problem_type = f"{'multi' if multi_label else 'single'}_label_classification"
         config = BertConfig(num_labels=3, problem_type=problem_type, focal_loss=settings)
         logits = torch.as_tensor(random_data()[0])
-        weights = torch.tensor(settings["alpha"])
-        found = readings(logits, FocalSettings.from_dict(settings), weights, multi_label)
+        found = readings(logits, FocalSettings.from_dict(settings), multi_label)
         raw = logits.sigmoid() if multi_label else logits.softmax(-1)
         torch.testing.assert_close(found[f"raw {'sigmoid' if multi_label else 'softmax'}"], raw)
         torch.testing.assert_close(found["posterior"], posterior_from_config(logits, config))
@@ -724,8 +732,7 @@ class TestPictures:
     def test_order_of_the_confusion_matrix(self, counts, order):
         """Most frequent first, equal ones as they are; without counts, as they are."""
         labels, predictions = [0, 0, 0, 1, 2, 2, 3], [0, 1, 1, 1, 3, 2, 0]
-        logits = torch.eye(4)[predictions]
-        figure = confusion_matrix(logits, torch.tensor(labels), ["a", "b", "c", "d"], counts)
+        figure = confusion_matrix(torch.tensor(predictions), torch.tensor(labels), ["a", "b", "c", "d"], counts)
         axes = figure.axes[0]
         expected = sklearn.metrics.confusion_matrix(labels, predictions)[order][:, order]
         (image,) = axes.get_images()

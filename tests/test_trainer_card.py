@@ -12,6 +12,7 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +41,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hf_focal import FocalSettings, FocalTrainer, compute_metrics, flsd_53
+from hf_focal import FocalSettings, FocalTrainer, compute_metrics, decide, flsd_53, posterior_from_config
 from hf_focal._model_kinds import task_of
 from hf_focal._trainer_card import fingerprint, without_secrets
 from hf_focal.metrics import ImbalancedClassification
@@ -168,11 +169,13 @@ class TestWhichModel:
         data = tiny_dataset(num_examples=NUM_EVAL_EXAMPLES)
         with torch.no_grad():
             logits = saved(torch.tensor(data["input_ids"][:])).logits
+        # The decisions are those of the logits, the probabilities the posterior.
         expected = ImbalancedClassification().compute(
-            predictions=logits,
+            predictions=posterior_from_config(logits, saved.config).log(),
             references=data["labels"][:],
             label_names=["LABEL_0", "LABEL_1", "LABEL_2"],
             label_counts=saved.config.focal_loss["label_counts"],
+            decisions=logits.argmax(-1),
         )
         per_class = expected.pop("per_class")
         assert {name: [pytest.approx(value, abs=1e-5)] for name, value in expected.items()}.items() <= (
@@ -383,6 +386,27 @@ class TestTasks:
         assert contents.per_class["LABEL_0"]["support"] == [6] and len(trainer.calibrate()["thresholds"]) == 1
         assert (tmp_path / "reliability_diagram.png").exists()
 
+    def test_results_are_those_of_the_decision_in_force(self, tmp_path):
+        trainer = quick_trainer(tmp_path, alpha=[9.0, 1.0, 0.2])
+        trainer.train()
+        as_trained = card_of(trainer)
+        config = trainer.model.config
+        replace(FocalSettings.from_config(config), operating_point="balanced").store_in(config)
+        balanced = card_of(trainer)
+        assert as_trained.operating_points == balanced.operating_points
+        for contents, point in ((as_trained, "as_trained"), (balanced, "balanced")):
+            output = trainer.predict(trainer.eval_dataset)
+            decided = decide(torch.tensor(output.predictions), config, point).numpy()
+            assert contents.metrics["accuracy"] == [pytest.approx((decided == output.label_ids).mean())]
+            for name, (value, low, high) in contents.operating_points[point].items():
+                assert contents.metrics[name] == [pytest.approx(value)] and 0 <= low <= high <= 1
+            assert (
+                f"| {point} (in force)".replace("_", "\\_") in (tmp_path / "README.md").read_text()
+                or point == "as_trained"
+            )
+        assert as_trained.metrics["accuracy"] != balanced.metrics["accuracy"]
+        assert as_trained.metrics["negative_log_likelihood"] == balanced.metrics["negative_log_likelihood"]
+
     def test_class_probabilities_and_their_pictures(self, tmp_path):
         generator = torch.Generator().manual_seed(2)
         probabilities = torch.randn(24, 3, generator=generator).softmax(-1)
@@ -398,7 +422,8 @@ class TestTasks:
         assert [contents.per_class[f"LABEL_{k}"]["support"] for k in range(3)] == [
             [(classes == k).sum()] for k in range(3)
         ]
-        expected = torch.nn.functional.cross_entropy(logits, probabilities).item()
+        log_posterior = posterior_from_config(logits, trainer.model.config).log()
+        expected = torch.nn.functional.cross_entropy(log_posterior, probabilities).item()
         assert contents.metrics["negative_log_likelihood"] == [pytest.approx(expected)]
         pictures = {path.name for path in tmp_path.glob("*.png")}
         assert pictures >= {"confusion_matrix.png", "reliability_diagram.png"}
@@ -599,6 +624,7 @@ class TestMetricsOfTheUser:
         trainer = make_trainer(
             tmp_path,
             max_steps=2,
+            gamma=0,  # so that the posterior is softmax
             compute_metrics=partial(compute_metrics, label_names=["LABEL_0", "LABEL_1", "LABEL_2"], per_class=True),
         )
         trainer.train()
@@ -608,6 +634,11 @@ class TestMetricsOfTheUser:
         again, expected = card_of(trainer), {k: [pytest.approx(v[0], abs=1e-6)] for k, v in contents.metrics.items()}
         assert again.metrics.items() <= expected.items() and again.metrics.keys() >= {"loss", "f1_macro"}
         assert again.per_class == contents.per_class
+        assert (
+            contents.operating_points.keys() == {"as_trained", "most_likely", "balanced"}
+            and not again.operating_points
+        )
+        assert any("those in the log of the training" in limit for limit in again.limits)
 
 
 class TestCommand:

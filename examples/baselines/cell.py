@@ -10,7 +10,7 @@ once, with that model. The model cards of a sweep hold such a command.
 import json
 import shutil
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,8 +30,8 @@ from hf_focal import (
     FocalSettings,
     FocalTrainer,
     FocalTrainingArguments,
-    operating_point_scores,
-    posterior_from_config,
+    decide,
+    evaluate_model,
 )
 from hf_focal.metrics import ImbalancedClassification
 from hf_focal.model_card import describe_hardware, package_versions
@@ -191,24 +191,16 @@ def test_metrics(logits: Tensor, labels: Tensor, config: PretrainedConfig, names
     Classes are decided by the largest logit. Labels are decided by the thresholds that were fitted on the validation
     split, and the probabilities of labels are those of the calibrated posterior.
     """
-    counts = FocalSettings.from_config(config).label_counts
+    settings = FocalSettings.from_config(config)
+    counts = settings.label_counts
     if config.problem_type != "multi_label_classification":
         metrics = ImbalancedClassification().compute(
             predictions=logits, references=labels, label_names=names, label_counts=counts
         )
         return metrics, logits.argmax(-1)
-    posterior = posterior_from_config(logits, config)
-    scores = operating_point_scores(posterior, config, "f1")
-    probabilities, decided = (
-        ImbalancedClassification("multilabel").compute(
-            predictions=p.logit(1e-12), references=labels, label_names=names, label_counts=counts
-        )
-        for p in (posterior, scores)
-    )
-    of_decisions = {
-        name: value for name, value in decided.items() if name.startswith(("f1_", "accuracy", "per_class"))
-    }
-    return probabilities | of_decisions, (scores > 0.5).long()
+    replace(settings, operating_point="f1").store_in(config)
+    metrics = evaluate_model(logits, labels, config, label_names=names, label_counts=counts)
+    return metrics, decide(logits, config)
 
 
 def _ids(labels: Tensor) -> list:

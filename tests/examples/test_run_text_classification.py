@@ -7,13 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from datasets import ClassLabel, Dataset, Features, Value
 from exactness import tiny_model
+from sklearn.metrics import accuracy_score, f1_score
 from toy_texts import EXAMPLES, WORDS, common_flags, multi_label_data, run, single_label_data, write
 from transformers import AutoConfig, Trainer, pipeline
+
+from hf_focal import FocalTextClassificationPipeline
+from hf_focal.model_card import read_model_card
 
 
 SCRIPT = "run_text_classification.py"
@@ -33,10 +38,13 @@ def test_embedded_default_without_arguments(shorten_bbc, capsys):
         ["sports", "14"],
         ["tech", "10"],
     ]
-    report = lines.index("Results on the test split") + 1
+    report = lines.index("Results on the test split, of 100 examples, decided as_trained") + 1
     assert lines[report].split() == ["precision", "recall", "f1-score", "support"]
     assert lines[report + 2].split()[0] == "business" and lines[report + 2].split()[-1] == "20"
-    assert all(name in lines[-1] for name in ("f1_macro", "balanced_accuracy", "accuracy"))
+    header = next(i for i, line in enumerate(lines) if i > report and "balanced_accuracy" in line)
+    assert lines[header].split() == ["accuracy", "balanced_accuracy", "f1_macro", "f1_tail"]
+    shown = [line.split("  ")[0].strip() for line in lines[header + 1 : header + 4]]
+    assert shown == ["as_trained (in force)", "most_likely", "balanced"]
     assert "48/48" in progress
 
     folder = Path("outputs/bbc_longtail")
@@ -76,7 +84,7 @@ def test_single_label_files(model_folder, capsys, kind):
     assert config.focal_loss["label_counts"] == [2, 6, 12] and config.focal_loss["gamma"] == 1
     assert {"eval_loss", "eval_f1_macro"} <= json.loads(Path("out/eval_results.json").read_text()).keys()
     predictions = Path("out/predict_results.txt").read_text().splitlines()
-    assert predictions[0] == "index\tprediction" and len(predictions) == 21
+    assert predictions[0] == "index\tprediction\tprobability" and len(predictions) == 21
     printed = capsys.readouterr().out
     assert "share" in printed and "f1-score" in printed and "balanced_accuracy" in printed
     assert pipeline("text-classification", model="out")("king")[0]["label"] in WORDS
@@ -116,6 +124,78 @@ def test_multi_label_files(model_folder, capsys, kind):
     assert "test_f1_micro" in json.loads(Path("out/test_results.json").read_text())
     printed = capsys.readouterr().out
     assert "alpha of negatives  alpha of positives" in printed and "samples avg" in printed
+
+
+@pytest.mark.parametrize("point", ["as_trained", "most_likely", "balanced", "f1"])
+@pytest.mark.parametrize("is_multi_label", [False, True])
+def test_what_is_reported_is_what_the_pipeline_decides(model_folder, capsys, point, is_multi_label):
+    """Each number again, from the saved model and the data alone."""
+    if point == "f1" and not is_multi_label:
+        pytest.skip("there are no thresholds of three classes")
+    data = multi_label_data() if is_multi_label else single_label_data()
+    file = write(data, "data.json")
+    flags = ["--train_file", file, "--validation_file", file, "--test_file", file, "--operating_point", point]
+    run(
+        SCRIPT,
+        *common_flags(model_folder),
+        *flags,
+        "--do_train",
+        "--do_eval",
+        "--do_predict",
+        "--focal_alpha",
+        "inverse",
+    )
+    classify = pipeline("text-classification", model="out", pipeline_class=FocalTextClassificationPipeline)
+    found = classify(data["text"].tolist())
+    names = [*classify.model.config.id2label.values()]
+
+    rows = pd.read_csv("out/predict_results.txt", sep="\t")
+    if is_multi_label:
+        scores = [{result["label"]: result["score"] for result in results} for results in found]
+        for labels, probabilities, expected in zip(rows["prediction"], rows["probability"], scores):
+            written = dict(zip(json.loads(labels), json.loads(probabilities)))
+            assert written == pytest.approx(expected, abs=1e-5)
+        decided = np.array([[name in results for name in names] for results in scores])
+        truth = np.array([[name in labels for name in names] for labels in data["label"]])
+        average = {"average": "macro", "zero_division": 0}
+    else:
+        assert rows["prediction"].tolist() == [result["label"] for result in found]
+        assert rows["probability"].tolist() == pytest.approx([result["score"] for result in found], abs=1e-5)
+        decided, truth = rows["prediction"], data["label"]
+        average = {"average": "macro", "zero_division": 0, "labels": sorted({*decided, *truth})}
+    expected = {"accuracy": accuracy_score(truth, decided), "f1_macro": f1_score(truth, decided, **average)}
+
+    results = json.loads(Path("out/test_results.json").read_text())
+    card = read_model_card("out/README.md")
+    printed = next(
+        line for line in reversed(capsys.readouterr().out.splitlines()) if line.startswith(f"{point} (in force)")
+    )
+    for name, value in expected.items():
+        assert results[f"test_{name}"] == pytest.approx(value)
+        assert results["test_operating_points"][point][name][0] == pytest.approx(value)
+        assert card.metrics[name] == [pytest.approx(value)]  # of the validation split, which is the same here
+        assert card.operating_points[point][name][0] == pytest.approx(value)
+        assert f"{value:.3f} (" in printed
+    assert card.settings.operating_point == point
+
+
+def test_thresholds_of_three_classes_are_refused_before_the_training(model_folder):
+    file = write(single_label_data(), "train.csv")
+    flags = [*common_flags(model_folder), "--train_file", file, "--validation_file", file, "--do_train", "--do_eval"]
+    with pytest.raises(ValueError, match="--operating_point f1: .* but there are 3 classes$"):
+        run(SCRIPT, *flags, "--operating_point", "f1")
+    assert not Path("out/model.safetensors").exists()
+
+
+def test_an_operating_point_for_the_predictions_of_a_trained_model(model_folder):
+    file = write(single_label_data(), "train.csv")
+    flags = [*common_flags(model_folder, "trained"), "--train_file", file, "--do_train", "--focal_alpha", "inverse"]
+    run(SCRIPT, *flags)
+    for point in ("as_trained", "most_likely"):
+        flags = ["--test_file", file, "--do_predict", "--operating_point", point]
+        run(SCRIPT, *common_flags("trained", point), *flags)
+    lines = [Path(point, "predict_results.txt").read_text() for point in ("as_trained", "most_likely")]
+    assert lines[0] != lines[1]
 
 
 def test_dataset_by_name_with_an_unlabelled_test_split(model_folder, capsys):
