@@ -110,7 +110,10 @@ def check_length(name: str, numbers: Tensor, num_classes: int | None) -> None:
 
 def as_margin(margin: float) -> float:
     """The probability below 1 that `margin` is: at 1 nothing would be left of any negative."""
-    number = as_number("margin", margin, upper=1)
+    try:
+        number = as_number("margin", margin, upper=1)
+    except ValueError:
+        number = 1.0
     if number == 1:
         raise ValueError(f"margin: expected a number in [0, 1), but got {margin!r}")
     return number

@@ -113,7 +113,7 @@ class _LabelCounter:
         self.widths: set[int] = set()
         self.ones = self.unknown = np.zeros(1, np.int64)  # as many as the rows are long, from the first one on
         # Lists of a ClassLabel hold ids of classes, whatever their values.
-        self.may_be_multi_hot = names is None
+        self.may_be_multi_hot = self.may_be_partly_known = names is None
         self.has_ignored = self.has_repeats = False
         self.wrong_dtype: np.dtype | None = None
 
@@ -235,6 +235,12 @@ class _LabelCounter:
         self.class_counts = counts
 
     def _add_multi_hot(self, values: np.ndarray) -> None:
+        self.may_be_partly_known = (
+            self.may_be_partly_known
+            and len(self.widths) == 1
+            and self.widths <= {self.num_labels or min(self.widths)}
+            and np.isin(values, [0, 1, _IGNORE_INDEX]).all()
+        )
         self.may_be_multi_hot = (
             self.may_be_multi_hot
             and len(self.widths) == 1
@@ -265,11 +271,15 @@ class _LabelCounter:
             raise ArgumentError("multi_label", f"expected rows of labels, but {self.source} holds one label per row")
         if self.multi_label:
             return True
-        is_ambiguous = not (self.has_repeats or self.has_ignored or self.widths <= {1})
+        is_of_ids = not (self.has_repeats or self.has_ignored or self.widths <= {1})
+        is_ambiguous = is_of_ids or (self.may_be_partly_known and self.has_ignored and not self.widths <= {1})
         if self.multi_label is None and is_ambiguous:
             raise ArgumentError(
                 "data",
-                f"{self.source} holds rows of class ids, which may be the labels of an example or those of its tokens",
+                f"{self.source} holds rows of class ids, which may be the labels of an example or those of its tokens"
+                if is_of_ids
+                else f"{self.source} holds rows of 0, 1 and {_IGNORE_INDEX}, which may be several labels of an example, some of "
+                "them not known, or the classes of its tokens",
                 remedy="multi_label",
             )
         return False

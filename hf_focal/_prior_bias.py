@@ -16,10 +16,10 @@ __all__ = ["find_new_head", "prior_logits"]
 
 
 def find_new_head(model: nn.Module, num_labels: int) -> nn.Linear:
-    """The last linear layer with an output for each label, whose biases are all exactly 0.
+    """The last linear layer with an output for each label, without biases or with those of a new head, all exactly 0.
 
     Raises:
-        `ValueError`: If there is none, it has no biases or they are not of a new head; the message says which.
+        `ValueError`: If there is none, or its biases are others; the message says which.
     """
     # In PEFT's `modules_to_save` the original stands beside the copy that is trained.
     heads = [
@@ -31,7 +31,7 @@ def find_new_head(model: nn.Module, num_labels: int) -> nn.Linear:
         raise ValueError(f"{type(model).__name__} has no linear layer with {num_labels} outputs that is trained")
     head = heads[-1]
     if head.bias is None:
-        raise ValueError(f"the head of {type(model).__name__} has no biases")
+        return head
     if head.bias.numel() != num_labels:
         raise ValueError(f"the head of {type(model).__name__} is sharded among processes before the training")
     if head.bias.any():
@@ -55,10 +55,11 @@ def prior_logits(distribution: LabelDistribution, settings: FocalSettings) -> Te
         )
         return logits - logits.mean()
     negatives = torch.from_numpy(distribution.negatives).double() + 0.5
-    return sigmoid_focal_logits(
+    logits = sigmoid_focal_logits(
         positives / (positives + negatives),
         gamma=gamma,
         gamma_neg=gamma_neg,
         margin=settings.margin,
         alpha=settings.alpha,
     )
+    return logits.clamp(-12, 12)  # with a margin the loss may have no minimum

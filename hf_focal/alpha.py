@@ -157,8 +157,11 @@ class LabelDistribution:
 
     @property
     def shares(self) -> np.ndarray:
-        """Share of each class in the labels; for multi-label data, of the rows that have the label. float64, (C)."""
-        return self.counts / (self.total if self.negatives is None else self.counts + self.negatives)
+        """Share of each class in the labels; for multi-label data, of the rows that have the label. float64, (C).
+
+        NaN for a label of which nothing is known."""
+        with np.errstate(invalid="ignore"):
+            return self.counts / (self.total if self.negatives is None else self.counts + self.negatives)
 
     @property
     def imbalance_ratio(self) -> float:

@@ -426,6 +426,11 @@ def fit_thresholds(
             "labels: expected the shape of posterior, (N, L) or (N) with N above 0, but got "
             f"{tuple(labels.shape)} for {tuple(posterior.shape)}"
         )
+    for name, value in (("default", default), ("min_f1", min_f1)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}: expected a number from 0 to 1, but got {value!r}")
+    if not min_positives >= 0:
+        raise ValueError(f"min_positives: expected a number >= 0, but got {min_positives!r}")
     probabilities = posterior.detach().double().cpu().reshape(len(posterior), -1).numpy()
     truth = labels.cpu().reshape(len(labels), -1).numpy()
     is_known = truth != -100
@@ -458,7 +463,10 @@ def _best_f1(probabilities: np.ndarray, truth: np.ndarray) -> tuple[float, float
 def _shift_shares(posterior: Tensor, source: list[float], target: float | Sequence[float] | Tensor) -> Tensor:
     """[`shift_prior`] of each independent label; a share of 0 or 1 leaves no doubt."""
     p = posterior.double()
-    shares = torch.as_tensor(target, dtype=torch.float64, device=p.device)
+    try:
+        shares = torch.as_tensor(target, dtype=torch.float64, device=p.device)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"prior: expected a share of examples, or one for each label, but got {target!r}") from error
     does_not_fit = shares.dim() and shares.shape != p.shape[-1:]
     if does_not_fit or not (is_traced() or ((shares >= 0) & (shares <= 1)).all()):
         raise ValueError(

@@ -246,7 +246,7 @@ def sigmoid_focal_logits(
     Returns:
         `Tensor`: Logits of the shape of `posterior`; minus infinity where it is 0, and for 1 those of the largest number
         below it. With a margin there may be no minimum, as the loss of negatives ends below infinity: the logits are then
-        within 12. float64 for a float64 posterior, otherwise float32.
+        within 37. float64 for a float64 posterior, otherwise float32.
 
     Raises:
         `ValueError`: If an argument is out of its range or the shapes do not fit; the message names it.
@@ -276,7 +276,7 @@ def sigmoid_focal_logits(
     log_odds = probabilities.clamp_max(1 - 2**-53).logit()
     logits = sigmoid_minimiser(log_odds, *loss)
     if margin:
-        logits = torch.where(log_odds == -math.inf, logits, logits.clamp(-12, 12))
+        logits = torch.where(log_odds == -math.inf, logits, logits.clamp(-37, 37))
     return logits.to(loss_dtype(posterior))
 
 

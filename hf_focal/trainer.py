@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -559,7 +560,9 @@ class FocalTrainer(Trainer):
             label_smoothing=self.args.label_smoothing_factor,
             prior_bias=self._has_prior_bias,
             label_counts=None if counts is None else counts.counts.tolist(),
-            class_prior=None if counts is None or not counts.total else counts.shares.tolist(),
+            class_prior=None
+            if counts is None or not all(map(math.isfinite, counts.shares))
+            else counts.shares.tolist(),
         )
 
     def _scaled_loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
@@ -919,6 +922,10 @@ class FocalTrainer(Trainer):
             if wanted:
                 raise ValueError(f"prior_bias (the flag --focal_prior_bias): {error}; leave it out") from error
             logger.info("The head starts as it is: %s.", error)
+            return False
+        if head.bias is None:
+            say = warnings.warn if wanted else logger.info
+            say(f"prior_bias: the head of {type(model).__name__} has no biases, so it starts as it is")
             return False
         with torch.no_grad():
             head.bias.copy_(biases)

@@ -24,7 +24,7 @@ from exactness import tiny_dataset
 from processes import run_in_two_processes
 from torch.utils.data import Subset, TensorDataset
 
-from hf_focal import _label_sources, compute_alpha
+from hf_focal import LabelDistribution, _label_sources, compute_alpha
 from hf_focal._label_counts import count_labels
 
 
@@ -151,8 +151,11 @@ class TestSources:
         counts = count_labels(data, multi_label=multi_label)
         assert (counts.counts.tolist(), counts.negatives.tolist()) == ([2, 1, 1], [2, 2, 1])
 
-    def test_integers_of_which_some_are_not_known_are_those_of_tokens(self):
-        assert count_labels([[0, 1, -100], [1, -100, -100]]).counts.tolist() == [1, 2]
+    def test_integers_of_which_some_are_not_known_may_be_those_of_tokens(self):
+        rows = [[0, 1, -100], [1, -100, -100]]
+        assert count_labels(rows, multi_label=False).counts.tolist() == [1, 2]
+        with pytest.raises(ValueError, match="which may be several labels of an example, some of them not known, or"):
+            count_labels(rows)
 
     @pytest.mark.parametrize("data", [TOKENS, dataset(TOKENS), dataset(TOKENS, feature=List(Value("int8")))])
     def test_token_labels(self, data):
@@ -446,3 +449,16 @@ def test_an_error_can_be_sent_to_another_process():
     with pytest.raises(ValueError) as raised:
         count_labels([0, 3], num_labels=2)
     assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
+
+
+@pytest.mark.parametrize("rows", [[[1, 0, -100], [0, -100, -100], [1, 1, 0]], torch.tensor([[1, -100], [0, 1]])])
+def test_whole_numbers_with_unknown_labels_may_be_tokens(rows):
+    with pytest.raises(
+        ValueError, match="rows of 0, 1 and -100, which may be several labels of an example, some of them not"
+    ):
+        LabelDistribution.from_dataset(rows)
+    several, tokens = (LabelDistribution.from_dataset(rows, multi_label=answer) for answer in (True, False))
+    assert several.negatives is not None and tokens.negatives is None and tokens.num_labels == 2
+    # With another width, or classes, or rows of several widths, they are tokens.
+    assert LabelDistribution.from_dataset(rows, num_labels=4).negatives is None
+    assert LabelDistribution.from_dataset([[1, 0, -100], [0, 1, 1, -100]]).negatives is None

@@ -163,6 +163,13 @@ class TestScores:
         with pytest.raises(ValueError, match=message):
             operating_point_scores(torch.tensor([[0.5, 0.3, 0.2]]), config_of(class_prior=[0.6, 0.2, 0.2]), **kwargs)
 
+    def test_a_prior_that_is_no_number(self):
+        config = config_of(multi_label=True, class_prior=[0.6, 0.2, 0.2])
+        with pytest.raises(
+            ValueError, match="prior: expected a share of examples, or one for each label, but got 'rare'"
+        ):
+            operating_point_scores(torch.full((1, 3), 0.5), config, prior="rare")
+
     def test_a_class_without_examples_has_no_balanced_score(self):
         with pytest.raises(ValueError, match="source_prior: expected more than 0 for every class that occurs"):
             operating_point_scores(torch.tensor([[0.6, 0.4]]), config_of(2, class_prior=[1.0, 0.0]), "balanced")
@@ -252,6 +259,11 @@ class TestThresholds:
     def test_wrong_arguments_are_refused(self, message, posterior, labels):
         with pytest.raises(ValueError, match=message):
             fit_thresholds(posterior, labels)
+
+    @pytest.mark.parametrize("name, value", [("default", 2.0), ("min_f1", -0.1), ("min_positives", -1)])
+    def test_settings_out_of_their_range_are_refused(self, name, value):
+        with pytest.raises(ValueError, match=f"{name}: expected a number .*, but got {value}"):
+            fit_thresholds(torch.tensor([0.1, 0.9]), torch.tensor([0, 1]), **{name: value})
 
 
 class TestCalibrateConfig:

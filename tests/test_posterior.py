@@ -311,12 +311,14 @@ class TestTheWayBack:
     @pytest.mark.parametrize("margin", [0.01, 0.05, 0.5])
     def test_with_a_margin(self, margin, gamma, gamma_neg):
         settings = {"gamma": gamma, "gamma_neg": gamma_neg, "margin": margin}
-        posterior = torch.linspace(0.01, 0.999, 300, dtype=torch.float64)
+        near_1 = 1 - torch.logspace(-3, -9, 7, dtype=torch.float64)
+        posterior = torch.cat([torch.linspace(0.01, 0.999, 300, dtype=torch.float64), near_1])
         logits = sigmoid_focal_logits(posterior, **settings)
-        is_inside = logits < 12
+        is_inside = logits < 37
         restored = sigmoid_class_posterior(logits, **settings)
         torch.testing.assert_close(restored[is_inside], posterior[is_inside], rtol=1e-9, atol=0)
-        assert logits.max() <= 12 and (logits.diff() >= 0).all() and is_inside.sum() > 100
+        assert is_inside.all() or gamma == 0  # where the loss of positives falls no faster, there may be no minimum
+        assert logits.max() <= 37 and (logits.diff() >= 0).all() and is_inside.sum() > 100
 
     def test_dtypes_and_shapes(self):
         posterior = torch.rand(2, 3, 4).softmax(-1)

@@ -1,5 +1,6 @@
 """FocalTrainer with several labels per example: pairs of weights, asymmetric focusing, labels that are not known."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -123,7 +124,7 @@ class TestAsymmetricFocusing:
             ("gamma_neg: expected a finite number >= 0, but got -1", {"gamma_neg": -1}),
             ("gamma_neg: expected one number for each of 3 classes", {"gamma_neg": [1.0, 2.0]}),
             (r"margin: expected a number in \[0, 1\), but got 1", {"margin": 1}),
-            ("margin: expected a finite number", {"margin": -0.1}),
+            (r"margin: expected a number in \[0, 1\)", {"margin": -0.1}),
         ],
     )
     def test_numbers_out_of_their_range(self, tmp_path, message, setting):
@@ -230,7 +231,8 @@ class TestLabelsThatAreNotKnown:
         contents = read_model_card(tmp_path / "README.md")
         support = [contents.per_class[f"LABEL_{k}"]["support"] for k in range(3)]
         assert support == [[n] for n in (labels == 1).sum(0).tolist()]
-        assert contents.metrics["negative_log_likelihood"][0] == pytest.approx(cross_entropy, rel=1e-6)
+        of_posterior = F.binary_cross_entropy(calibrated[known].double(), labels[known].double()).item()
+        assert contents.metrics["negative_log_likelihood"][0] == pytest.approx(of_posterior, rel=1e-6)
 
 
 class TestPriorBias:
@@ -320,7 +322,7 @@ class TestPriorBias:
             make_trainer(tmp_path, model=without_biases, task="multi_label", max_steps=1).train()
         assert "The biases of the head start from -" in caplog.messages[0]
         assert caplog.messages[1] == (
-            "The head starts as it is: the head of BertForSequenceClassification has no biases."
+            "prior_bias: the head of BertForSequenceClassification has no biases, so it starts as it is"
         )
 
     def test_beside_an_adapter(self, tmp_path):
@@ -339,6 +341,16 @@ class TestPriorBias:
         trainer.train()
         assert trainer.model.classifier.bias.all() and trainer.model.config.focal_loss["prior_bias"]
 
+    def test_a_head_without_biases_starts_as_it_is(self, tmp_path):
+        model = tiny_model("multi_label")
+        model.classifier.bias = None
+        trainer = make_trainer(tmp_path, model=model, task="multi_label", max_steps=1, prior_bias=True)
+        with pytest.warns(
+            UserWarning, match="prior_bias: the head of BertForSequenceClassification has no biases, so it"
+        ):
+            trainer.train()
+        assert not trainer.model.config.focal_loss["prior_bias"]
+
     @pytest.mark.parametrize(
         "message, settings",
         [
@@ -351,3 +363,15 @@ class TestPriorBias:
             make_trainer(tmp_path, **{"task": "multi_label", "prior_bias": True, **settings}).train()
         if "gamma" in settings:
             assert not self.started(tmp_path, **settings)[0].any()
+
+
+def test_a_label_of_which_nothing_is_known(tmp_path):
+    """It has no share, so there is no class prior; the others are learned."""
+    data = tiny_dataset("multi_label")
+    rows = np.array(data["labels"][:])
+    rows[:, 2] = -100
+    data = data.remove_columns("labels").add_column("labels", rows.tolist())
+    trainer = make_trainer(tmp_path, task="multi_label", train_dataset=data, max_steps=1)
+    trainer.train()
+    record = trainer.model.config.focal_loss
+    assert record["label_counts"][2] == 0 and record["label_counts"][0] > 0 and record["class_prior"] is None
