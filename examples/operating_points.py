@@ -4,7 +4,7 @@
     python operating_points.py --output_dir outputs/r52 --dataset_name outputs/r52_data --focal_alpha sqrt_inverse
 
 Flags are those of `run_text_classification.py`, which trains the model; a folder with a finished run is not trained again.
-It prints what each operating point scores on the test split, and draws the recall of each class. `accuracy as trained` is
+It prints what each operating point scores on the test split, and draws the recall of each class. `accuracy at the training prior` is
 the accuracy if the test classes occurred as often as in training, where `most_likely` should lead; `balanced` should lead
 in balanced accuracy. The prior is estimated from the test texts, without their labels.
 """
@@ -49,7 +49,7 @@ def main() -> None:
     class_prior = torch.tensor(FocalSettings.from_config(config).class_prior)
     estimate = estimate_prior(posterior, class_prior)
     chosen = {
-        "raw logits": logits,
+        "as_trained": logits,
         "most_likely": operating_point_scores(posterior, config),
         "balanced": operating_point_scores(posterior, config, "balanced"),
         "prior=estimated": operating_point_scores(posterior, config, prior=estimate.prior),
@@ -63,7 +63,7 @@ def main() -> None:
         weights = np.where(np.isnan(recall), 0, class_prior)
         rows[point] = {
             "accuracy": accuracy_score(labels, predictions),
-            "accuracy as trained": np.nansum(weights * recall) / weights.sum(),
+            "accuracy at the training prior": np.nansum(weights * recall) / weights.sum(),
             "balanced accuracy": balanced_accuracy_score(labels, predictions),
             "macro-F1": f1_score(labels, predictions, average="macro", zero_division=0),
         }

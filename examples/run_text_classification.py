@@ -98,6 +98,13 @@ class ModelArguments:
         },
     )
 
+    positive_label: str | None = field(
+        default=None,
+        metadata={
+            "help": "Of two classes, the one whose F1 is the best at --operating_point f1. Default: the rarer one."
+        },
+    )
+
     def __post_init__(self):
         if self.loss not in ("focal", "cross_entropy"):
             raise ValueError(f"--loss: expected focal or cross_entropy, but got {self.loss!r}")
@@ -251,6 +258,13 @@ def run(
         multi_label = config.problem_type == "multi_label_classification"
         names = [config.id2label[k] for k in range(config.num_labels)]
 
+    if model_args.positive_label not in (None, *names) or (
+        model_args.positive_label and (multi_label or len(names) != 2)
+    ):
+        raise ValueError(
+            f"--positive_label: expected one of two classes, but got {model_args.positive_label!r}, and the "
+            f"{'labels' if multi_label else 'classes'} are {names}"
+        )
     has_thresholds = multi_label or len(names) == 2
     if (
         model_args.operating_point == "f1"
@@ -316,7 +330,7 @@ def run(
         result = trainer.train(resume_from_checkpoint=True if checkpoint == "True" else checkpoint)
         if "validation" in datasets:
             try:
-                trainer.calibrate(datasets["validation"])
+                trainer.calibrate(datasets["validation"], positive_label=model_args.positive_label)
             except ValueError as error:  # a model that has no posterior is still a model
                 logger.warning(f"Neither temperature nor thresholds are stored: {error}")
         choose_operating_point(model.config, model_args.operating_point)

@@ -239,7 +239,7 @@ class _LabelCounter:
             self.may_be_partly_known
             and len(self.widths) == 1
             and self.widths <= {self.num_labels or min(self.widths)}
-            and np.isin(values, [0, 1, _IGNORE_INDEX]).all()
+            and bool(np.isin(values, [0, 1, _IGNORE_INDEX]).all())
         )
         self.may_be_multi_hot = (
             self.may_be_multi_hot

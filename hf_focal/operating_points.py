@@ -313,7 +313,7 @@ def operating_point_scores(
                 "config: focal_loss holds no thresholds; FocalTrainer.calibrate finds them for two classes and multi-label"
             )
         if not multi_label:
-            source = [1 - source[0], source[0]]
+            source = [1 - source[0], source[0]] if settings.positive_label == 1 else [source[0], 1 - source[0]]
     else:
         source = settings.class_prior
         if source is None:
@@ -327,12 +327,14 @@ def operating_point_scores(
     return shift_prior(posterior, source, [1 / num_classes] * num_classes if prior is None else prior)
 
 
-def calibrate_config(logits: Tensor, labels: Tensor, config: Any) -> dict[str, Any]:
+def calibrate_config(
+    logits: Tensor, labels: Tensor, config: Any, *, positive_label: int | str | None = None
+) -> dict[str, Any]:
     r"""Fits what only held-out data can tell, and stores it in the model's config.
 
     That is a temperature for the class posterior ([`fit_temperature`]) and, for two classes and for multi-label, the
     threshold of each label with the best F1 ([`fit_thresholds`]; one of several labels that does not reach an F1 of 0.2
-    keeps 0.5). What was stored before is forgotten.
+    keeps 0.5). Of two classes it is that of the rarer one, whatever its id is. What was stored before is forgotten.
 
     Args:
         logits (`Tensor`): Logits of examples that were not trained on, (..., C), of any floating dtype.
@@ -341,9 +343,12 @@ def calibrate_config(logits: Tensor, labels: Tensor, config: Any) -> dict[str, A
             labels, 0 or 1, or their probabilities. A row of -100, or of several labels each, is ignored. Probabilities have the temperature of the
             largest expected likelihood; for the thresholds they stand for the most probable class or answer.
         config (`PreTrainedConfig`): The model's config.
+        positive_label (`int` or `str`, *optional*): Of two classes, the id or the name of the one whose F1 is to be the best;
+            by default the one that is rarer in the training data, or if nobody knows that, in these.
 
     Returns:
-        `dict`: What has been stored, plain numbers: ``temperature``, and ``thresholds`` where there are any.
+        `dict`: What has been stored, plain numbers: ``temperature``, and ``thresholds`` where there are any, for two classes
+        with the ``positive_label``.
 
     Raises:
         `ValueError`: If the config holds no settings of focal loss, gamma was a function of p_t, the labels do not fit, or
@@ -358,8 +363,8 @@ def calibrate_config(logits: Tensor, labels: Tensor, config: Any) -> dict[str, A
     >>> config = BertConfig(num_labels=2, focal_loss={"gamma": 0.0, "alpha": None})
     >>> logits = torch.tensor([[3.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, 1.0]])
     >>> found = calibrate_config(logits, torch.tensor([0, 1, 1, 1]), config)
-    >>> round(found["temperature"], 2), round(found["thresholds"][0], 2)
-    (2.0, 0.23)
+    >>> round(found["temperature"], 2), round(found["thresholds"][0], 2), found["positive_label"]
+    (2.0, 0.61, 0)
 
     ```
     """
@@ -380,8 +385,26 @@ def calibrate_config(logits: Tensor, labels: Tensor, config: Any) -> dict[str, A
         found["thresholds"] = fit_thresholds(posterior, answers, min_f1=_MIN_F1)
     elif posterior.shape[-1] == 2:
         classes = labels if labels.dim() == 1 else labels.argmax(-1)
-        found["thresholds"] = fit_thresholds(posterior[:, 1], classes)
+        counts = settings.class_prior or settings.label_counts or classes.bincount(minlength=2).tolist()
+        positive = _class_id(config, positive_label, rarest=0 if counts[0] < counts[1] else 1)
+        found["thresholds"] = fit_thresholds(posterior[:, positive], (classes == positive).long())
+        found["positive_label"] = positive
+    if positive_label is not None and "positive_label" not in found:
+        raise ValueError(
+            "positive_label: it is for two classes, one per example; of several labels each has a threshold"
+        )
     replace(settings, **found, operating_point=recorded.operating_point).store_in(config)
+    return found
+
+
+def _class_id(config: Any, label: int | str | None, rarest: int) -> int:
+    """That of the class which is meant, of two."""
+    if label is None:
+        return rarest
+    names = {str(name): int(k) for k, name in (getattr(config, "id2label", None) or {}).items()}
+    found = names.get(label) if isinstance(label, str) else label
+    if found not in (0, 1):
+        raise ValueError(f"positive_label: expected 0, 1 or one of {[*names]}, but got {label!r}")
     return found
 
 

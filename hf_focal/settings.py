@@ -54,7 +54,8 @@ class FocalSettings:
             several labels, the share of examples with each.
         temperature (`float`, *optional*): That of the class posterior, in [0.01, 100].
         thresholds (list of L `float`, *optional*): Above which probability each label is predicted, in [1e-12, 1 - 1e-12]; for two
-            classes one, that of class 1.
+            classes one, that of `positive_label`.
+        positive_label (`int`): Of two classes, the id of the one that the threshold is for.
         operating_point (`str`): How the model decides unless it is told otherwise, one of `OPERATING_POINTS`; see [`decide`].
 
     Raises:
@@ -83,6 +84,7 @@ class FocalSettings:
     class_prior: list[float] | None = None
     temperature: float | None = None
     thresholds: list[float] | None = None
+    positive_label: int = 1
     operating_point: str = "as_trained"
 
     def __post_init__(self) -> None:
@@ -108,6 +110,10 @@ class FocalSettings:
             self.temperature = _number("temperature", self.temperature, LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE)
         if self.thresholds is not None:
             self.thresholds = _numbers("thresholds", self.thresholds, SMALLEST_SHARE, 1 - SMALLEST_SHARE)
+        if self.positive_label not in (0, 1) or isinstance(self.positive_label, bool):
+            raise ValueError(
+                f"positive_label: expected the id of one of two classes, but got {self.positive_label!r:.80}"
+            )
         if self.operating_point not in OPERATING_POINTS:
             raise ValueError(
                 f"operating_point: expected one of {', '.join(OPERATING_POINTS)}, but got {self.operating_point!r:.80}"

@@ -341,13 +341,14 @@ class FocalTrainer(Trainer):
             settings.store_in_folder(output_dir or self.args.output_dir or ".")
         super().save_model(output_dir, _internal_call=_internal_call)
 
-    def calibrate(self, dataset: Dataset | None = None) -> dict[str, Any]:
+    def calibrate(self, dataset: Dataset | None = None, *, positive_label: int | str | None = None) -> dict[str, Any]:
         r"""Fits what only held-out data can tell, and stores it in the model's config for [`posterior_from_config`].
 
         [`calibrate_config`] with the model's logits of the data. Call it after `train` and before `save_model`.
 
         Args:
             dataset (`Dataset`, *optional*): Labelled examples that were not trained on; by default `eval_dataset`.
+            positive_label (`int` or `str`, *optional*): As in [`calibrate_config`]; of two classes, the rarer one by default.
 
         Returns:
             `dict`: What is stored: ``temperature``, and ``thresholds`` where there are any.
@@ -366,7 +367,7 @@ class FocalTrainer(Trainer):
             raise ValueError("dataset: expected labelled examples, but they have no labels")
         predictions = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
         labels = self._aligned(torch.as_tensor(output.label_ids))
-        return calibrate_config(torch.as_tensor(predictions), labels, config)
+        return calibrate_config(torch.as_tensor(predictions), labels, config, positive_label=positive_label)
 
     def create_model_card(
         self,

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
@@ -12,6 +13,7 @@ from hf_focal import (
     apply_temperature,
     calibrate_config,
     class_posterior,
+    decide,
     fit_temperature,
     fit_thresholds,
     flsd_53,
@@ -27,9 +29,7 @@ PRIOR = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
 
 def config_of(num_labels=3, multi_label=False, **settings):
     problem_type = f"{'multi' if multi_label else 'single'}_label_classification"
-    return BertConfig(
-        num_labels=num_labels, problem_type=problem_type, focal_loss={"gamma": 2.0, "alpha": None, **settings}
-    )
+    return BertConfig(num_labels=num_labels, problem_type=problem_type, focal_loss={"gamma": 2.0, **settings})
 
 
 def gaussian_classes(prior, num_examples=40000):
@@ -266,6 +266,66 @@ class TestThresholds:
             fit_thresholds(torch.tensor([0.1, 0.9]), torch.tensor([0, 1]), **{name: value})
 
 
+class TestTwoClasses:
+    """950 of one and 50 of the other, under any order of their names."""
+
+    def data(self, rare):
+        rng = np.random.default_rng(0)
+        labels = np.array([0] * 950 + [1] * 50)
+        logits = np.stack([np.zeros(1000), rng.normal(3.0 * labels - 3.5, 1.5)], 1)
+        order = [0, 1] if rare == 1 else [1, 0]
+        return torch.tensor(logits[:, order]), torch.tensor(labels if rare == 1 else 1 - labels), order
+
+    def config(self, order, **settings):
+        names = [["good", "bad"][k] for k in order]
+        config = config_of(
+            2, class_prior=[[0.95, 0.05][k] for k in order], alpha=None, operating_point="f1", **settings
+        )
+        config.id2label = dict(enumerate(names))
+        return config
+
+    @pytest.mark.parametrize("positive_label", [None, "bad", "good"])
+    def test_the_names_decide_nothing(self, positive_label):
+        decided = []
+        for rare in (0, 1):
+            logits, labels, order = self.data(rare)
+            config = self.config(order, thresholds=[0.5])
+            found = calibrate_config(logits, labels, config, positive_label=positive_label)
+            assert config.id2label[found["positive_label"]] == positive_label or positive_label is None
+            decided.append([config.id2label[k] for k in decide(logits, config).tolist()])
+        assert decided[0] == decided[1]
+
+    def test_the_rare_class_has_the_best_f1(self):
+        logits, labels, order = self.data(rare=0)
+        scores = {}
+        for name in ("good", "bad", None):
+            config = self.config(order, thresholds=[0.5])
+            calibrate_config(logits, labels, config, positive_label=name)
+            scores[name] = f1_score(labels, decide(logits, config), pos_label=0)
+        assert scores[None] == scores["bad"] > scores["good"] + 0.01
+
+    def test_older_records_have_the_threshold_of_class_1(self):
+        config = self.config([0, 1], thresholds=[0.3])
+        posterior = torch.tensor([[0.69, 0.31], [0.71, 0.29]])
+        assert operating_point_scores(posterior, config, "f1").argmax(-1).tolist() == [1, 0]
+
+    @pytest.mark.parametrize(
+        "message, num_labels, positive_label",
+        [
+            (r"positive_label: expected 0, 1 or one of \['LABEL_0', 'LABEL_1'\], but got 'fraud'", 2, "fraud"),
+            ("positive_label: expected 0, 1 or one of .* but got 2", 2, 2),
+            ("positive_label: it is for two classes", 3, 1),
+        ],
+    )
+    def test_other_labels_are_refused(self, message, num_labels, positive_label):
+        config = config_of(num_labels)
+        before = dict(config.focal_loss)
+        with pytest.raises(ValueError, match=message):
+            labels = torch.arange(6) % num_labels
+            calibrate_config(torch.randn(6, num_labels), labels, config, positive_label=positive_label)
+        assert config.focal_loss == before
+
+
 class TestCalibrateConfig:
     def test_ignored_labels_of_two_classes(self):
         generator = torch.Generator().manual_seed(0)
@@ -298,7 +358,9 @@ class TestCalibrateConfig:
         posterior = posterior_from_config(logits, config_of(2))
         assert found["temperature"] == fit_temperature(posterior, probabilities, multi_label=False)
         scaled = apply_temperature(posterior, found["temperature"])
-        assert found["thresholds"] == fit_thresholds(scaled[:, 1], probabilities.argmax(-1))
+        positive = found["positive_label"]
+        is_positive = (probabilities.argmax(-1) == positive).long()
+        assert found["thresholds"] == fit_thresholds(scaled[:, positive], is_positive)
 
     def test_rows_of_several_labels_that_are_not_known(self):
         generator = torch.Generator().manual_seed(0)

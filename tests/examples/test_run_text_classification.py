@@ -187,6 +187,19 @@ def test_thresholds_of_three_classes_are_refused_before_the_training(model_folde
     assert not Path("out/model.safetensors").exists()
 
 
+@pytest.mark.parametrize("positive_label", ["money", "sport"])
+def test_the_class_whose_f1_counts(model_folder, positive_label):
+    file = write(single_label_data({"sport": 12, "money": 6}), "data.csv")
+    flags = ["--train_file", file, "--validation_file", file, "--do_train", "--do_eval", "--operating_point", "f1"]
+    run(SCRIPT, *common_flags(model_folder), *flags, "--positive_label", positive_label)
+    config = AutoConfig.from_pretrained("out")
+    assert config.id2label[config.focal_loss["positive_label"]] == positive_label
+    with pytest.raises(
+        ValueError, match="--positive_label: expected one of two classes, but got 'spam', and the classes"
+    ):
+        run(SCRIPT, *common_flags(model_folder), *flags, "--positive_label", "spam")
+
+
 def test_an_operating_point_for_the_predictions_of_a_trained_model(model_folder):
     file = write(single_label_data(), "train.csv")
     flags = [*common_flags(model_folder, "trained"), "--train_file", file, "--do_train", "--focal_alpha", "inverse"]

@@ -69,9 +69,9 @@ def test_operating_points(data_flags, capsys):
     assert config.focal_loss["temperature"] is not None
     logits, labels = held_out_logits(Path("out"), data_flags)["test"]
     accuracy = (posterior_from_config(logits, config).argmax(-1) == labels).double().mean()
-    # The test split is the training split, so accuracy as trained is accuracy.
+    # The test split is the training split, so accuracy at the training prior is accuracy.
     assert lines["most_likely"][:2] == [f"{accuracy:.3f}"] * 2
-    assert {"raw logits", "balanced", "prior=estimated"} <= lines.keys()
+    assert {"as_trained", "balanced", "prior=estimated"} <= lines.keys()
     assert Path("out/recall.png").stat().st_size > 1000
 
 
