@@ -35,6 +35,16 @@ def card_contents(cells: list[dict], title: str) -> ModelCardContents:
     limits = [
         f"Trained by {first['recipe']!r}, arm {first['arm']!r}: each of {len(cells)} seeds is a model of its own."
     ]
+    if isinstance(first["labels"][0], list):
+        limits.append(
+            "Decided at the operating point f1, by thresholds that were fitted on the validation split for each seed, with the "
+            "probabilities of the calibrated posterior."
+        )
+    if baseline_args.frozen_layers:
+        limits.append(
+            f"The embeddings and the {baseline_args.frozen_layers} lowest layers are those of the base model: a way to compare "
+            "losses, not to get the best model."
+        )
     if baseline_args.rival != "focal":
         limits.append(
             f"The loss is the rival {baseline_args.rival!r} of examples/baselines/rivals.py, not that of hf_focal."
