@@ -50,7 +50,7 @@ __all__ = ["FocalTrainer"]
 logger = logging.getLogger(__name__)
 
 # The settings of the loss, each a keyword and, behind focal_, an argument.
-_SEARCHED = ("gamma", "gamma_neg", "margin", "alpha", "beta", "alpha_max_ratio", "alpha_empty_weight")
+_SEARCHED = ("gamma", "gamma_neg", "margin", "alpha", "beta", "alpha_max_ratio", "alpha_empty_weight", "prior_bias")
 _DECODER_INPUTS = {"decoder_input_ids", "decoder_inputs_embeds"}
 
 
@@ -165,6 +165,7 @@ class FocalTrainer(Trainer):
         self._evaluated_batch: dict[str, Tensor] | None = None
         self._sample_weights: Tensor | None = None  # of the batch whose loss is computed
         self._has_computed_loss = self._has_trained = self._has_prior_bias = self._is_resumed = False
+        self._is_yet_to_prepare = False
         self._statistics = LossStatistics()
         # In every version of Trainer since 4.46 the presence of this function makes it count the labels of the whole
         # accumulation window, over all processes, and leave the loss as it is.
@@ -246,17 +247,17 @@ class FocalTrainer(Trainer):
         self._is_resumed = bool(resume_from_checkpoint)
         if resume_from_checkpoint:
             self._compare_with_checkpoint(resume_from_checkpoint)
-        if self.model_init is None:  # otherwise the model is yet to be made
+        self._is_yet_to_prepare = self.model_init is not None  # the model is yet to be made
+        if not self._is_yet_to_prepare:
             self._prepare_model()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def call_model_init(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """As [`~transformers.Trainer.call_model_init`]; the settings of a search's trial are recorded in its model."""
-        model = super().call_model_init(*args, **kwargs)
-        if getattr(self, "model", None) is not None:  # of `train`, not of `__init__`
-            self.model = model
+    def _inner_training_loop(self, *args: Any, **kwargs: Any):
+        """By now a model that `model_init` makes is there, and a search has set the arguments of its trial."""
+        if self._is_yet_to_prepare:
+            self._is_yet_to_prepare = False
             self._prepare_model()
-        return model
+        return super()._inner_training_loop(*args, **kwargs)
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """As [`~transformers.Trainer.training_step`]; after the first, warns of what is not trained by the loss."""
@@ -435,6 +436,9 @@ class FocalTrainer(Trainer):
                     )
                 if not hasattr(self.args, f"focal_{name}"):
                     raise ValueError(f"hp_space: focal_{name} needs FocalTrainingArguments as args")
+                if getattr(FocalTrainingArguments, f"focal_{name}") is None:
+                    # Trainer casts each value to the type of the old one: a method of alpha to a list of its letters.
+                    setattr(self.args, f"focal_{name}", None)
             return values
 
         return super().hyperparameter_search(checked_space, *args, **kwargs)

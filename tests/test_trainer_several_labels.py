@@ -22,6 +22,7 @@ from hf_focal import (
     focal_loss,
     posterior_from_config,
     sigmoid_class_posterior,
+    sigmoid_focal_logits,
     sigmoid_focal_loss,
 )
 from hf_focal.model_card import read_model_card
@@ -350,6 +351,51 @@ class TestPriorBias:
         ):
             trainer.train()
         assert not trainer.model.config.focal_loss["prior_bias"]
+
+    def test_each_trial_of_a_search_starts_at_its_own_constant(self, tmp_path):
+        pytest.importorskip("optuna")
+        found = []
+
+        class Recording(FocalTrainer):
+            def training_step(self, *args, **kwargs):
+                biases = self.model.classifier.bias.detach().clone()
+                found.append((self.args.focal_gamma_neg, self.model.config.focal_loss["gamma_neg"], biases))
+                return super().training_step(*args, **kwargs)
+
+        trainer = Recording(
+            args=FocalTrainingArguments(
+                str(tmp_path), max_steps=1, use_cpu=True, report_to="none", focal_alpha="0.25"
+            ),
+            model_init=lambda: tiny_model("multi_label"),
+            train_dataset=tiny_dataset("multi_label"),
+            eval_dataset=tiny_dataset("multi_label", num_examples=8),
+        )
+        gammas = iter([1.0, 4.0, 2.0])
+
+        def space(trial):
+            gamma = next(gammas)
+            alpha = trial.suggest_categorical("focal_alpha", ["inverse"])
+            return {"focal_gamma_neg": trial.suggest_float("focal_gamma_neg", gamma, gamma), "focal_alpha": alpha}
+
+        trainer.hyperparameter_search(space, n_trials=3, backend="optuna", direction="minimize")
+        labels, alpha = trainer.train_dataset["labels"][:], compute_alpha(trainer.train_dataset)
+        shares = (torch.tensor(labels).double().sum(0) + 0.5) / (len(labels) + 1)
+        assert [of_arguments for of_arguments, *_ in found] == [1.0, 4.0, 2.0]
+        for of_arguments, recorded, biases in found:
+            assert recorded == of_arguments
+            expected = sigmoid_focal_logits(shares, gamma=2.0, gamma_neg=of_arguments, alpha=alpha)
+            torch.testing.assert_close(biases, expected.float())
+
+    def test_a_search_cannot_change_a_keyword(self, tmp_path):
+        pytest.importorskip("optuna")
+        trainer = FocalTrainer(
+            args=FocalTrainingArguments(str(tmp_path), max_steps=1, use_cpu=True, report_to="none"),
+            model_init=lambda: tiny_model("multi_label"),
+            train_dataset=tiny_dataset("multi_label"),
+            prior_bias=True,
+        )
+        with pytest.raises(ValueError, match="^prior_bias: a keyword wins over the arguments"):
+            trainer.hyperparameter_search(lambda trial: {"focal_prior_bias": False}, n_trials=1, backend="optuna")
 
     @pytest.mark.parametrize(
         "message, settings",
