@@ -6,6 +6,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import ClassLabel, Dataset
@@ -56,10 +58,12 @@ def count_training_labels(dataset: Any, model: nn.Module, column: str | None) ->
     config = getattr(model, "config", None)
     multi_label = is_multi_label(config)
     labels_tokens = is_one_of(model, LANGUAGE_MODELS | TOKEN_CLASSIFIERS)
-    if labels_tokens:
-        multi_label = False
     num_labels = num_classes_of(model)
     columns = ["label", "labels"] if column is None else [column]
+    if labels_tokens:
+        rows = _rows_of_tokens(dataset, columns) if multi_label and num_labels != 1 else None
+        multi_label = rows is not None
+        dataset = dataset if rows is None else rows
     features = _label_features(dataset, columns)
     is_binary = multi_label and num_labels == 1
     if is_binary:  # the labels are those of two classes, whether or not each stands in a row of its own
@@ -123,6 +127,17 @@ def _by_id(counted: LabelDistribution, names: list[str]) -> LabelDistribution:
     counts[[names.index(name) for name in counted.names or []]] = counted.counts
     negatives = None if counted.negatives is None else (counted.num_rows or 0) - counts
     return replace(counted, counts=counts, negatives=negatives, names=names)
+
+
+def _rows_of_tokens(dataset: Any, columns: Sequence[str]) -> Dataset | None:
+    """The rows of several labels of all tokens, one below the other, if each example has a list of them."""
+    if not isinstance(dataset, Dataset):
+        return None
+    for name in columns:
+        if any(getattr(feature, "feature", None) is not None for feature in _label_features(dataset, [name])):
+            labels = dataset.select_columns(name).with_format("arrow")[:][name]
+            return Dataset(pa.table({name: pc.list_flatten(labels)}))
+    return None
 
 
 def _with_class_ids(dataset: Any, columns: Sequence[str]) -> Any:

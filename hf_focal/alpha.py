@@ -15,7 +15,7 @@ from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ._checks import ArgumentError
+from ._checks import ArgumentError, as_numbers
 from ._label_counts import count_labels
 from ._markdown import escape_markdown, markdown_table
 
@@ -162,6 +162,11 @@ class LabelDistribution:
         NaN for a label of which nothing is known."""
         with np.errstate(invalid="ignore"):
             return self.counts / (self.total if self.negatives is None else self.counts + self.negatives)
+
+        """Share of each class in the labels; for multi-label data, in the rows where it is known. 0 where nothing
+        is. float64, (C)."""
+        known = self.total if self.negatives is None else self.counts + self.negatives
+        return self.counts / np.maximum(known, 1)
 
     @property
     def imbalance_ratio(self) -> float:
@@ -335,7 +340,15 @@ class LabelDistribution:
 
     def _rows_of(self, alpha: Tensor | None) -> np.ndarray:
         """Weights as rows: none, one, or those of negatives and of positives."""
-        return np.zeros((0, len(self.counts))) if alpha is None else np.asarray(alpha).reshape(-1, len(self.counts))
+        if alpha is None:
+            return np.zeros((0, len(self.counts)))
+        weights = as_numbers("alpha", alpha, max_dim=2).double().cpu().numpy()
+        if weights.shape not in ((len(self.counts),), (2, len(self.counts))):
+            raise ValueError(
+                f"alpha: expected one weight for each of {len(self.counts)} classes, or those of negatives, then of "
+                f"positives, but got shape {weights.shape}"
+            )
+        return np.atleast_2d(weights)
 
     def _check_every_class_occurs(self) -> None:
         for kind, per_class in (("examples", self.counts), ("negative examples", self.negatives)):

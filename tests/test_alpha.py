@@ -356,3 +356,16 @@ def test_refuses(message, data, kwargs):
 def test_refuses_arguments_before_it_reads_the_data(kwargs):
     with pytest.raises(ValueError, match=next(iter(kwargs))):
         compute_alpha(object(), **kwargs)
+
+
+@pytest.mark.parametrize("alpha", [0.25, [1.0, 2.0, 3.0], torch.ones(4, 2)])
+def test_weights_that_do_not_fit_a_table(alpha):
+    distribution = LabelDistribution(counts=[1, 2], negatives=[3, 2])
+    for show in (distribution.to_text, distribution.to_markdown, distribution.plot):
+        with pytest.raises(ValueError, match="^alpha: expected one weight for each of 2 classes"):
+            show(alpha)
+
+
+def test_of_a_label_that_is_nowhere_known_there_is_no_share():
+    distribution = LabelDistribution.from_dataset([[1.0, -100.0], [0.0, -100.0]])
+    assert distribution.shares.tolist() == [0.5, 0.0]

@@ -198,6 +198,29 @@ class TestLabelsThatAreNotKnown:
         assert trainer.evaluate(data)["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
         trainer.train()
 
+    def test_those_of_tokens_are_counted_and_weighed(self, tmp_path):
+        rows = np.random.default_rng(0).integers(2, size=(24, 6, 3))
+        rows[::4, 3:] = rows[1::4, :2, 1] = -100
+        data = Dataset.from_dict({"input_ids": tiny_dataset(num_examples=24)["input_ids"][:], "labels": rows.tolist()})
+        model = tiny_model("tokens", problem_type="multi_label_classification")
+        collator = default_data_collator
+        trainer = make_trainer(
+            tmp_path, model=model, train_dataset=data, alpha="inverse", max_steps=1, data_collator=collator
+        )
+        expected = compute_alpha(rows.reshape(-1, 3), multi_label=True)
+        torch.testing.assert_close(trainer.alpha, expected)
+        trainer.train()
+        assert model.config.focal_loss["label_counts"] == (rows == 1).sum((0, 1)).tolist()
+
+    def test_a_label_that_is_nowhere_known(self, tmp_path):
+        labels = torch.tensor(tiny_dataset("multi_label")["labels"][:])
+        labels[:, 1] = -100
+        data = Dataset.from_dict({"input_ids": tiny_dataset()["input_ids"][:], "labels": labels.tolist()})
+        model = tiny_model(problem_type="multi_label_classification")
+        trainer = make_trainer(tmp_path, model=model, train_dataset=data, max_steps=1)
+        trainer.train()
+        assert model.config.focal_loss["class_prior"][1] == 0 and "nan" not in repr(trainer.label_distribution())
+
     def test_metrics_calibration_and_card(self, tmp_path):
         data = tiny_dataset("partly_known")
         trainer = make_trainer(
