@@ -56,6 +56,8 @@ def as_numbers(name: str, values: Numbers, may_be_all_zero: bool = True, max_dim
         if isinstance(values, Tensor):
             numbers = values.detach().to(torch.promote_types(values.dtype, torch.float32))
         else:
+            if isinstance(values, (list, tuple)):  # of tensors or arrays, weights of negatives and of positives say
+                values = [value.tolist() if hasattr(value, "tolist") else value for value in values]
             numbers = torch.as_tensor(values, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}: expected a number or one per class, but got {values!r}") from error

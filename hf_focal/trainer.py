@@ -777,7 +777,7 @@ class FocalTrainer(Trainer):
         names = names_by_id(self._config())
         if alpha.keys() != {*names}:
             raise ValueError(f"alpha: expected a weight for each of {names}, but got {dict(alpha)}")
-        weights = [alpha[name] for name in names]
+        weights = [alpha[name].tolist() if hasattr(alpha[name], "tolist") else alpha[name] for name in names]
         are_pairs = [isinstance(weight, Sequence) and len(weight) == 2 for weight in weights]
         return [[*side] for side in zip(*weights)] if all(are_pairs) else weights
 
@@ -1056,7 +1056,7 @@ def _plain_gamma(gamma: Any) -> Any:
 
 
 def _plain(numbers: Any) -> Any:
-    return torch.as_tensor(numbers, dtype=torch.float64).tolist()
+    return as_numbers("alpha", numbers, max_dim=2).double().tolist()
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

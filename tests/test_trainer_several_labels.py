@@ -50,6 +50,16 @@ class TestPairsOfWeights:
         trainer.train()
         assert FocalSettings.from_config(trainer.model.config).alpha == self.PAIR
 
+    @pytest.mark.parametrize("kind", [torch.tensor, np.array])
+    def test_of_tensors_or_arrays_in_a_list_or_by_name(self, tmp_path, kind):
+        given = [kind(weights) for weights in self.PAIR]
+        trainer = make_trainer(tmp_path, task="multi_label", alpha=given, max_steps=1)
+        trainer.train()
+        assert FocalSettings.from_config(trainer.model.config).alpha == self.PAIR
+        names = [f"LABEL_{k}" for k in range(3)]
+        by_name = {name: kind(pair) for name, pair in zip(names, zip(*self.PAIR))}
+        assert make_trainer(tmp_path, task="multi_label", alpha=by_name).alpha == self.PAIR
+
     def test_by_name(self, tmp_path):
         model = tiny_model(id2label={0: "a", 1: "b", 2: "c"}, label2id={"a": 0, "b": 1, "c": 2})
         by_name = {"c": (2.0, 1.0), "a": (0.5, 3.0), "b": (1.0, 0.0)}
