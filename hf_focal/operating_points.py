@@ -12,6 +12,8 @@ import torch
 from sklearn.metrics import precision_recall_curve
 from torch import Tensor
 
+from ._checks import as_number
+from ._kernels import loss_dtype
 from ._known_labels import known_labels
 from ._model_kinds import is_multi_label
 from ._upstream import is_traced
@@ -460,6 +462,9 @@ def fit_thresholds(
     for name, values in (("posterior", probabilities), ("labels", truth[is_known])):
         if not ((values >= 0) & (values <= 1)).all():
             raise ValueError(f"{name}: expected values in [0, 1], but got {values.min():g} to {values.max():g}")
+    if not np.isin(truth, [0, 1, -100]).all():
+        raise ValueError("labels: expected 0, 1 or -100, but got others; of probabilities take those above 0.5 as 1")
+    as_number("min_positives", min_positives)
     is_rare = ((truth == 1) & is_known).sum(0) < min_positives
 
     def fit(labels: np.ndarray) -> float:
@@ -505,4 +510,4 @@ def _shift_shares(posterior: Tensor, source: list[float], target: float | Sequen
     positive, negative = p * shares / of_training, (1 - p) * (1 - shares) / (1 - of_training)
     is_certain = (shares == 0) | (shares == 1)
     shifted = torch.where(is_certain, shares, positive / (positive + negative).where(~is_certain, 1))
-    return shifted.to(posterior.dtype)
+    return shifted.to(loss_dtype(posterior))

@@ -433,3 +433,18 @@ class TestCalibrateConfig:
         with pytest.raises(ValueError, match="labels: expected"):
             calibrate_config(torch.randn(9, 3), torch.full((9,), -100), config)
         assert config.focal_loss == before
+
+
+def test_thresholds_refuse_what_is_no_answer_and_no_number_of_positives():
+    posterior = torch.tensor([0.2, 0.7])
+    with pytest.raises(ValueError, match="^labels: expected 0, 1 or -100"):
+        fit_thresholds(posterior, torch.tensor([0.3, 0.7]))
+    with pytest.raises(ValueError, match="^min_positives: expected a finite number >= 0, but got None"):
+        fit_thresholds(posterior, torch.tensor([0, 1]), min_positives=None)
+
+
+def test_scores_of_half_precision_are_float32():
+    settings = {"gamma": 2.0, "class_prior": [0.25, 0.5]}
+    config = BertConfig(num_labels=2, problem_type="multi_label_classification", focal_loss=settings)
+    scores = operating_point_scores(torch.tensor([[0.25, 0.5]]).half(), config, "balanced")
+    torch.testing.assert_close(scores, torch.tensor([[0.5, 0.5]]))
