@@ -586,7 +586,7 @@ class FocalTrainer(Trainer):
         if not (has_several_labels or labels.is_floating_point()) and labels.shape == logits.shape:
             labels = labels.to(logits.dtype)  # one-hot rows
         is_distribution = labels.is_floating_point() and not has_several_labels
-        if not has_several_labels and labels.shape != (logits.shape if is_distribution else logits.shape[:-1]):
+        if labels.shape != (logits.shape if is_distribution or has_several_labels else logits.shape[:-1]):
             raise ValueError(
                 f"labels: {labels.dtype} of shape {tuple(labels.shape)} do not fit logits of shape "
                 f"{tuple(logits.shape)}. {SUPPORTED}"

@@ -222,6 +222,16 @@ class TestLabelsThatAreNotKnown:
         trainer.train()
         assert model.config.focal_loss["label_counts"] == (rows == 1).sum((0, 1)).tolist()
 
+    def test_rows_of_another_length_than_the_logits_are_refused(self, tmp_path):
+        data = Dataset.from_dict({"input_ids": [[1, 2, 3]] * 8, "labels": [[0.0, 1.0]] * 8})
+        trainer = make_trainer(
+            tmp_path, model=tiny_model(problem_type="multi_label_classification"), train_dataset=data, max_steps=1
+        )
+        with pytest.raises(
+            ValueError, match="^labels: torch.float32 of shape .8, 2. do not fit logits of shape .8, 3."
+        ):
+            trainer.train()
+
     def test_a_label_that_is_nowhere_known(self, tmp_path):
         labels = torch.tensor(tiny_dataset("multi_label")["labels"][:])
         labels[:, 1] = -100
