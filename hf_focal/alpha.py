@@ -163,11 +163,6 @@ class LabelDistribution:
         with np.errstate(invalid="ignore"):
             return self.counts / (self.total if self.negatives is None else self.counts + self.negatives)
 
-        """Share of each class in the labels; for multi-label data, in the rows where it is known. 0 where nothing
-        is. float64, (C)."""
-        known = self.total if self.negatives is None else self.counts + self.negatives
-        return self.counts / np.maximum(known, 1)
-
     @property
     def imbalance_ratio(self) -> float:
         """The largest count over the smallest; infinite if a class has no examples."""
@@ -330,7 +325,7 @@ class LabelDistribution:
         order, shares = np.argsort(-self.counts, kind="stable"), self.shares
         weights = self._rows_of(alpha)
         rows = [
-            [self._name(k), f"{self.counts[k]:,}", f"{100 * shares[k]:.2f} %"]
+            [self._name(k), f"{self.counts[k]:,}", "–" if np.isnan(shares[k]) else f"{100 * shares[k]:.2f} %"]
             + [f"{weight:.3g}" for weight in weights[:, k]]
             for k in order
         ]

@@ -454,8 +454,6 @@ def fit_thresholds(
     for name, value in (("default", default), ("min_f1", min_f1)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name}: expected a number from 0 to 1, but got {value!r}")
-    if not min_positives >= 0:
-        raise ValueError(f"min_positives: expected a number >= 0, but got {min_positives!r}")
     probabilities = posterior.detach().double().cpu().reshape(len(posterior), -1).numpy()
     truth = labels.cpu().reshape(len(labels), -1).numpy()
     is_known = truth != -100

@@ -253,14 +253,14 @@ class FocalTrainer(Trainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any):
-        """By now a model that `model_init` makes is there, and a search has set the arguments of its trial."""
-        if self._is_yet_to_prepare:
-            self._is_yet_to_prepare = False
-            self._prepare_model()
+        # By now a search has set the arguments of its trial, and `model_init` has made the model. Without this private method
+        # of Trainer it is the first step that finds them.
+        self._prepare_made_model()
         return super()._inner_training_loop(*args, **kwargs)
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """As [`~transformers.Trainer.training_step`]; after the first, warns of what is not trained by the loss."""
+        self._prepare_made_model()
         loss = super().training_step(model, *args, **kwargs)
         if not self._has_trained:
             self._has_trained = True
@@ -908,6 +908,11 @@ class FocalTrainer(Trainer):
             raise ValueError(f"recorded_settings: expected FocalSettings, but got {settings!r:.80}")
         if self._config() is not None:
             settings.store_in(self._config())
+
+    def _prepare_made_model(self) -> None:
+        if self._is_yet_to_prepare:
+            self._is_yet_to_prepare = False
+            self._prepare_model()
 
     def _start_head(self) -> bool:
         """Whether the head has got the biases of the class frequencies."""

@@ -232,15 +232,6 @@ class TestLabelsThatAreNotKnown:
         ):
             trainer.train()
 
-    def test_a_label_that_is_nowhere_known(self, tmp_path):
-        labels = torch.tensor(tiny_dataset("multi_label")["labels"][:])
-        labels[:, 1] = -100
-        data = Dataset.from_dict({"input_ids": tiny_dataset()["input_ids"][:], "labels": labels.tolist()})
-        model = tiny_model(problem_type="multi_label_classification")
-        trainer = make_trainer(tmp_path, model=model, train_dataset=data, max_steps=1)
-        trainer.train()
-        assert model.config.focal_loss["class_prior"][1] == 0 and "nan" not in repr(trainer.label_distribution())
-
     def test_metrics_calibration_and_card(self, tmp_path):
         data = tiny_dataset("partly_known")
         trainer = make_trainer(
