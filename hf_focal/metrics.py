@@ -85,7 +85,7 @@ class ImbalancedClassification(evaluate.Metric):
       bin has as many examples as the others, whatever their weights, which weigh the means within a bin and the bins.
     - `expected_calibration_error_floor`: what a perfectly calibrated model of the same confidences scores on as many examples
       on average (over 50 draws of the outcomes, the same in every call). It is not 0, as a mean of few outcomes is not their
-      probability; differences of this size say nothing.
+      probability; differences of this size say nothing. Not for class probabilities, whose outcomes are not drawn.
     - `brier_score`, per example the sum over classes, 0 to 2, as in
       [Brier (1950)](https://doi.org/10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2), and `negative_log_likelihood`,
       infinite if a true class was masked; for multi-label data, both are means over the labels of all rows.
@@ -393,7 +393,10 @@ def classification_metrics(
     per_class = {"precision": precision, "recall": recall, "f1": f1, "support": support}
     metrics["per_class"] = {name: {key: per_class[key][i].item() for key in per_class} for i, name in enumerate(names)}
     if not is_multi_label:
-        return _as_floats(metrics | _calibration_error(p.max(1), target[range(len(p)), p.argmax(1)], weights))
+        calibration = _calibration_error(p.max(1), target[range(len(p)), p.argmax(1)], weights)
+        if labels.ndim > 1:  # an expected outcome does not scatter as a drawn one does
+            del calibration["expected_calibration_error_floor"]
+        return _as_floats(metrics | calibration)
     ranks = rankdata(logits, method="dense", axis=0)  # all that matters, and finite
     for i in np.flatnonzero(is_answered.any(0)):
         of = is_answered[:, i]

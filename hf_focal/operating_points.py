@@ -424,7 +424,8 @@ def fit_thresholds(
     Args:
         posterior (`Tensor`): Probabilities of held-out examples, (N, L), or (N) for one label.
         labels (`Tensor`): 0 or 1, or -100, which is ignored, of the same shape.
-        default (`float`): The threshold of a label without positive examples, from which nothing can be learned.
+        default (`float`): The threshold, in [0, 1], of a label without positive examples, from which nothing can be learned,
+            unless it shares one by `min_positives`.
         min_f1 (`float`): A label whose best F1 is below this has the default threshold, too.
         min_positives (`int`): Labels with fewer positive examples share one threshold, that of the largest F1 over all
             their decisions (Huang et al. 2021, https://arxiv.org/abs/2109.04712, have one for all labels).

@@ -245,7 +245,8 @@ def sigmoid_focal_logits(
 
     Returns:
         `Tensor`: Logits of the shape of `posterior`; minus infinity where it is 0, and for 1 those of the largest number
-        below it. With a margin there may be no minimum, as the loss of negatives ends below infinity: the logits are then
+        below it. With a margin all posteriors of which negatives have no loss left come back as that of the margin (with
+        `gamma_neg` 0 they are many), and there may be no minimum, as the loss of negatives ends below infinity: the logits are then
         within 37. float64 for a float64 posterior, otherwise float32.
 
     Raises:

@@ -93,7 +93,7 @@ class FocalTrainer(Trainer):
         prior_bias (`bool`, *optional*): Whether a new head, a last linear layer whose biases are all 0, starts at
             [`focal_logits`] of the class frequencies in `train_dataset`, the constant prediction with the least loss; for
             multi-label at [`sigmoid_focal_logits`]. By default it does for multi-label, where the labels can be counted.
-            Not on resuming.
+            Not on resuming. The frequencies are those of examples, whatever sample weights they have.
         sample_weight_column (`str`, *optional*): The column of the data that holds a weight for each example. The loss of
             its targets is multiplied by it, and their number is replaced by the sum of their weights. An evaluation does
             the same where its data have the column, and hands the weights to `compute_metrics` as ``sample_weight``, if it
@@ -724,7 +724,7 @@ class FocalTrainer(Trainer):
                 f"labels: {labels.dtype} of the shape of the logits, {tuple(labels.shape)}; for multi-label "
                 'classification make them float or set config.problem_type = "multi_label_classification"'
             )
-        if config is not None and logits.dim() == 2:
+        if config is not None and (logits.dim() == 2 or has_row_per_target):
             config.problem_type = f"{'multi' if has_row_per_target else 'single'}_label_classification"
         if has_row_per_target and self.args.label_smoothing_factor:
             warnings.warn("label_smoothing_factor has no effect on multi-label classification", stacklevel=2)

@@ -757,8 +757,8 @@ class TestNeverAReasonToFail:
         with pytest.warns(match="the card is Trainer's own"), pytest.warns(match="there is no card"):
             trainer.create_model_card()
 
-    def test_rows_of_tokens_of_which_nobody_says_what_they_mean(self, tmp_path):
-        """Trained as several labels of a token, but the config does not say so."""
+    def test_rows_of_tokens_are_several_labels_of_each(self, tmp_path):
+        """They are trained so, and the config says it, or the posterior would be that of softmax."""
         ids = tiny_dataset()["input_ids"][:]
         data = Dataset.from_dict({"input_ids": ids, "labels": [[[1.0, 0.0, 0.0]] * len(row) for row in ids]})
         model = tiny_model("tokens")
@@ -766,10 +766,10 @@ class TestNeverAReasonToFail:
             tmp_path, model=model, train_dataset=data, eval_dataset=data, data_collator=DefaultDataCollator()
         )
         trainer.train()
-        assert model.config.problem_type is None
-        assert card_of(trainer).metrics.keys() == {"loss"}
-        with pytest.raises(ValueError, match="config: labels of the shape of the logits take a problem_type"):
-            trainer.calibrate()
+        assert model.config.problem_type == "multi_label_classification"
+        posterior = posterior_from_config(torch.tensor([[[1.1, 1.1, 1.1]]]), model.config)
+        assert posterior.flatten().tolist() == pytest.approx([0.9503] * 3, abs=1e-4)
+        assert card_of(trainer).multi_label and trainer.calibrate()["thresholds"]
 
 
 class TestHub:
