@@ -1,11 +1,11 @@
 """What a model scores as it decides: the metrics of the decision in force, and all operating points with intervals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 from ._known_labels import known_labels
@@ -138,33 +138,34 @@ def evaluate_operating_points(
         targets = targets.argmax(1)
     rows = np.flatnonzero(is_known) // max(len(is_known) // num_examples, 1)  # the example of each target
     weights = np.ones(num_examples) if sample_weight is None else np.asarray(sample_weight, np.float64)
-    draws = np.random.default_rng(0)
-    drawn = [
-        np.bincount(draws.integers(num_examples, size=num_examples), minlength=num_examples) for _ in range(replicates)
-    ]
-    # The first column is the data themselves.
-    times = weights[:, None] * np.stack([np.ones(num_examples), *drawn], axis=1)
     groups = {} if label_counts is None else class_groups(label_counts)
 
     def counted(is_one: np.ndarray) -> csr_array:
-        """How often each class occurs in each example, (N, C), from rows of the targets, (n, C)."""
+        """How often each class occurs in each example, (C, N), from rows of the targets, (n, C)."""
         position, classes = np.nonzero(is_one)
-        return csr_array((np.ones(len(position)), (rows[position], classes)), shape=(num_examples, num_classes))
+        return csr_array((np.ones(len(position)), (classes, rows[position])), shape=(num_classes, num_examples))
 
-    found = {}
-    for name in operating_points_of(config):
+    names = operating_points_of(config)
+    counts = [csr_array(np.bincount(rows, minlength=num_examples)[None])]
+    for name in names:
         decided = decide(logits, config, name).numpy()
         decided = decided.reshape(-1, *decided.shape[logits.dim() - 1 :])[is_known]
         if multi_label:
             truth, guess = targets == 1, (decided == 1) & (targets != -100)
         else:
             truth, guess = (ids[:, None] == np.arange(num_classes) for ids in (targets, decided))
-        is_right = np.bincount(rows, (truth == guess).all(1), num_examples)
-        true, guessed, hits = (counted(part).T @ times for part in (truth, guess, truth & guess))
-        accuracy = (
-            is_right @ times / np.maximum(np.bincount(rows, minlength=num_examples) @ times, np.finfo(float).tiny)
-        )
-        metrics = {"accuracy": accuracy, **decision_metrics(true, guessed, hits, groups, multi_label)}
+        is_right = csr_array(np.bincount(rows, (truth == guess).all(1), num_examples)[None])
+        counts += [is_right, *map(counted, (truth, guess, truth & guess))]
+    # All that is to be known of a replicate is linear in how often each example is drawn.
+    sums = np.concatenate([vstack(counts) @ times for times in _drawn(weights, replicates)], axis=1)
+    total, *of_points = np.split(sums, [1 + k * (1 + 3 * num_classes) for k in range(len(names))])
+    found = {}
+    for name, (right, *of_classes) in zip(names, of_points):
+        true, guessed, hits = np.reshape(of_classes, (3, num_classes, -1))
+        metrics = {
+            "accuracy": right / np.maximum(total[0], np.finfo(float).tiny),
+            **decision_metrics(true, guessed, hits, groups, multi_label),
+        }
         found[name] = {
             metric: (float(values[0]), float(low), float(high))
             for metric, values in metrics.items()
@@ -172,6 +173,19 @@ def evaluate_operating_points(
             for low, high in [np.nanquantile(values[1:], [0.025, 0.975])]
         }
     return found
+
+
+def _drawn(weights: np.ndarray, replicates: int) -> Iterator[np.ndarray]:
+    """How much each example counts in the data themselves and then in each replicate, (N, b) at a time."""
+    num_examples, draws = len(weights), np.random.default_rng(0)
+    yield weights[:, None]
+    at_once = max(1, 2**24 // max(num_examples, 1))
+    for start in range(0, replicates, at_once):
+        drawn = [
+            np.bincount(draws.integers(num_examples, size=num_examples), minlength=num_examples)
+            for _ in range(min(at_once, replicates - start))
+        ]
+        yield weights[:, None] * np.stack(drawn, axis=1)
 
 
 def decision_metrics(
