@@ -22,7 +22,7 @@ from hf_focal.model_card import ModelCardContents, markdown_table, read_model_ca
 
 # Nothing that writes elsewhere, talks to others or loads code.
 _FLAGS = set(
-    "loss dataset_name dataset_config_name dataset_revision text_column_names "
+    "loss operating_point positive_label dataset_name dataset_config_name dataset_revision text_column_names "
     "label_column_name max_seq_length max_train_samples max_eval_samples max_predict_samples train_file "
     "validation_file test_file model_name_or_path model_revision tokenizer_name ignore_mismatched_sizes "
     "metric_for_best_model seed data_seed label_smoothing_factor learning_rate "
@@ -57,6 +57,7 @@ def verify_card(path: Path, seed: int | None = None) -> bool:
     is_same_machine = contents.hardware == record["hardware"] and contents.versions == record["versions"]
     rows = differences(contents, contents.seeds.index(seed), record, is_same_machine)
     count = len(contents.metrics) + sum(map(len, contents.per_class.values())) + 1
+    count += 3 * sum(map(len, contents.operating_points.values()))
     where = "the same hardware and versions" if is_same_machine else "other hardware or versions"
     tolerance = "0" if is_same_machine else f"{contents.tolerance:g} or more, as the card says"
     print(f"{count} values compared, {where}, tolerance {tolerance}: {len(rows)} differ")
@@ -93,6 +94,7 @@ def _run_script(flags: list[str], folder: Path) -> dict[str, Any]:
             label: {name: values[0] for name, values in metrics.items()}
             for label, metrics in contents.per_class.items()
         },
+        "operating_points": contents.operating_points,
     }
 
 
@@ -135,6 +137,13 @@ def differences(
     compared = [(name, values, record["metrics"]) for name, values in contents.metrics.items()]
     for label, metrics in contents.per_class.items():
         compared += [(name, values, record["per_class"].get(label, {}), label) for name, values in metrics.items()]
+    for point, metrics in contents.operating_points.items():
+        found = record.get("operating_points", {}).get(point, {})
+        for name, (value, low, high) in metrics.items():
+            parts = zip((name, f"{name}, low", f"{name}, high"), (value, low, high), found.get(name, [math.nan] * 3))
+            for part, expected, new in parts:
+                if not abs(new - expected) <= (0 if is_same_machine else contents.tolerance):
+                    rows.append((f"{point}, {part}", repr(expected), repr(new), f"{new - expected:+.3g}"))
     for name, values, found, *label in compared:
         value, new = values[index], found.get(name, math.nan)
         is_exact = is_same_machine or name == "support"

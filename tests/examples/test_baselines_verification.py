@@ -93,7 +93,7 @@ def test_card_of_the_script(model_folder, capsys, monkeypatch):
         write(single_label_data(), file)
     flags = ["--model_name_or_path", model_folder, *files, "--use_cpu", "--learning_rate", "0.01", "--seed", "5"]
     flags += "--do_train --do_eval --num_train_epochs 2 --load_best_model_at_end --output_dir out".split()
-    flags += "--eval_strategy epoch --save_strategy epoch".split()
+    flags += "--eval_strategy epoch --save_strategy epoch --operating_point balanced".split()
     command = ["python", "examples/run_text_classification.py", *flags]
     monkeypatch.setattr(sys, "orig_argv", command)
     run("run_text_classification.py", *flags)
@@ -109,7 +109,13 @@ def test_card_of_the_script(model_folder, capsys, monkeypatch):
     assert "the same hardware and versions, tolerance 0: 0 differ" in printed
     assert "Runs in a temporary folder: python run_text_classification.py" in printed and not Path("out").exists()
 
-    rewritten(card, command=[*command, "--learning_rate", "0.03"])
+    points = {name: dict(metrics) for name, metrics in contents.operating_points.items()}
+    value, low, high = points["most_likely"]["accuracy"]
+    points["most_likely"]["accuracy"] = [value, low, high + 1e-9]
+    rewritten(card, command=command, operating_points=points)
+    assert verify(card) == 1 and "most_likely, accuracy, high" in capsys.readouterr().out
+
+    rewritten(card, command=[*command, "--learning_rate", "0.03"], operating_points=contents.operating_points)
     assert verify(card) == 1
 
 
