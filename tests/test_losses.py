@@ -580,7 +580,7 @@ def test_scalar_alpha_above_one_is_refused():
         (r"gamma: expected a function that gives one number per target", {"gamma": lambda p: None}),
         (r"gamma_neg: expected a function that gives one number per target", {"gamma_neg": lambda p: "2"}),
         ("ignore_index: expected an integer, but got None", {"ignore_index": None}),
-        (r"margin: expected a finite number in \[0, 1\], but got 1.5", {"margin": 1.5}),
+        (r"margin: expected a number in \[0, 1\), but got 1.5", {"margin": 1.5}),
         (r"target: expected the shape of input, \(2, 3\)", {"target": torch.zeros(2)}),
         (
             r"target: expected probabilities in \[0, 1\] or ignore_index=-100, but got values from -1 to 1",
