@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ._known_labels import known_labels
 from ._model_kinds import is_multi_label
-from .metrics import class_groups, classification_metrics
+from .metrics import as_weights, class_groups, classification_metrics
 from .operating_points import decide, decision_scores, has_posterior
 from .settings import OPERATING_POINTS, FocalSettings
 
@@ -58,10 +58,10 @@ def evaluate_model(
 
     ```
     """
-    multi_label, logits = bool(is_multi_label(config)), torch.as_tensor(logits)
+    multi_label, logits = bool(is_multi_label(config)), torch.as_tensor(logits).detach()
     p = decision_scores(logits, config)[1].double()
     of_posterior = p.clamp(1e-12, 1 - 1e-12).logit() if multi_label else p.log()
-    weights = np.ones(len(logits)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    weights = as_weights(sample_weight, len(logits))
     decided = decide(logits, config).numpy()
     labels = np.asarray(labels)
     return classification_metrics(
@@ -131,13 +131,22 @@ def evaluate_operating_points(
 
     ```
     """
-    multi_label, logits = bool(is_multi_label(config)), torch.as_tensor(logits)
+    multi_label, logits = bool(is_multi_label(config)), torch.as_tensor(logits).detach()
+    if replicates < 1:
+        raise ValueError(f"replicates: expected at least 1, but got {replicates!r}")
     num_classes, num_examples = logits.shape[-1], len(logits)
     is_known, targets = (part.numpy() for part in known_labels(logits.shape, torch.as_tensor(labels), multi_label))
     if targets.ndim == 2 and not multi_label:
         targets = targets.argmax(1)
+    is_label = np.isin(targets, [0, 1, -100] if multi_label else range(num_classes))
+    if not targets.size or not is_label.all():
+        expected = "0, 1 or -100" if multi_label else f"class ids from 0 to {num_classes - 1}"
+        found = "none" if not targets.size else targets[~is_label].flat[0]
+        raise ValueError(f"labels: expected some that are known, {expected}, but got {found}")
     rows = np.flatnonzero(is_known) // max(len(is_known) // num_examples, 1)  # the example of each target
-    weights = np.ones(num_examples) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    weights = as_weights(sample_weight, num_examples)
+    if label_counts is not None and len(label_counts) != num_classes:
+        raise ValueError(f"label_counts: expected {num_classes} numbers, but got {len(label_counts)}")
     groups = {} if label_counts is None else class_groups(label_counts)
 
     def counted(is_one: np.ndarray) -> csr_array:

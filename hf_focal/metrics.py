@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ImbalancedClassification",
+    "as_weights",
     "class_groups",
     "classification_metrics",
     "compute_metrics",
@@ -152,7 +153,7 @@ class ImbalancedClassification(evaluate.Metric):
         sample_weight: Sequence[float] | np.ndarray | None = None,
         decisions: Sequence | np.ndarray | None = None,
     ) -> dict[str, Any]:
-        weights = _as_weights(sample_weight, len(references))
+        weights = as_weights(sample_weight, len(references))
         return classification_metrics(
             np.asarray(predictions),
             np.asarray(references),
@@ -216,7 +217,7 @@ def compute_metrics(
     logits = np.asarray(logits[0] if isinstance(logits, tuple) else logits)
     if problem_type not in (None, *_IS_MULTI_LABEL):
         raise ValueError(f"problem_type: expected one of {', '.join(_IS_MULTI_LABEL)}, but got {problem_type!r}")
-    weights = _as_weights(sample_weight, len(labels))
+    weights = as_weights(sample_weight, len(labels))
     if (labels == -100).all():
         return {}
     is_multi_label = labels.shape == logits.shape if problem_type is None else _IS_MULTI_LABEL[problem_type]
@@ -258,8 +259,12 @@ def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
     return fmean(known), float(t.ppf(0.975, len(known) - 1)) * stdev(known) / len(known) ** 0.5
 
 
-def _as_weights(sample_weight: Sequence[float] | np.ndarray | None, num_examples: int) -> np.ndarray:
-    """One weight per example."""
+def as_weights(sample_weight: Sequence[float] | np.ndarray | None, num_examples: int) -> np.ndarray:
+    """One weight per example, float64, (N); 1 without any.
+
+    Raises:
+        `ValueError`: If they are not one per example, finite and >= 0.
+    """
     if sample_weight is None:
         return np.ones(num_examples)
     weights = np.asarray(sample_weight)

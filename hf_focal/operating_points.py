@@ -214,6 +214,11 @@ def decision_scores(
     """
     settings = FocalSettings.find_in(config) or FocalSettings(gamma=0.0)
     multi_label = bool(is_multi_label(config))
+    if logits.shape[-1] == 1 and not multi_label:
+        raise ValueError(
+            "config: the one logit of two classes takes problem_type='multi_label_classification', but got "
+            f"{getattr(config, 'problem_type', None)!r}"
+        )
     is_of_its_own = not (prior is None and costs is None)
     if operating_point is not None and is_of_its_own:
         name = "costs" if prior is None else "prior"

@@ -113,18 +113,16 @@ class FocalTextClassificationPipeline(TextClassificationPipeline):
     ) -> dict[str, Any] | list[dict[str, Any]]:
         decided, scores, probabilities = self._decide(model_outputs["logits"], **chosen)
         names = self._names()
-        results: list[dict[str, Any]] = [
-            {"label": names[k], "score": probabilities[0, k].item()}
-            for k in scores[0].argsort(descending=True, stable=True).tolist()
-        ]
+        order = scores[0].argsort(descending=True, stable=True).tolist()
+        results: list[dict[str, Any]] = [{"label": names[k], "score": probabilities[0, k].item()} for k in order]
         if not is_multi_label(self.model.config):
             if (decided == -1).item():
                 results[0]["label"] = None
             return results[0] if top_k == 1 and _legacy else results[:top_k]
-        is_decided = dict(zip(names, (decided[0] == 1).tolist()))
+        are_decided = [decided[0, k].item() == 1 for k in order]
         if _legacy:
-            return [result for result in results if is_decided[result["label"]]]
-        return [{**result, "decided": is_decided[result["label"]]} for result in results[:top_k]]
+            return [result for result, is_decided in zip(results, are_decided) if is_decided]
+        return [{**result, "decided": is_decided} for result, is_decided in zip(results, are_decided)][:top_k]
 
     def _decide(
         self,
@@ -145,13 +143,17 @@ class FocalTextClassificationPipeline(TextClassificationPipeline):
         return decided, *decision_scores(logits, config, operating_point, prior=prior, costs=costs)
 
     def _names(self) -> list[str]:
-        return list((self.model.config.id2label or {}).values())
+        names: dict[Any, str] = cast(Any, self.model.config.id2label) or {}
+        return [names[k] for k in sorted(names)]  # a file may hold them in another order
 
 
 def _check_tokenizer(tokenizer: Any, model: Any) -> None:
     """Whether it can be that of the model. A folder without one gets, from transformers 5, one that knows no words."""
     num_words = len(tokenizer) - len(set(tokenizer.all_special_ids))
-    num_embeddings = getattr(model.get_input_embeddings(), "num_embeddings", math.inf)
+    try:
+        num_embeddings = getattr(model.get_input_embeddings(), "num_embeddings", math.inf)
+    except NotImplementedError:  # of a model that embeds in a way of its own
+        num_embeddings = math.inf
     if num_words <= 0:
         raise ValueError(
             f"tokenizer: it knows {len(tokenizer)} tokens, all special, so every text would be the same; save the model's own "
@@ -163,10 +165,10 @@ def _check_tokenizer(tokenizer: Any, model: Any) -> None:
         )
 
 
-def _num_positions(model: nn.Module) -> int | None:
+def _num_positions(model: Any) -> int | None:
     """How many tokens the model has positions for, if that is limited."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             # Those of RoBERTa begin behind the padding.
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return None
+    return getattr(model.config, "max_position_embeddings", None)

@@ -228,3 +228,29 @@ class TestEvaluateOperatingPoints:
         expected = balanced_accuracy_score(labels[known], guess[known], sample_weight=weights[known])
         assert value["balanced_accuracy"][0] == pytest.approx(expected)
         assert value["accuracy"][0] == pytest.approx(np.average((guess == labels)[known], weights=weights[known]))
+
+    @pytest.mark.parametrize(
+        "message, labels, kwargs",
+        [
+            ("labels: expected some that are known, class ids from 0 to 2, but got 7", [0, 7], {}),
+            ("labels: expected some that are known, .* but got -1", [0, -1], {}),
+            ("labels: expected some that are known, .* but got none", [-100, -100], {}),
+            ("sample_weight: expected finite numbers >= 0", [0, 1], {"sample_weight": [-1, 1]}),
+            ("sample_weight: expected one number for each of 2", [0, 1], {"sample_weight": [1]}),
+            ("replicates: expected at least 1", [0, 1], {"replicates": 0}),
+            ("label_counts: expected one number >= 0 per class", [0, 1], {"label_counts": [-1, 1, 2]}),
+            ("label_counts: expected 3 numbers, but got 2", [0, 1], {"label_counts": [1, 2]}),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(self, message, labels, kwargs):
+        with pytest.raises(ValueError, match=message):
+            evaluate_operating_points(torch.randn(2, 3), torch.tensor(labels), config_of(), **kwargs)
+
+
+def test_one_logit_takes_a_problem_type():
+    logits, record = torch.tensor([[1.0], [-1.0]]), {"gamma": 2.0}
+    config = BertConfig(num_labels=1, problem_type="multi_label_classification", focal_loss=record)
+    assert decide(logits, config).tolist() == [[1], [0]]
+    assert evaluate_model(logits, torch.tensor([1, 1]), config)["accuracy"] == 0.5
+    with pytest.raises(ValueError, match="config: the one logit of two classes takes problem_type"):
+        decide(logits, BertConfig(num_labels=1, focal_loss=record))

@@ -1,5 +1,7 @@
 """The pipeline decides as `decide` does, shows the posteriors of a trained folder, and otherwise behaves as the stock one."""
 
+import json
+
 import pytest
 import torch
 from exactness import tiny_model
@@ -180,6 +182,16 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "[UNK]")), unk_token="[UNK]")
     with pytest.raises(ValueError, match="tokenizer: it has 102 tokens, but the model only 30"):
         load(path, tokenizer=other)
+
+
+def test_names_go_by_their_ids(tmp_path):
+    """Whatever the order in which a file holds them."""
+    path = saved_model(tmp_path, **SETTINGS)
+    expected = load(path)(WORDS)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["id2label"] = dict(reversed(config["id2label"].items()))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load(path)(WORDS) == expected and len({result["label"] for result in expected}) > 1
 
 
 def test_unnamed_classes_are_explained(tmp_path):
