@@ -23,9 +23,9 @@ _MODULE_OF = {
     "estimate_prior": "posterior",
     "apply_temperature": "calibration",
     "fit_temperature": "calibration",
-    "calibrate_config": "operating_points",
+    "calibrate_config": "held_out",
     "decide": "operating_points",
-    "fit_thresholds": "operating_points",
+    "fit_thresholds": "thresholds",
     "operating_point_scores": "operating_points",
     "posterior_from_config": "operating_points",
     "FocalSettings": "settings",
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .calibration import fit_temperature as fit_temperature
     from .evaluation import evaluate_model as evaluate_model
     from .evaluation import evaluate_operating_points as evaluate_operating_points
+    from .held_out import calibrate_config as calibrate_config
     from .losses import FocalLoss as FocalLoss
     from .losses import SigmoidFocalLoss as SigmoidFocalLoss
     from .losses import flsd_53 as flsd_53
@@ -56,9 +57,7 @@ if TYPE_CHECKING:
     from .metrics import ImbalancedClassification as ImbalancedClassification
     from .metrics import class_groups as class_groups
     from .metrics import compute_metrics as compute_metrics
-    from .operating_points import calibrate_config as calibrate_config
     from .operating_points import decide as decide
-    from .operating_points import fit_thresholds as fit_thresholds
     from .operating_points import operating_point_scores as operating_point_scores
     from .operating_points import posterior_from_config as posterior_from_config
     from .pipeline import FocalTextClassificationPipeline as FocalTextClassificationPipeline
@@ -70,6 +69,7 @@ if TYPE_CHECKING:
     from .posterior import sigmoid_class_posterior as sigmoid_class_posterior
     from .posterior import sigmoid_focal_logits as sigmoid_focal_logits
     from .settings import FocalSettings as FocalSettings
+    from .thresholds import fit_thresholds as fit_thresholds
     from .trainer import FocalTrainer as FocalTrainer
     from .training_args import FocalTrainingArguments as FocalTrainingArguments
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,6 +71,24 @@ def as_numbers(name: str, values: Numbers, may_be_all_zero: bool = True, max_dim
         if high == 0 and numbers.dim() and not may_be_all_zero:
             raise ValueError(f"{name}: expected a number > 0 for at least one class, but got {numbers.tolist()}")
     return numbers
+
+
+def as_weights(sample_weight: Sequence[float] | np.ndarray | Tensor | None, num_examples: int) -> np.ndarray:
+    """One weight per example, float64, (N); 1 without any.
+
+    Raises:
+        `ValueError`: If they are not one per example, finite and >= 0.
+    """
+    if sample_weight is None:
+        return np.ones(num_examples)
+    weights = sample_weight.cpu().numpy() if isinstance(sample_weight, Tensor) else np.asarray(sample_weight)
+    if weights.shape != (num_examples,):
+        raise ValueError(
+            f"sample_weight: expected one number for each of {num_examples} examples, but got shape {weights.shape}"
+        )
+    if weights.dtype.kind not in "biuf" or not (np.isfinite(weights) & (weights >= 0)).all():
+        raise ValueError(f"sample_weight: expected finite numbers >= 0, but got {weights}")
+    return weights.astype(np.float64)
 
 
 def as_gamma(

@@ -36,6 +36,13 @@ def check_sample_weights(dataset: Any, column: str) -> None:
             )
 
 
+def weights_of(dataset: Any, column: str | None) -> np.ndarray | None:
+    """Those of the examples, float64, (N), where the dataset has them as the trainer's evaluations do."""
+    if column is None or not isinstance(dataset, Dataset) or column not in dataset.column_names:
+        return None
+    return np.asarray(dataset.select_columns(column).with_format("numpy")[:][column], np.float64)
+
+
 def weigh_targets(weights: Tensor, targets: Tensor) -> Tensor:
     """The weight of each target, which is that of its example: of the shape of `targets`, whose first dimension is theirs."""
     return weights.to(targets.device, torch.float32).reshape(-1, *[1] * (targets.dim() - 1)).expand(targets.shape)

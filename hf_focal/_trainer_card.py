@@ -23,6 +23,7 @@ from transformers.trainer_utils import PredictionOutput, has_length
 
 from ._known_labels import known_labels
 from ._model_kinds import is_multi_label, task_of
+from ._sample_weights import weights_of
 from .evaluation import evaluate_model, evaluate_operating_points
 from .model_card import TOLERANCE, ModelCardContents, describe_hardware, write_model_card
 from .settings import FocalSettings
@@ -175,9 +176,15 @@ def _results(trainer: Trainer, model: nn.Module, settings: FocalSettings, label_
         output = trainer.predict(dataset)
     results = _Results(*_by_class(_numbers(output.metrics or {}, "test_"), label_names))
     if trainer.preprocess_logits_for_metrics is None:  # whose output need not be logits
-        results.logits, results.labels, results.weights = _targets(output, _weights(trainer, dataset), multi_label)
+        results.logits, results.labels, results.weights = _targets(
+            output, weights_of(dataset, _weight_column(trainer)), multi_label
+        )
     if results.logits is not None:
-        config, counts, weights = cast(Any, model.config), settings.label_counts, _weights(trainer, dataset)
+        config, counts, weights = (
+            cast(Any, model.config),
+            settings.label_counts,
+            weights_of(dataset, _weight_column(trainer)),
+        )
         found = evaluate_model(
             results.logits,
             cast(np.ndarray, results.labels),
@@ -223,14 +230,6 @@ def _targets(
 
 def _weight_column(trainer: Trainer) -> str | None:
     return getattr(trainer, "sample_weight_column", None)
-
-
-def _weights(trainer: Trainer, dataset: Any) -> np.ndarray | None:
-    """Those of the examples, where the dataset has them as the trainer's evaluations do."""
-    column = _weight_column(trainer)
-    if column is None or not isinstance(dataset, Dataset) or column not in dataset.column_names:
-        return None
-    return np.asarray(dataset.select_columns(column).with_format("numpy")[:][column], np.float64)
 
 
 def _evaluated(trainer: Trainer) -> tuple[str | None, Any]:

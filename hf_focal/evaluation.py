@@ -8,9 +8,10 @@ import torch
 from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
+from ._checks import as_weights
 from ._known_labels import known_labels
 from ._model_kinds import is_multi_label
-from .metrics import as_weights, class_groups, classification_metrics
+from .metrics import class_groups, classification_metrics
 from .operating_points import decide, decision_scores, has_posterior
 from .settings import OPERATING_POINTS, FocalSettings
 
@@ -87,7 +88,7 @@ def operating_points_of(config: Any) -> list[str]:
         return ["as_trained"]
     shares = settings.class_prior or [0.0]  # from a share of 0, or with several labels of 1, nothing can be shifted
     has_prior = all(0 < share < 1 + (not multi_label) for share in shares)
-    has = {"balanced": has_prior, "f1": settings.thresholds is not None}
+    has = {"balanced": has_prior, "thresholds": settings.thresholds is not None}
     return [name for name in OPERATING_POINTS if has.get(name, True)]
 
 

@@ -19,6 +19,7 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
+from ._checks import as_weights
 from ._known_labels import known_labels
 
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ImbalancedClassification",
-    "as_weights",
     "class_groups",
     "classification_metrics",
     "compute_metrics",
@@ -257,24 +257,6 @@ def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
     if len(known) < 2:
         return (known[0] if known else nan), nan
     return fmean(known), float(t.ppf(0.975, len(known) - 1)) * stdev(known) / len(known) ** 0.5
-
-
-def as_weights(sample_weight: Sequence[float] | np.ndarray | None, num_examples: int) -> np.ndarray:
-    """One weight per example, float64, (N); 1 without any.
-
-    Raises:
-        `ValueError`: If they are not one per example, finite and >= 0.
-    """
-    if sample_weight is None:
-        return np.ones(num_examples)
-    weights = np.asarray(sample_weight)
-    if weights.shape != (num_examples,):
-        raise ValueError(
-            f"sample_weight: expected one number for each of {num_examples} examples, but got shape {weights.shape}"
-        )
-    if weights.dtype.kind not in "biuf" or not (np.isfinite(weights) & (weights >= 0)).all():
-        raise ValueError(f"sample_weight: expected finite numbers >= 0, but got {weights}")
-    return weights.astype(np.float64)
 
 
 def _check_multi_hot(rows: np.ndarray) -> None:

@@ -1,47 +1,37 @@
-"""One trained model, several decisions: as trained, the most likely class, balanced accuracy, another prior, the best F1, costs.
+"""One trained model, several decisions: as trained, the most likely class, balanced accuracy, another prior, thresholds, costs.
 
 What a model was trained with is read from its config, where [`FocalTrainer`] has stored it under ``focal_loss``.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from sklearn.metrics import precision_recall_curve
 from torch import Tensor
 
-from ._checks import as_number
 from ._kernels import loss_dtype
-from ._known_labels import known_labels
 from ._model_kinds import is_multi_label
 from ._upstream import is_traced
-from .calibration import apply_temperature, fit_temperature
+from .calibration import apply_temperature
 from .posterior import class_posterior, shift_prior, sigmoid_class_posterior
-from .settings import OPERATING_POINTS, FocalSettings
+from .settings import OPERATING_POINTS, SMALLEST_SHARE, FocalSettings
 
 
 __all__ = [
-    "calibrate_config",
     "decide",
     "decision_scores",
-    "fit_thresholds",
     "has_posterior",
     "operating_point_scores",
     "posterior_from_config",
     "posterior_from_settings",
 ]
 
-# Of several labels, one whose best F1 is less is not worth its false positives: 8 for each hit, or more.
-_MIN_F1 = 0.2
-
 
 def posterior_from_config(logits: Tensor, config: Any) -> Tensor:
     r"""The class posterior that the logits of a model trained with [`FocalTrainer`] stand for.
 
     [`class_posterior`], or for multi-label models [`sigmoid_class_posterior`], with the gamma, alpha and label smoothing
-    that the model was trained with; and the temperature, if [`FocalTrainer.calibrate`] has stored one.
+    that the model was trained with; and the temperature and biases that [`FocalTrainer.calibrate`] has stored.
 
     Args:
         logits (`Tensor`): Logits of the model, (..., C), of any floating dtype.
@@ -109,9 +99,10 @@ def posterior_from_settings(logits: Tensor, settings: FocalSettings, *, multi_la
         )
     else:
         posterior = class_posterior(logits, gamma=gamma, alpha=alpha, label_smoothing=settings.label_smoothing)
-    if settings.temperature is None:
+    temperature, bias = settings.temperature, settings.calibration_bias
+    if temperature is None and bias is None:
         return posterior
-    return apply_temperature(posterior, settings.temperature, multi_label=multi_label)
+    return apply_temperature(posterior, temperature or 1.0, bias=bias, multi_label=multi_label)
 
 
 def has_posterior(settings: FocalSettings, num_labels: int, multi_label: bool) -> bool:
@@ -139,7 +130,7 @@ def decide(
 
     - ``"most_likely"``: the largest one. It is right most often where classes occur as in training.
     - ``"balanced"``: the largest one over the class prior, which aims at balanced accuracy.
-    - ``"f1"``, for two classes and for several labels: the thresholds that [`FocalTrainer.calibrate`] found.
+    - ``"thresholds"``, for two classes and for several labels: the thresholds that [`FocalTrainer.calibrate`] found.
     - a `prior`: the largest one where classes occur with these frequencies ([`shift_prior`]).
     - `costs`: the class of the least expected cost.
 
@@ -266,7 +257,7 @@ def operating_point_scores(
     - ``"balanced"``: the posterior over the class prior, which aims at balanced accuracy.
     - a `prior`: the posterior where classes occur with these frequencies ([`shift_prior`]), for a deployment that
       differs from the training data. [`estimate_prior`] finds it from unlabelled examples.
-    - ``"f1"``, for two classes and for multi-label: the thresholds that [`FocalTrainer.calibrate`] found; the odds are
+    - ``"thresholds"``, for two classes and for multi-label: the thresholds that [`FocalTrainer.calibrate`] found; the odds are
       scaled so that the threshold comes to lie at 0.5.
 
     Args:
@@ -313,7 +304,7 @@ def operating_point_scores(
     settings, num_classes = FocalSettings.from_config(config), posterior.shape[-1]
     multi_label = bool(is_multi_label(config))
     settings.check_fits(num_classes, multi_label)
-    if operating_point == "f1":
+    if operating_point == "thresholds":
         source = settings.thresholds
         if source is None:
             raise ValueError(
@@ -328,168 +319,14 @@ def operating_point_scores(
                 "config: focal_loss holds no class_prior; FocalTrainer stores it where it can count the training data"
             )
     if multi_label:
-        return _shift_shares(posterior, source, 0.5 if prior is None else prior)
+        scores = _shift_shares(posterior, source, 0.5 if prior is None else prior)
+        if operating_point != "thresholds":
+            return scores
+        is_never = torch.tensor(source, dtype=torch.float64, device=scores.device) >= 1 - SMALLEST_SHARE
+        return torch.where(is_never, scores.clamp_max(0.499), scores)  # a probability of 1 would reach it
     if isinstance(prior, (int, float)):
         raise ValueError(f"prior: expected one probability for each of {num_classes} classes, but got {prior!r}")
     return shift_prior(posterior, source, [1 / num_classes] * num_classes if prior is None else prior)
-
-
-def calibrate_config(
-    logits: Tensor, labels: Tensor, config: Any, *, positive_label: int | str | None = None
-) -> dict[str, Any]:
-    r"""Fits what only held-out data can tell, and stores it in the model's config.
-
-    That is a temperature for the class posterior ([`fit_temperature`]) and, for two classes and for multi-label, the
-    threshold of each label with the best F1 ([`fit_thresholds`]; one of several labels that does not reach an F1 of 0.2
-    keeps 0.5). Of two classes it is that of the rarer one, whatever its id is. What was stored before is forgotten.
-
-    Args:
-        logits (`Tensor`): Logits of examples that were not trained on, (..., C), of any floating dtype.
-        labels (`Tensor`): Class ids of shape (...), where -100 is ignored; or rows of the logits' shape, which the
-            config's `problem_type` tells apart: of one class per example, one-hot or class probabilities; of several
-            labels, 0 or 1, or their probabilities. A row of -100, or of several labels each, is ignored. Probabilities have the temperature of the
-            largest expected likelihood; for the thresholds they stand for the most probable class or answer.
-        config (`PreTrainedConfig`): The model's config.
-        positive_label (`int` or `str`, *optional*): Of two classes, the id or the name of the one whose F1 is to be the best;
-            by default the one that is rarer in the training data, or if nobody knows that, in these.
-
-    Returns:
-        `dict`: What has been stored, plain numbers: ``temperature``, and ``thresholds`` where there are any, for two classes
-        with the ``positive_label``.
-
-    Raises:
-        `ValueError`: If the config holds no settings of focal loss, gamma was a function of p_t, the labels do not fit, or
-            they are rows and the config has no `problem_type`.
-
-    Example:
-
-    ```python
-    >>> import torch
-    >>> from transformers import BertConfig
-    >>> from hf_focal import calibrate_config
-    >>> config = BertConfig(num_labels=2, focal_loss={"gamma": 0.0, "alpha": None})
-    >>> logits = torch.tensor([[3.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, 1.0]])
-    >>> found = calibrate_config(logits, torch.tensor([0, 1, 1, 1]), config)
-    >>> round(found["temperature"], 2), round(found["thresholds"][0], 2), found["positive_label"]
-    (2.0, 0.77, 0)
-
-    ```
-    """
-    recorded = FocalSettings.from_config(config)
-    settings = replace(recorded, temperature=None, thresholds=None, operating_point="as_trained")
-    multi_label = bool(is_multi_label(config))
-    if is_multi_label(config) is None and labels.shape == logits.shape:
-        raise ValueError(
-            "config: labels of the shape of the logits take a problem_type, 'single_label_classification' for class "
-            "probabilities or 'multi_label_classification', but got None"
-        )
-    is_known, labels = known_labels(logits.shape, labels, multi_label)
-    posterior = posterior_from_settings(logits, settings, multi_label=multi_label).flatten(0, -2)[is_known]
-    found: dict[str, Any] = {"temperature": fit_temperature(posterior, labels, multi_label=multi_label)}
-    posterior = apply_temperature(posterior, found["temperature"], multi_label=multi_label)
-    if multi_label:
-        answers = (labels > 0.5).long().where(labels != -100, -100)
-        found["thresholds"] = fit_thresholds(posterior, answers, min_f1=_MIN_F1)
-    elif posterior.shape[-1] == 2:
-        classes = labels if labels.dim() == 1 else labels.argmax(-1)
-        counts = settings.class_prior or settings.label_counts or classes.bincount(minlength=2).tolist()
-        positive = _class_id(config, positive_label, rarest=0 if counts[0] < counts[1] else 1)
-        found["thresholds"] = fit_thresholds(posterior[:, positive], (classes == positive).long())
-        found["positive_label"] = positive
-    if positive_label is not None and "positive_label" not in found:
-        raise ValueError(
-            "positive_label: it is for two classes, one per example; of several labels each has a threshold"
-        )
-    replace(settings, **found, operating_point=recorded.operating_point).store_in(config)
-    return found
-
-
-def _class_id(config: Any, label: int | str | None, rarest: int) -> int:
-    """That of the class which is meant, of two."""
-    if label is None:
-        return rarest
-    names = {str(name): int(k) for k, name in (getattr(config, "id2label", None) or {}).items()}
-    found = names.get(label) if isinstance(label, str) else label
-    if found not in (0, 1):
-        raise ValueError(f"positive_label: expected 0, 1 or one of {[*names]}, but got {label!r}")
-    return found
-
-
-def fit_thresholds(
-    posterior: Tensor, labels: Tensor, *, default: float = 0.5, min_f1: float = 0.0, min_positives: int = 0
-) -> list[float]:
-    r"""For each label the threshold with the largest F1 on held-out data.
-
-    A label is predicted where its probability reaches the threshold, which lies midway between two probabilities of the
-    data. For calibrated probabilities the best one is half the best F1 (Lipton et al. 2014,
-    https://arxiv.org/abs/1402.1892). Where probabilities tell nothing of a label, the best is therefore to predict it for
-    every example, and where there are few positives, chance can look like that. `min_f1` is the remedy that text
-    categorization has for it (Fan & Lin 2007, https://www.csie.ntu.edu.tw/~cjlin/papers/threshold.pdf).
-
-    Args:
-        posterior (`Tensor`): Probabilities of held-out examples, (N, L), or (N) for one label.
-        labels (`Tensor`): 0 or 1, or -100, which is ignored, of the same shape.
-        default (`float`): The threshold, in [0, 1], of a label without positive examples, from which nothing can be learned,
-            unless it shares one by `min_positives`.
-        min_f1 (`float`): A label whose best F1 is below this has the default threshold, too.
-        min_positives (`int`): Labels with fewer positive examples share one threshold, that of the largest F1 over all
-            their decisions (Huang et al. 2021, https://arxiv.org/abs/2109.04712, have one for all labels).
-
-    Returns:
-        `list[float]`: One threshold per label, between 0 and 1.
-
-    Raises:
-        `ValueError`: If the shapes differ, there are no examples, or values are out of range.
-
-    Example:
-
-    ```python
-    >>> import torch
-    >>> from hf_focal import fit_thresholds
-    >>> posterior = torch.tensor([[0.1, 0.2], [0.3, 0.1], [0.4, 0.3], [0.2, 0.4]])
-    >>> [round(threshold, 2) for threshold in fit_thresholds(posterior, torch.tensor([[0, 0], [1, 0], [1, 0], [0, 0]]))]
-    [0.25, 0.5]
-
-    ```
-    """
-    if posterior.shape != labels.shape or posterior.dim() not in (1, 2) or posterior.numel() == 0:
-        raise ValueError(
-            "labels: expected the shape of posterior, (N, L) or (N) with N above 0, but got "
-            f"{tuple(labels.shape)} for {tuple(posterior.shape)}"
-        )
-    for name, value in (("default", default), ("min_f1", min_f1)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}: expected a number from 0 to 1, but got {value!r}")
-    probabilities = posterior.detach().double().cpu().reshape(len(posterior), -1).numpy()
-    truth = labels.cpu().reshape(len(labels), -1).numpy()
-    is_known = truth != -100
-    for name, values in (("posterior", probabilities), ("labels", truth[is_known])):
-        if not ((values >= 0) & (values <= 1)).all():
-            raise ValueError(f"{name}: expected values in [0, 1], but got {values.min():g} to {values.max():g}")
-    if not np.isin(truth, [0, 1, -100]).all():
-        raise ValueError("labels: expected 0, 1 or -100, but got others; of probabilities take those above 0.5 as 1")
-    as_number("min_positives", min_positives)
-    is_rare = ((truth == 1) & is_known).sum(0) < min_positives
-
-    def fit(labels: np.ndarray) -> float:
-        known = is_known[:, labels]
-        column, positive = probabilities[:, labels][known], truth[:, labels][known]
-        f1, threshold = _best_f1(column, positive) if positive.any() else (0.0, default)
-        return threshold if f1 >= min_f1 else default
-
-    of_rare = fit(is_rare) if is_rare.any() else default
-    each = np.eye(len(is_rare), dtype=bool)
-    return [of_rare if is_rare[k] else fit(each[k]) for k in range(len(is_rare))]
-
-
-def _best_f1(probabilities: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """The largest F1, and its threshold."""
-    precision, recall, values = precision_recall_curve(truth, probabilities)
-    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
-    best = f1[:-1].argmax()  # the last entry has no threshold
-    below = probabilities[probabilities < values[best]]
-    middle = (values[best] + below.max(initial=0.0)) / 2
-    return float(f1[best]), float(np.clip(middle, 1e-6, 1 - 1e-6))
 
 
 def _shift_shares(posterior: Tensor, source: list[float], target: float | Sequence[float] | Tensor) -> Tensor:

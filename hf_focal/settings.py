@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, fields
@@ -19,7 +20,7 @@ from .calibration import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 
 __all__ = ["OPERATING_POINTS", "FocalSettings"]
 
-OPERATING_POINTS = ("as_trained", "most_likely", "balanced", "f1")
+OPERATING_POINTS = ("as_trained", "most_likely", "balanced", "thresholds")
 
 FORMAT_VERSION = 1
 # A larger gamma leaves no example a loss, and no posterior a digit.
@@ -27,6 +28,8 @@ HIGHEST_GAMMA = 1e4
 # Smaller ones, of which float32 makes 0, would be divided by.
 SMALLEST_SHARE = 1e-12
 _ADAPTER_FILE = "focal_loss.json"
+_HIGHEST_BIAS = 1e3
+_CRITERION = re.compile(r"f[0-9.e+-]+|(precision|recall) [0-9.e-]+")
 
 
 @dataclass(kw_only=True)
@@ -53,8 +56,12 @@ class FocalSettings:
         class_prior (list of C `float`, *optional*): Shares of the classes where the model was trained, which sum to 1; for
             several labels, the share of examples with each.
         temperature (`float`, *optional*): That of the class posterior, in [0.01, 100].
-        thresholds (list of L `float`, *optional*): Above which probability each label is predicted, in [1e-12, 1 - 1e-12]; for two
-            classes one, that of `positive_label`.
+        calibration_bias (list of C `float`, *optional*): What is added to the log-probability of each class, or to the log odds
+            of each label, after the temperature; see [`fit_scaling`].
+        thresholds (list of L `float`, *optional*): From which probability on each label is predicted, in [1e-12, 1 - 1e-12], the
+            last of which is for labels that never are; for two classes one, that of `positive_label`.
+        threshold_criterion (`str`): What they were chosen for on held-out data: ``"f1"`` or another F-beta, ``"f2"`` say;
+            ``"precision 0.9"``, the largest recall with this precision; or ``"recall 0.9"``, the reverse.
         positive_label (`int`): Of two classes, the id of the one that the threshold is for.
         operating_point (`str`): How the model decides unless it is told otherwise, one of `OPERATING_POINTS`; see [`decide`].
 
@@ -83,7 +90,9 @@ class FocalSettings:
     label_counts: list[int] | None = None
     class_prior: list[float] | None = None
     temperature: float | None = None
+    calibration_bias: list[float] | None = None
     thresholds: list[float] | None = None
+    threshold_criterion: str = "f1"
     positive_label: int = 1
     operating_point: str = "as_trained"
 
@@ -108,6 +117,13 @@ class FocalSettings:
                 raise ValueError(f"class_prior: expected 0 or at least {SMALLEST_SHARE}, but got {self.class_prior}")
         if self.temperature is not None:
             self.temperature = _number("temperature", self.temperature, LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE)
+        if self.calibration_bias is not None:
+            self.calibration_bias = _numbers("calibration_bias", self.calibration_bias, -_HIGHEST_BIAS, _HIGHEST_BIAS)
+        if not isinstance(self.threshold_criterion, str) or not _CRITERION.fullmatch(self.threshold_criterion):
+            raise ValueError(
+                "threshold_criterion: expected 'f1' or another F-beta, 'precision 0.9' or 'recall 0.9', say, but got "
+                f"{self.threshold_criterion!r:.80}"
+            )
         if self.thresholds is not None:
             self.thresholds = _numbers("thresholds", self.thresholds, SMALLEST_SHARE, 1 - SMALLEST_SHARE)
         if self.positive_label not in (0, 1) or isinstance(self.positive_label, bool):
@@ -118,7 +134,7 @@ class FocalSettings:
             raise ValueError(
                 f"operating_point: expected one of {', '.join(OPERATING_POINTS)}, but got {self.operating_point!r:.80}"
             )
-        needed = {"balanced": "class_prior", "f1": "thresholds"}.get(self.operating_point)
+        needed = {"balanced": "class_prior", "thresholds": "thresholds"}.get(self.operating_point)
         if needed is not None and getattr(self, needed) is None:
             raise ValueError(f"operating_point: {self.operating_point!r} takes {needed}, but there are none")
         lengths = self._lengths()

@@ -33,14 +33,14 @@ from ._model_kinds import (
     predicts_next_token,
 )
 from ._prior_bias import find_new_head, prior_logits
-from ._sample_weights import USUAL_NAMES, check_sample_weights, sum_weights, weigh_targets
+from ._sample_weights import USUAL_NAMES, check_sample_weights, sum_weights, weigh_targets, weights_of
 from ._supported import SUPPORTED, check_bases, check_model, find_logits, shown
 from ._trainer_card import write_trainer_card
 from ._training_labels import as_trainer_error, check_strings_are_mapped, count_training_labels, names_by_id
 from ._upstream import assert_async
 from .alpha import AlphaMethod, LabelDistribution, check_alpha_method, check_beta
+from .held_out import calibrate_config
 from .losses import Gamma
-from .operating_points import calibrate_config
 from .settings import FocalSettings
 from .training_args import FocalTrainingArguments, parse_alpha
 
@@ -342,20 +342,30 @@ class FocalTrainer(Trainer):
             settings.store_in_folder(output_dir or self.args.output_dir or ".")
         super().save_model(output_dir, _internal_call=_internal_call)
 
-    def calibrate(self, dataset: Dataset | None = None, *, positive_label: int | str | None = None) -> dict[str, Any]:
+    def calibrate(
+        self,
+        dataset: Dataset | None = None,
+        *,
+        method: str = "auto",
+        positive_label: int | str | None = None,
+        f_beta: float = 1.0,
+        wanted_precision: float | None = None,
+        wanted_recall: float | None = None,
+    ) -> dict[str, Any]:
         r"""Fits what only held-out data can tell, and stores it in the model's config for [`posterior_from_config`].
 
-        [`calibrate_config`] with the model's logits of the data. Call it after `train` and before `save_model`.
+        [`calibrate_config`] with the model's logits of the data, and with the weights of its examples if there are any. Call it
+        after `train` and before `save_model`.
 
         Args:
             dataset (`Dataset`, *optional*): Labelled examples that were not trained on; by default `eval_dataset`.
-            positive_label (`int` or `str`, *optional*): As in [`calibrate_config`]; of two classes, the rarer one by default.
+            method, positive_label, f_beta, wanted_precision, wanted_recall: As in [`calibrate_config`].
 
         Returns:
-            `dict`: What is stored: ``temperature``, and ``thresholds`` where there are any.
+            `dict`: What is stored, such as ``temperature`` and ``thresholds``, and what they reach on these data.
 
         Raises:
-            `ValueError`: Without data or labels, or if gamma is a function of p_t.
+            `ValueError`: Without data or labels, or as in [`calibrate_config`].
         """
         dataset = self.eval_dataset if dataset is None else dataset
         if dataset is None or isinstance(dataset, dict):
@@ -363,12 +373,33 @@ class FocalTrainer(Trainer):
         config = self._config()
         if FocalSettings.find_in(config) is None:
             self.recorded_settings().store_in(config)
-        output = self.predict(dataset)
+        with self._predicting_logits():
+            output = self.predict(dataset)
         if output.label_ids is None:
             raise ValueError("dataset: expected labelled examples, but they have no labels")
         predictions = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
         labels = self._aligned(torch.as_tensor(output.label_ids))
-        return calibrate_config(torch.as_tensor(predictions), labels, config, positive_label=positive_label)
+        return calibrate_config(
+            torch.as_tensor(predictions),
+            labels,
+            config,
+            method=method,
+            positive_label=positive_label,
+            f_beta=f_beta,
+            wanted_precision=wanted_precision,
+            wanted_recall=wanted_recall,
+            sample_weight=weights_of(dataset, self.sample_weight_column),
+        )
+
+    @contextmanager
+    def _predicting_logits(self) -> Iterator[None]:
+        """`predict` gives the logits themselves, not what the user makes of them for the metrics."""
+        kept = self.preprocess_logits_for_metrics, self.compute_metrics
+        self.preprocess_logits_for_metrics = self.compute_metrics = None
+        try:
+            yield
+        finally:
+            self.preprocess_logits_for_metrics, self.compute_metrics = kept
 
     def create_model_card(
         self,

@@ -4,7 +4,8 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from hf_focal import apply_temperature, fit_temperature
+from hf_focal import apply_temperature, fit_temperature, shift_prior
+from hf_focal.calibration import UnboundedFitError, fit_scaling
 
 
 def drawn(num_examples=20000, num_classes=4, multi_label=False):
@@ -143,3 +144,118 @@ def test_wrong_labels_are_refused(message, posterior, labels):
 def test_wrong_temperature_is_refused(temperature):
     with pytest.raises(ValueError, match="temperature: expected a finite number above 0"):
         apply_temperature(torch.rand(2, 3), temperature)
+
+
+def sampled(class_prior, num_examples, exponent=1.0, noise=1.0):
+    """Labels and the posterior of Gaussian classes, exact for `class_prior`; the prior counts in it to a power."""
+    generator = torch.Generator().manual_seed(0)
+    prior = torch.tensor(class_prior, dtype=torch.float64)
+    labels = prior.multinomial(num_examples, replacement=True, generator=generator)
+    shape = (num_examples, len(prior))
+    x = torch.nn.functional.one_hot(labels, len(prior)) + noise * torch.randn(shape, generator=generator).double()
+    return labels, (x / noise**2 + exponent * prior.log()).softmax(-1)
+
+
+def nll(posterior, labels):
+    return torch.nn.functional.nll_loss(posterior.log(), labels).item()
+
+
+class TestFitScaling:
+    def test_a_temperature_is_fitted_at_the_frequencies_of_the_held_out_data(self):
+        """Overconfident by a factor of 2 where it was trained, and balanced data: without the shift first it would be 3."""
+        train, balanced = torch.tensor([0.8, 0.15, 0.05]), [1 / 3] * 3
+        labels, posterior = sampled(balanced, 20000)
+        distorted = posterior**2 * train  # at the training prior
+        distorted = distorted / distorted.sum(-1, keepdim=True)
+        found = fit_scaling(distorted, labels, method="temperature", class_prior=train)
+        assert found.temperature == pytest.approx(2.0, rel=0.03)
+        assert fit_temperature(distorted, labels) > 2.5
+        # Applied, it is the posterior at the training prior, and shifted from there the one of the balanced data.
+        scaled = apply_temperature(distorted, found.temperature, bias=found.bias)
+        torch.testing.assert_close(shift_prior(scaled, train, balanced), posterior, atol=0.02, rtol=0)
+
+    def test_frequencies_that_differ_by_chance_shift_nothing(self):
+        prior = [0.7, 0.2, 0.07, 0.03]
+        labels, posterior = sampled(prior, 5000)
+        assert fit_scaling(posterior, labels, method="temperature", class_prior=prior).bias is None
+
+    def test_vector_scaling_finds_the_share_of_the_prior_that_a_model_has_taken_in(self):
+        prior = [0.7, 0.2, 0.07, 0.03]
+        labels, posterior = sampled(prior, 5000, exponent=0.4)
+        found = fit_scaling(posterior, labels, method="vector", class_prior=prior)
+        expected = 0.6 * torch.tensor(prior, dtype=torch.float64).log()
+        bias = torch.tensor(found.bias, dtype=torch.float64)
+        torch.testing.assert_close(bias - bias.mean(), expected - expected.mean(), atol=0.25, rtol=0)
+        assert found.temperature == pytest.approx(1.0, abs=0.1)
+        fitted = apply_temperature(posterior, found.temperature, bias=found.bias)
+        assert nll(fitted, labels) < fit_nll(posterior, labels, "temperature", prior) - 0.02
+
+    @pytest.mark.parametrize("method", ["none", "temperature", "vector", "auto"])
+    @pytest.mark.parametrize("num_examples", [10, 60, 2000])
+    def test_is_never_worse_than_nothing(self, method, num_examples):
+        prior = [0.6, 0.3, 0.1]
+        labels, posterior = sampled(prior, num_examples, exponent=0.0, noise=1.5)
+        assert fit_nll(posterior, labels, method, None) <= nll(posterior, labels) + 1e-9
+
+    @pytest.mark.parametrize(
+        "exponent, temperature, chosen", [(1.0, 1.0, "none"), (1.0, 3.0, "temperature"), (0.0, 1.0, "vector")]
+    )
+    def test_cross_fitting_chooses_what_is_wrong(self, exponent, temperature, chosen):
+        prior = [0.7, 0.2, 0.1]
+        labels, posterior = sampled(prior, 6000, exponent)
+        found = fit_scaling((posterior.log() * temperature).softmax(-1), labels, class_prior=prior)
+        scores = found.negative_log_likelihood
+        assert scores.keys() == {"none", "temperature", "vector"} and found.method == min(scores, key=scores.get)
+        # What is not needed costs next to nothing, and what is, is taken.
+        assert scores[found.method] == pytest.approx(scores[chosen], abs=2e-3)
+        assert chosen == "none" or scores["none"] > scores[found.method] + 0.005
+
+    def test_several_labels_have_a_bias_each(self):
+        generator = torch.Generator().manual_seed(0)
+        logits = 2 * torch.randn(20000, 3, generator=generator, dtype=torch.float64)
+        labels = (logits / 2 + torch.tensor([0.5, -1.0, 2.0])).sigmoid().bernoulli(generator=generator)
+        labels[::3, 0] = -100
+        found = fit_scaling(logits.sigmoid(), labels, method="vector")
+        assert found.temperature == pytest.approx(2.0, rel=0.05)
+        assert found.bias == pytest.approx([0.5, -1.0, 2.0], abs=0.1)
+
+    def test_folds_keep_the_tokens_of_an_example_together(self):
+        """The tokens of an example are copies: apart, they would tell the biases of vector scaling what is left out."""
+        generator = torch.Generator().manual_seed(0)
+        labels = torch.arange(40).repeat_interleave(1) % 20
+        posterior = torch.rand(40, 20, generator=generator).double().softmax(-1)
+        tokens = posterior[:, None].expand(-1, 50, -1).contiguous()
+        together = fit_scaling(tokens, labels[:, None].expand(-1, 50).contiguous()).negative_log_likelihood["vector"]
+        apart = fit_scaling(tokens.flatten(0, 1), labels.repeat_interleave(50)).negative_log_likelihood["vector"]
+        assert apart < together
+
+    @pytest.mark.parametrize("multi_label", [False, True])
+    def test_without_a_finite_optimum_it_is_refused(self, multi_label):
+        rows = torch.eye(3).repeat(10, 1)
+        for confidence, temperature in ((0.4, 0.01), (-0.2, 100.0)):
+            posterior = 0.3 + confidence * rows
+            posterior = posterior if multi_label else posterior / posterior.sum(-1, keepdim=True)
+            with pytest.raises(UnboundedFitError) as error:
+                fit_scaling(
+                    posterior, rows if multi_label else rows.argmax(-1), multi_label=multi_label, method="temperature"
+                )
+            assert error.value.temperature == temperature
+
+    @pytest.mark.parametrize(
+        "message, kwargs",
+        [
+            ("method: expected one of auto", {"method": "isotonic"}),
+            ("class_prior: expected 3 numbers", {"class_prior": [0.5, 0.5]}),
+            ("sample_weight: expected", {"sample_weight": [1.0, 2.0]}),
+            ("sample_weight: expected some above 0", {"sample_weight": [0.0] * 30}),
+        ],
+    )
+    def test_wrong_arguments_are_refused(self, message, kwargs):
+        labels, posterior = sampled([0.5, 0.3, 0.2], 30)
+        with pytest.raises(ValueError, match=message):
+            fit_scaling(posterior, labels, **kwargs)
+
+
+def fit_nll(posterior, labels, method, class_prior):
+    found = fit_scaling(posterior, labels, method=method, class_prior=class_prior)
+    return nll(apply_temperature(posterior, found.temperature, bias=found.bias), labels)

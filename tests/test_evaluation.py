@@ -69,7 +69,7 @@ class TestDecide:
 
     def test_thresholds(self):
         logits, _ = random_data(multi_label=True)
-        config = multi_label_config(operating_point="f1")
+        config = multi_label_config(operating_point="thresholds")
         posterior = posterior_from_config(logits, config)
         assert (decide(logits, config) == (posterior >= torch.tensor([0.2, 0.5, 0.7]))).all()
 
@@ -108,7 +108,7 @@ class TestDecide:
             ("costs: expected a finite number for each of 3", {"costs": [[0, 1], [1, 0]]}),
             ("costs: expected a finite number", {"costs": [[0, 1, float("nan")]] * 3}),
             ("min_confidence: expected a probability, but got 2", {"min_confidence": 2}),
-            ("config: focal_loss holds no thresholds", {"operating_point": "f1"}),
+            ("config: focal_loss holds no thresholds", {"operating_point": "thresholds"}),
         ],
     )
     def test_wrong_arguments_are_refused(self, message, kwargs):
@@ -138,7 +138,7 @@ class TestRecord:
         [
             ("operating_point: expected one of", {"operating_point": "best"}),
             ("operating_point: 'balanced' takes class_prior", {"operating_point": "balanced"}),
-            ("operating_point: 'f1' takes thresholds", {"operating_point": "f1"}),
+            ("operating_point: 'thresholds' takes thresholds", {"operating_point": "thresholds"}),
         ],
     )
     def test_what_cannot_be_decided_is_refused(self, message, settings):
@@ -149,7 +149,7 @@ class TestRecord:
         assert operating_points_of(BertConfig()) == ["as_trained"]
         assert operating_points_of(config_of(gamma="flsd_53")) == ["as_trained"]
         assert operating_points_of(BertConfig(focal_loss={"gamma": 1})) == ["as_trained", "most_likely"]
-        assert operating_points_of(multi_label_config()) == ["as_trained", "most_likely", "balanced", "f1"]
+        assert operating_points_of(multi_label_config()) == ["as_trained", "most_likely", "balanced", "thresholds"]
 
 
 class TestEvaluateModel:
@@ -170,7 +170,7 @@ class TestEvaluateModel:
     def test_of_several_labels(self):
         logits, labels = random_data(multi_label=True)
         labels[::3, 0] = -100
-        config = multi_label_config(operating_point="f1")
+        config = multi_label_config(operating_point="thresholds")
         found = evaluate_model(logits, labels, config)
         known = labels[:, 0] != -100
         of_first = f1_score(labels[known, 0], decide(logits, config)[known, 0])

@@ -123,7 +123,7 @@ def test_prior_by_label(folder):
 
 def test_thresholds(multi_label_folder):
     classify = load(multi_label_folder, top_k=None)
-    for results in classify(TEXTS, operating_point="f1"):
+    for results in classify(TEXTS, operating_point="thresholds"):
         for result in results:
             threshold = {"ham": 0.2, "spam": 0.5, "eggs": 0.7}[result["label"]]
             assert result["decided"] == (result["score"] >= threshold)
@@ -163,7 +163,7 @@ def test_half_precision_model(folder):
         ("operating_point: expected one of", {"operating_point": "best"}),
         ("target_prior: expected probabilities that sum to 1", {"prior": [0.5, 0.5, 0.5]}),
         ("prior: expected a frequency for each of .*'ham'", {"prior": {"ham": 1.0}}),
-        ("config: focal_loss holds no thresholds", {"operating_point": "f1"}),
+        ("config: focal_loss holds no thresholds", {"operating_point": "thresholds"}),
         ("function_to_apply: the scores are posteriors", {"function_to_apply": "softmax"}),
     ],
 )

@@ -1178,7 +1178,7 @@ class TestCalibrate:
         trainer.train()
         data, posterior, labels = self.drawn(trainer, "single_label", 1.0)
         (threshold,) = trainer.calibrate(data)["thresholds"]
-        scores = operating_point_scores(posterior, trainer.model.config, "f1")
+        scores = operating_point_scores(posterior, trainer.model.config, "thresholds")
         assert (
             threshold == pytest.approx(0.5, abs=0.2)
             and ((scores[:, 1] >= 0.5) == (posterior[:, 1] >= threshold)).all()

@@ -198,7 +198,7 @@ def test_metrics(logits: Tensor, labels: Tensor, config: PretrainedConfig, names
             predictions=logits, references=labels, label_names=names, label_counts=counts
         )
         return metrics, logits.argmax(-1)
-    replace(settings, operating_point="f1").store_in(config)
+    replace(settings, operating_point="thresholds").store_in(config)
     metrics = evaluate_model(logits, labels, config, label_names=names, label_counts=counts)
     return metrics, decide(logits, config)
 

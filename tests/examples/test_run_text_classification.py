@@ -126,11 +126,11 @@ def test_multi_label_files(model_folder, capsys, kind):
     assert "alpha of negatives  alpha of positives" in printed and "samples avg" in printed
 
 
-@pytest.mark.parametrize("point", ["as_trained", "most_likely", "balanced", "f1"])
+@pytest.mark.parametrize("point", ["as_trained", "most_likely", "balanced", "thresholds"])
 @pytest.mark.parametrize("is_multi_label", [False, True])
 def test_what_is_reported_is_what_the_pipeline_decides(model_folder, capsys, point, is_multi_label):
     """Each number again, from the saved model and the data alone."""
-    if point == "f1" and not is_multi_label:
+    if point == "thresholds" and not is_multi_label:
         pytest.skip("there are no thresholds of three classes")
     data = multi_label_data() if is_multi_label else single_label_data()
     file = write(data, "data.json")
@@ -182,15 +182,24 @@ def test_what_is_reported_is_what_the_pipeline_decides(model_folder, capsys, poi
 def test_thresholds_of_three_classes_are_refused_before_the_training(model_folder):
     file = write(single_label_data(), "train.csv")
     flags = [*common_flags(model_folder), "--train_file", file, "--validation_file", file, "--do_train", "--do_eval"]
-    with pytest.raises(ValueError, match="--operating_point f1: .* but there are 3 classes$"):
-        run(SCRIPT, *flags, "--operating_point", "f1")
+    with pytest.raises(ValueError, match="--operating_point thresholds: .* but there are 3 classes$"):
+        run(SCRIPT, *flags, "--operating_point", "thresholds")
     assert not Path("out/model.safetensors").exists()
 
 
 @pytest.mark.parametrize("positive_label", ["money", "sport"])
 def test_the_class_whose_f1_counts(model_folder, positive_label):
     file = write(single_label_data({"sport": 12, "money": 6}), "data.csv")
-    flags = ["--train_file", file, "--validation_file", file, "--do_train", "--do_eval", "--operating_point", "f1"]
+    flags = [
+        "--train_file",
+        file,
+        "--validation_file",
+        file,
+        "--do_train",
+        "--do_eval",
+        "--operating_point",
+        "thresholds",
+    ]
     flags += ["--ignore_mismatched_sizes", "true"]
     run(SCRIPT, *common_flags(model_folder), *flags, "--positive_label", positive_label)
     config = AutoConfig.from_pretrained("out")

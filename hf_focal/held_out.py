@@ -1,0 +1,217 @@
+"""What only held-out data can tell of a model: fitted, and stored in the record that its config holds."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ._checks import as_weights
+from ._known_labels import known_labels
+from ._model_kinds import is_multi_label
+from .calibration import UnboundedFitError, fit_scaling
+from .operating_points import posterior_from_settings
+from .settings import SMALLEST_SHARE, FocalSettings
+from .thresholds import ThresholdCriterion, fit_thresholds, reached_by
+
+
+__all__ = ["calibrate_config"]
+
+# Of several labels, one whose best F1 is less is not worth its false positives: 8 for each hit, or more.
+_MIN_F1 = 0.2
+
+
+def calibrate_config(
+    logits: Tensor,
+    labels: Tensor,
+    config: Any,
+    *,
+    method: str = "auto",
+    positive_label: int | str | None = None,
+    f_beta: float = 1.0,
+    wanted_precision: float | None = None,
+    wanted_recall: float | None = None,
+    sample_weight: Sequence[float] | np.ndarray | Tensor | None = None,
+) -> dict[str, Any]:
+    r"""Fits what only held-out data can tell, and stores it in the model's config.
+
+    That is a temperature for the class posterior, with a bias for each class where that is better ([`fit_scaling`]); and, for
+    two classes and for multi-label, the best threshold of each label ([`fit_thresholds`]; one of several labels that does
+    not reach an F1 of 0.2 keeps 0.5). Of two classes it is that of the rarer one, whatever its id is. What was stored before
+    is forgotten, unless nothing can be fitted.
+
+    Args:
+        logits (`Tensor`): Logits of examples that were not trained on, (..., C), of any floating dtype.
+        labels (`Tensor`): Class ids of shape (...), where -100 is ignored; or rows of the logits' shape, which the
+            config's `problem_type` tells apart: of one class per example, one-hot or class probabilities; of several
+            labels, 0 or 1, or their probabilities. A row of -100, or of several labels each, is ignored. Probabilities have
+            the temperature of the largest expected likelihood; for the thresholds they stand for the most probable class or
+            answer.
+        config (`PreTrainedConfig`): The model's config.
+        method (`str`): As in [`fit_scaling`].
+        positive_label (`int` or `str`, *optional*): Of two classes, the id or the name of the one that the threshold is for; by
+            default the one that is rarer in the training data, or if they do not tell, in these.
+        f_beta, wanted_precision, wanted_recall (`float`): What the thresholds are for, as in [`ThresholdCriterion`].
+        sample_weight (sequence of N `float`, *optional*): How much each entry of the first dimension counts.
+
+    Returns:
+        `dict`: What has been stored: ``temperature``, ``calibration_bias``, and where there are any ``thresholds``,
+        ``threshold_criterion`` and, for two classes, ``positive_label``. Beside it the ``method``, what
+        ``negative_log_likelihood`` it was chosen by, what the thresholds have ``reached`` on these data, by label, with
+        intervals ([`reached_by`]), and for which labels a wanted precision is ``not_reachable``. Empty, with a warning, if
+        all labels are the same, or they are likelier the less the probabilities say.
+
+    Raises:
+        `ValueError`: If the config holds no settings of focal loss, gamma was a function of p_t, the labels do not fit, they are
+            rows and the config has no `problem_type`, or thresholds are asked for that more than two classes do not have.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig
+    >>> from hf_focal import calibrate_config
+    >>> config = BertConfig(num_labels=2, focal_loss={"gamma": 0.0, "alpha": None})
+    >>> logits = torch.tensor([[3.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, 1.0]])
+    >>> found = calibrate_config(logits, torch.tensor([0, 1, 1, 1]), config, method="temperature")
+    >>> round(found["temperature"], 2), round(found["thresholds"][0], 2), found["positive_label"]
+    (2.0, 0.77, 0)
+    >>> found["reached"]["LABEL_0"]["recall"][0]
+    1.0
+
+    ```
+    """
+    recorded = FocalSettings.from_config(config)
+    if is_multi_label(config) is None and labels.shape == logits.shape:
+        raise ValueError(
+            "config: labels of the shape of the logits take a problem_type, 'single_label_classification' for class "
+            "probabilities or 'multi_label_classification', but got None"
+        )
+    multi_label, num_classes = bool(is_multi_label(config)), logits.shape[-1]
+    criterion, is_binary = (
+        ThresholdCriterion(f_beta, wanted_precision, wanted_recall),
+        num_classes == 2 and not multi_label,
+    )
+    if criterion != ThresholdCriterion() and not (multi_label or is_binary):
+        raise ValueError(
+            f"{criterion}: thresholds are for two classes or several labels, but there are {num_classes} classes"
+        )
+    if positive_label is not None and not is_binary:
+        raise ValueError(
+            "positive_label: it is for two classes, one per example; of several labels each has a threshold"
+        )
+    named = None if positive_label is None else _class_id(config, positive_label)
+    logits, labels = logits.detach().cpu(), labels.detach().cpu()
+    is_known, answers = _answers(logits, labels, multi_label)
+    if len(answers[answers != -100].unique()) == 1:
+        warnings.warn("labels: they are all the same, which tells nothing; nothing is stored", stacklevel=2)
+        return {}
+
+    settings = replace(
+        recorded, temperature=None, calibration_bias=None, thresholds=None, operating_point="as_trained"
+    )
+    found: dict[str, Any] = {"method": "none"}
+    try:
+        scaling = fit_scaling(
+            posterior_from_settings(logits, settings, multi_label=multi_label),
+            labels,
+            method=method,
+            class_prior=settings.class_prior,
+            sample_weight=sample_weight,
+            multi_label=multi_label,
+        )
+    except UnboundedFitError as error:
+        stays = "nothing is stored" if error.temperature > 1 else "the probabilities stay as they are"
+        warnings.warn(f"{error}; {stays}", stacklevel=2)
+        if error.temperature > 1:
+            return {}
+        settings = replace(settings, temperature=recorded.temperature, calibration_bias=recorded.calibration_bias)
+    else:
+        found = {"method": scaling.method, "negative_log_likelihood": scaling.negative_log_likelihood}
+        temperature = None if method == "none" else scaling.temperature
+        settings = replace(settings, temperature=temperature, calibration_bias=scaling.bias)
+    stored: dict[str, Any] = {"temperature": settings.temperature, "calibration_bias": settings.calibration_bias}
+
+    if multi_label or is_binary:
+        posterior = posterior_from_settings(logits, settings, multi_label=multi_label).flatten(0, -2)[is_known]
+        names = _names_of_classes(config, num_classes)
+        if is_binary:
+            stored["positive_label"] = k = _rarer(settings, answers) if named is None else named
+            posterior, answers, names = posterior[:, [k]], (answers == k).long()[:, None], [names[k]]
+        per_example = len(is_known) // len(logits)
+        weights = as_weights(sample_weight, len(logits)).repeat(per_example)[is_known.numpy()]
+        min_f1 = _MIN_F1 if multi_label else 0.0
+        fitted, about = _thresholds(posterior, answers, names, criterion, weights, min_f1)
+        stored, found = stored | fitted, found | about
+    point = recorded.operating_point
+    if point == "thresholds" and "thresholds" not in stored:
+        point = "as_trained"
+        warnings.warn("operating_point: it was 'thresholds', which there are none of now: 'as_trained'", stacklevel=2)
+    replace(settings, **stored, operating_point=point).store_in(config)
+    return stored | found
+
+
+def _answers(logits: Tensor, labels: Tensor, multi_label: bool) -> tuple[Tensor, Tensor]:
+    """Which rows have a label; and of these the class ids (n), or of several labels 0, 1 and -100, (n, L)."""
+    is_known, targets = known_labels(logits.shape, labels, multi_label)
+    if multi_label:
+        return is_known, (targets > 0.5).long().where(targets != -100, -100)
+    return is_known, targets if targets.dim() == 1 else targets.argmax(-1)
+
+
+def _rarer(settings: FocalSettings, answers: Tensor) -> int:
+    """Of two classes, where the model was trained; if they occurred equally often, in these data."""
+    for frequencies in (settings.class_prior, settings.label_counts, answers.bincount(minlength=2).tolist()):
+        if frequencies is not None and frequencies[0] != frequencies[1]:
+            return int(frequencies[1] < frequencies[0])
+    return 1
+
+
+def _thresholds(
+    posterior: Tensor,
+    answers: Tensor,
+    names: Sequence[str],
+    criterion: ThresholdCriterion,
+    weights: np.ndarray,
+    min_f1: float,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is stored, and what else there is to say: of labels with names, from probabilities and answers (n, L)."""
+    thresholds = fit_thresholds(posterior, answers, **asdict(criterion), min_f1=min_f1, sample_weight=weights)
+    not_reachable = [name for name, threshold in zip(names, thresholds) if math.isnan(threshold)]
+    if not_reachable:
+        is_of_all = len(not_reachable) == len(names)
+        more = f" and {len(not_reachable) - 5} more" if len(not_reachable) > 5 else ""
+        warnings.warn(
+            f"wanted_precision: {criterion.wanted_precision:g} is not reachable for {', '.join(not_reachable[:5])}{more}; "
+            + ("there are no thresholds" if is_of_all else "they are never decided"),
+            stacklevel=3,
+        )
+        if is_of_all:
+            return {}, {"not_reachable": not_reachable}
+    thresholds = [1 - SMALLEST_SHARE if math.isnan(threshold) else threshold for threshold in thresholds]
+    is_known, decided, truth = (answers != -100).numpy(), posterior.numpy() >= thresholds, (answers == 1).numpy()
+    reached = {
+        name: reached_by(decided[rows, k], truth[rows, k], criterion.f_beta, weights[rows])
+        for k, (name, rows) in enumerate(zip(names, is_known.T))
+        if rows.any()
+    }
+    stored = {"thresholds": thresholds, "threshold_criterion": str(criterion)}
+    return stored, {"reached": reached, "not_reachable": not_reachable}
+
+
+def _names_of_classes(config: Any, num_classes: int) -> list[str]:
+    """Of the classes, by id."""
+    names = {int(k): str(name) for k, name in (getattr(config, "id2label", None) or {}).items()}
+    return [names.get(k, f"LABEL_{k}") for k in range(num_classes)]
+
+
+def _class_id(config: Any, label: int | str) -> int:
+    """That of the class which is meant, of two."""
+    names = _names_of_classes(config, 2)
+    found = names.index(label) if isinstance(label, str) and label in names else label
+    if isinstance(found, bool) or not isinstance(found, int) or found not in (0, 1):
+        raise ValueError(f"positive_label: expected 0, 1 or one of {names}, but got {label!r}")
+    return found
