@@ -4,10 +4,10 @@ From biases of 0 the first steps are spent on making rare labels rare, through t
 (Lin et al. 2017, https://arxiv.org/abs/1708.02002, section 4.1).
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .alpha import LabelDistribution
 from .posterior import focal_logits, sigmoid_focal_logits
 from .settings import FocalSettings
 
@@ -39,8 +39,13 @@ def find_new_head(model: nn.Module, num_labels: int) -> nn.Linear:
     return head
 
 
-def prior_logits(distribution: LabelDistribution, settings: FocalSettings) -> Tensor:
+def prior_logits(counts: np.ndarray, negatives: np.ndarray | None, settings: FocalSettings) -> Tensor:
     """The constant logits with the least loss, with half an example added to every count: float64, (C).
+
+    Args:
+        counts (`np.ndarray`): Examples of each class, or what they weigh, (C).
+        negatives (`np.ndarray`, *optional*): Of several labels, those without each.
+        settings ([`FocalSettings`]): Of the loss.
 
     Raises:
         `ValueError`: If the loss has a gamma that is a function of p_t.
@@ -48,15 +53,15 @@ def prior_logits(distribution: LabelDistribution, settings: FocalSettings) -> Te
     gamma, gamma_neg = settings.gamma, settings.gamma_neg
     if isinstance(gamma, str) or isinstance(gamma_neg, str):
         raise ValueError("of a gamma that is a function of p_t, nobody knows the least loss")
-    positives = torch.from_numpy(distribution.counts).double() + 0.5
-    if distribution.negatives is None:
+    positives = torch.from_numpy(counts).double() + 0.5
+    if negatives is None:
         logits = focal_logits(
             positives / positives.sum(), gamma=gamma, alpha=settings.alpha, label_smoothing=settings.label_smoothing
         )
         return logits - logits.mean()
-    negatives = torch.from_numpy(distribution.negatives).double() + 0.5
+    of_negatives = torch.from_numpy(negatives).double() + 0.5
     logits = sigmoid_focal_logits(
-        positives / (positives + negatives),
+        positives / (positives + of_negatives),
         gamma=gamma,
         gamma_neg=gamma_neg,
         margin=settings.margin,

@@ -90,6 +90,55 @@ def count_training_labels(dataset: Any, model: nn.Module, column: str | None) ->
     return _by_id(counted, names_by_id(config))
 
 
+def weigh_distribution(
+    counted: LabelDistribution, dataset: Any, columns: Sequence[str], weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """The weights of the targets of each class, (C), and of several labels those of the negatives.
+
+    Args:
+        counted ([`LabelDistribution`]): What [`count_training_labels`] has counted.
+        dataset: The training data.
+        columns (sequence of `str`): One of which holds the labels.
+        weights (`np.ndarray`): One for each example.
+
+    Returns:
+        None where these labels, each taken as one, do not give what was counted: those of a transform or a collator, say.
+    """
+    name = next((name for name in columns if name in (getattr(dataset, "column_names", None) or [])), None)
+    if name is None or not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
+        return None
+    labels = dataset.select_columns(name).with_format("arrow")[:][name]
+    weights = weights / weights.mean()
+    if pa.types.is_list(labels.type) or pa.types.is_large_list(labels.type):
+        weights = weights.repeat(pc.list_value_length(labels).to_numpy())
+        labels = pc.list_flatten(labels)
+    if pa.types.is_string(labels.type) and counted.names is not None:
+        labels = pc.index_in(labels, pa.array(counted.names))
+    values = labels.to_numpy()
+    if values.dtype.kind not in "iubf" or values.size != weights.size or (values != np.rint(values)).any():
+        return None
+    num_labels, is_known = len(counted.counts), values != -100
+
+    def sums(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        if counted.negatives is None:
+            ids = values[is_known].astype(np.int64)
+            return np.bincount(ids, weights[is_known], minlength=num_labels), None
+        rows = (-1, num_labels)
+        positives, known = ((weights * part).reshape(rows).sum(0) for part in (values == 1, is_known))
+        return positives, known - positives
+
+    try:
+        plain = sums(np.ones(len(values)))
+    except ValueError:  # a negative id, or rows of another length
+        return None
+    is_same = all(
+        np.array_equal(found, expected)
+        for found, expected in zip(plain, (counted.counts, counted.negatives))
+        if found is not None and expected is not None
+    )
+    return sums(weights) if is_same else None
+
+
 def names_by_id(config: Any) -> list[str]:
     """The class names of a model's `label2id`, in the order of the ids."""
     ids: dict[str, int] = getattr(config, "label2id", None) or {}

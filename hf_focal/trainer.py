@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakMethod
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
@@ -36,7 +36,13 @@ from ._prior_bias import find_new_head, prior_logits
 from ._sample_weights import USUAL_NAMES, check_sample_weights, sum_weights, weigh_targets, weights_of
 from ._supported import SUPPORTED, check_bases, check_model, find_logits, shown
 from ._trainer_card import write_trainer_card
-from ._training_labels import as_trainer_error, check_strings_are_mapped, count_training_labels, names_by_id
+from ._training_labels import (
+    as_trainer_error,
+    check_strings_are_mapped,
+    count_training_labels,
+    names_by_id,
+    weigh_distribution,
+)
 from ._upstream import assert_async
 from .alpha import AlphaMethod, LabelDistribution, check_alpha_method, check_beta
 from .held_out import calibrate_config
@@ -596,10 +602,26 @@ class FocalTrainer(Trainer):
             label_smoothing=self.args.label_smoothing_factor,
             prior_bias=self._has_prior_bias,
             label_counts=None if counts is None else counts.counts.tolist(),
-            class_prior=None
-            if counts is None or not all(map(math.isfinite, counts.shares))
-            else counts.shares.tolist(),
+            class_prior=None if counts is None else self._class_prior(counts),
         )
+
+    def _class_prior(self, counted: LabelDistribution) -> list[float] | None:
+        """The shares of the classes in the loss, in which an example counts by its weight; None if that is not known."""
+        counts = self._weighted(counted)
+        if counts is None:
+            return None
+        positives, negatives = counts
+        with np.errstate(invalid="ignore"):
+            shares = positives / (positives.sum() if negatives is None else positives + negatives)
+        return shares.tolist() if np.isfinite(shares).all() else None
+
+    def _weighted(self, counted: LabelDistribution) -> tuple[np.ndarray, np.ndarray | None] | None:
+        column = self.sample_weight_column
+        if column is None:
+            return counted.counts, counted.negatives
+        weights = weights_of(self.train_dataset, column)
+        names = [name for name in self._names_of_labels() if name != "labels"] or ["label", "labels"]
+        return None if weights is None else weigh_distribution(counted, self.train_dataset, names, weights)
 
     def _scaled_loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """The sum of the losses of all targets over their number in the global batch."""
@@ -958,7 +980,10 @@ class FocalTrainer(Trainer):
                 raise ValueError(f"{type(model).__name__} predicts tokens of a vocabulary")
             distribution = self.label_distribution()
             head = find_new_head(model, distribution.num_labels)
-            biases = prior_logits(distribution, self.recorded_settings())
+            weighted = self._weighted(distribution)
+            if weighted is None:
+                raise ValueError("the weights of the training data do not tell how much each class counts")
+            biases = prior_logits(*weighted, self.recorded_settings())
         except ValueError as error:
             if wanted:
                 raise ValueError(f"prior_bias (the flag --focal_prior_bias): {error}; leave it out") from error

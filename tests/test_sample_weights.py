@@ -7,7 +7,9 @@ from datasets import Dataset
 from exactness import tiny_dataset, tiny_model, weighted_dataset
 from test_trainer import drift, make_trainer
 
-from hf_focal import FocalTrainer, FocalTrainingArguments, focal_loss
+from hf_focal import FocalTrainer, FocalTrainingArguments, LabelDistribution, focal_loss
+from hf_focal._prior_bias import prior_logits
+from hf_focal._training_labels import weigh_distribution
 from hf_focal.metrics import compute_metrics
 
 
@@ -170,3 +172,41 @@ def test_it_belongs_to_the_trainer_not_to_the_model(tmp_path):
     trainer = make_trainer(tmp_path, model=Takes(tiny_model().config), train_dataset=data, max_steps=1)
     trainer.train()
     assert isinstance(trainer, FocalTrainer)
+
+
+class TestClassPrior:
+    """The posterior is that of the weighted data, so "balanced" and other priors have to be shifted from there."""
+
+    @pytest.mark.parametrize("task", ["single_label", "tokens", "multi_label"])
+    def test_a_weight_of_2_is_the_example_twice(self, tmp_path, task):
+        data = weighted_dataset(task, 12)
+        twice = data.select(np.repeat(np.arange(12), np.array(data["importance"][:], int))).remove_columns(
+            "importance"
+        )
+        weighted = trained(tmp_path, task, data, max_steps=1).recorded_settings()
+        repeated = trained(tmp_path, task, twice, sample_weight_column=None, max_steps=1).recorded_settings()
+        assert weighted.class_prior == pytest.approx(repeated.class_prior)
+        plain = trained(tmp_path, task, data.remove_columns("importance"), sample_weight_column=None, max_steps=1)
+        assert weighted.label_counts == plain.recorded_settings().label_counts
+        assert weighted.class_prior != pytest.approx(plain.recorded_settings().class_prior)
+
+    def test_strings(self):
+        data = Dataset.from_dict({"label": ["ok", "fraud", "ok"], "weight": [1.0, 6.0, 1.0]})
+        counted = LabelDistribution.from_dataset(data)
+        counts, negatives = weigh_distribution(counted, data, ["label", "labels"], np.array(data["weight"][:]))
+        assert dict(zip(counted.names, counts)) == pytest.approx({"fraud": 2.25, "ok": 0.75}) and negatives is None
+
+    def test_labels_that_are_counted_otherwise_have_no_prior(self):
+        rows = Dataset.from_dict({"labels": [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]})  # one-hot, counted as classes
+        counted = LabelDistribution.from_dataset(rows, num_labels=2, multi_label=False, one_hot=True)
+        assert weigh_distribution(counted, rows, ["labels"], np.array([1.0, 2.0, 3.0])) is None
+        assert weigh_distribution(counted, rows.with_transform(dict), ["labels"], np.ones(3)) is None
+
+    def test_the_start_of_a_head_is_the_weighted_one(self, tmp_path):
+        data = weighted_dataset("multi_label", 12)
+        trainer = make_trainer(tmp_path, task="multi_label", train_dataset=data, sample_weight_column="importance")
+        trainer._prepare_model()
+        record = trainer.recorded_settings()
+        counts = np.array(record.class_prior) * 12
+        expected = prior_logits(counts, 12 - counts, record)
+        torch.testing.assert_close(trainer.model.classifier.bias.detach().double(), expected, atol=1e-5, rtol=0)

@@ -113,7 +113,7 @@ class TestAsymmetricFocusing:
         logits = torch.randn(4, 3)
         expected = sigmoid_class_posterior(logits, alpha=trainer.alpha, **self.SETTINGS)
         torch.testing.assert_close(posterior_from_config(logits, trainer.model.config), expected)
-        assert {*trainer.calibrate(tiny_dataset("multi_label"))} == {"temperature", "thresholds"}
+        assert {*trainer.calibrate(tiny_dataset("multi_label"))} >= {"temperature", "thresholds"}
 
     def test_one_gamma_of_negatives_per_label_or_a_function(self, tmp_path):
         for gamma_neg in ([1.0, 2.0, 4.0], lambda p: 2 * (1 - p)):
@@ -254,7 +254,8 @@ class TestLabelsThatAreNotKnown:
         ]
         assert output.metrics["test_average_precision_macro"] == pytest.approx(sum(scores) / 3)
         posterior = posterior_from_config(logits, trainer.model.config)
-        found = trainer.calibrate(data)
+        trainer.model.config.focal_loss["class_prior"] = None  # or it would be fitted at the frequencies of these data
+        found = trainer.calibrate(data, method="temperature")
         assert found["temperature"] == pytest.approx(
             fit_temperature(posterior[known].unsqueeze(-1), labels[known].unsqueeze(-1), multi_label=True), rel=1e-3
         )
