@@ -1,14 +1,19 @@
-"""How far probabilities can be trusted: cross entropy and focal loss, raw, as posterior, with and without temperature.
+"""How far probabilities can be trusted: of cross entropy and focal loss, raw, as posterior, and calibrated in several ways.
 
-    python calibration.py                                   # the embedded default, about 10 minutes on 2 CPU cores
-    python calibration.py --output_dir outputs/calibration_r52 --dataset_name outputs/r52_data \
-        --max_seq_length 64 --num_train_epochs 3 --learning_rate 2e-4 --per_device_train_batch_size 16 \
-        --per_device_eval_batch_size 64 --bf16 --use_cpu --losses "cross entropy" "focal, alpha"    # Reuters R52 (data/reuters_r52.py), about an hour
+    python calibration.py                                   # the embedded default, half an hour on one CPU core
+    python calibration.py --output_dir outputs/calibration_r52 --dataset_name reuters_r52 --max_seq_length 64 \
+        --frozen_layers 5 --num_train_epochs 8 --learning_rate 5e-4 --warmup_steps 100 \
+        --per_device_train_batch_size 32 --per_device_eval_batch_size 64
+    python calibration.py --output_dir outputs/calibration_newsgroups --dataset_name newsgroups_longtail \
+        --max_seq_length 128 --frozen_layers 5 --num_train_epochs 8 --learning_rate 5e-4 --warmup_steps 50 \
+        --per_device_train_batch_size 32 --per_device_eval_batch_size 64
 
-Each cell is one run of `run_text_classification.py` with one loss and one seed; other flags are handed on to it. Finished
-cells are not repeated. Temperatures are fitted on the validation split, everything is measured on the test split:
-expected calibration error (15 bins of equal mass), Brier score and negative log likelihood, as mean and 95 % interval
-(Student's t) over the seeds. Beside the table it draws reliability diagrams.
+Each cell is one run of `run_text_classification.py` with one loss and one seed; other flags are handed on to it, or are
+those of `python -m baselines cell`. Finished cells are not repeated. What is fitted is fitted on the validation split, and
+everything is measured on the test split, as mean and 95 % interval (Student's t) over the seeds: negative log likelihood,
+Brier score, accuracy, and expected calibration error (15 bins of equal mass) beside what a perfectly calibrated model would
+have. Where validation and test split are balanced and the training data are not, posteriors are shifted there. Beside the
+table it draws reliability diagrams.
 """
 
 from argparse import ArgumentParser
@@ -20,17 +25,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
-from trained_model import data_arguments, held_out_logits, train
+from trained_model import held_out_logits, train
 from transformers import AutoConfig, EvalPrediction
 
-from hf_focal import (
-    FocalSettings,
-    apply_temperature,
-    class_posterior,
-    compute_metrics,
-    fit_temperature,
-    shift_prior,
-)
+from hf_focal import FocalSettings, apply_temperature, class_posterior, compute_metrics, shift_prior
+from hf_focal.calibration import Scaling, UnboundedFitError, fit_scaling
 from hf_focal.metrics import mean_and_interval
 from hf_focal.model_card import markdown_table
 
@@ -41,45 +40,53 @@ LOSSES = {
     "focal, alpha": ["--focal_alpha", "sqrt_inverse"],
 }
 METRICS = {
+    "negative_log_likelihood": "NLL",
+    "brier_score": "Brier",
     "accuracy": "accuracy",
     "expected_calibration_error": "ECE",
     "expected_calibration_error_floor": "ECE floor",
-    "brier_score": "Brier",
-    "negative_log_likelihood": "NLL",
 }
+METHODS = {"temperature": "temperature", "vector": "vector scaling", "auto": "chosen"}
 
 
-def readings(logits: Tensor, config: AutoConfig, held_out_prior: Tensor | None) -> dict[str, Tensor]:
-    """The ways to read probabilities out of logits."""
-    settings = FocalSettings.from_config(config)
-    found = {"raw": logits.softmax(-1)}
-    posterior = class_posterior(
-        logits, gamma=settings.gamma, alpha=settings.alpha, label_smoothing=settings.label_smoothing
-    )
-    if settings.gamma or settings.alpha:  # of cross entropy, raw is the posterior
-        found["posterior"] = posterior
-    if held_out_prior is not None:
-        found["posterior, held-out prior"] = shift_prior(posterior, settings.class_prior, held_out_prior)
+def readings(
+    logits: Tensor, held_out: tuple[Tensor, Tensor], settings: FocalSettings
+) -> dict[str, tuple[Tensor, str]]:
+    """The ways to read class probabilities out of logits, by name; with the method that was chosen, if there was a choice."""
+    of_loss = {"gamma": settings.gamma, "alpha": settings.alpha, "label_smoothing": settings.label_smoothing}
+    posterior, (held_out_logits, labels) = class_posterior(logits, **of_loss), held_out
+    counts = labels.bincount(minlength=logits.shape[-1])
+    is_balanced = bool((counts == counts[0]).all()) and len({*settings.class_prior}) > 1
+
+    def where_it_is_tested(posterior: Tensor) -> Tensor:
+        prior = torch.full((len(counts),), 1 / len(counts))
+        return shift_prior(posterior, settings.class_prior, prior) if is_balanced else posterior
+
+    found = {"raw softmax": (logits.softmax(-1), ""), "closed form": (posterior, "")}
+    if is_balanced:
+        found["closed form, shifted"] = where_it_is_tested(posterior), ""
+    for method, name in METHODS.items():
+        of_held_out = class_posterior(held_out_logits, **of_loss)
+        try:
+            scaling = fit_scaling(of_held_out, labels, method=method, class_prior=settings.class_prior)
+        except UnboundedFitError:  # without an error among the held-out data
+            scaling = Scaling("none")
+        scaled = apply_temperature(posterior, scaling.temperature, bias=scaling.bias)
+        found[name] = where_it_is_tested(scaled), scaling.method if method == "auto" else ""
     return found
 
 
-def measure(folder: Path, flags: list[str]) -> tuple[list[dict], dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """A row of metrics for each reading, without and with temperature; and the confidences for the picture."""
-    config, data_args = AutoConfig.from_pretrained(folder), data_arguments(flags)
-    splits = held_out_logits(folder, flags)
-    # The training split of the embedded default is long-tailed, the others are balanced.
-    is_embedded = data_args.dataset_name is None and not data_args.files
-    prior = torch.full((config.num_labels,), 1 / config.num_labels) if is_embedded else None
-    validation = readings(splits["validation"][0], config, prior)
+def measure(folder: Path) -> tuple[list[dict], dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """A row of metrics for each reading; and the confidences for the picture."""
+    settings = FocalSettings.from_config(AutoConfig.from_pretrained(folder))
+    splits = held_out_logits(folder)
+    logits, labels = splits["test"]
     rows, confidences = [], {}
-    for name, posterior in readings(splits["test"][0], config, prior).items():
-        labels = splits["test"][1]
-        temperature = fit_temperature(validation[name], splits["validation"][1])
-        for suffix, scaled in (("", posterior), (" + temperature", apply_temperature(posterior, temperature))):
-            log_posterior = scaled.clamp_min(torch.finfo(scaled.dtype).tiny).log()
-            metrics = compute_metrics(EvalPrediction(log_posterior.numpy(), labels.numpy()))
-            rows.append({"probabilities": name + suffix, "temperature": temperature if suffix else 1.0, **metrics})
-        confidences[name] = posterior.amax(-1).numpy(), (posterior.argmax(-1) == labels).numpy()
+    for name, (p, chosen) in readings(logits, splits["validation"], settings).items():
+        log_posterior = p.clamp_min(torch.finfo(p.dtype).tiny).log()
+        metrics = compute_metrics(EvalPrediction(log_posterior.numpy(), labels.numpy()))
+        rows.append({"probabilities": name, "chosen": chosen, **metrics})
+        confidences[name] = p.amax(-1).numpy(), (p.argmax(-1) == labels).numpy()
     return rows, confidences
 
 
@@ -111,7 +118,7 @@ def main() -> None:
     for loss, seed in tqdm([(loss, seed) for seed in args.seeds for loss in args.losses], desc="Runs"):
         folder = args.output_dir / f"{loss.replace(', ', '_').replace(' ', '_')}_seed_{seed}"
         train(folder, [*flags, *LOSSES[loss], "--seed", str(seed)])
-        cells, read = measure(folder, flags)
+        cells, read = measure(folder)
         rows += [{"loss": loss, **cell} for cell in cells]
         for reading, values in read.items():
             confidences.setdefault((loss, reading), []).append(values)
@@ -123,9 +130,9 @@ def main() -> None:
     for (loss, probabilities), cells in table.groupby(["loss", "probabilities"], sort=False):
         intervals = [mean_and_interval(cells[metric]) for metric in METRICS]
         columns = [f"{mean:.3f} ± {half:.3f}" for mean, half in intervals]
-        lines.append([loss, probabilities, f"{cells['temperature'].mean():.2f}", *columns])
-    header = ["loss", "probabilities", "temperature", *METRICS.values()]
-    print(f"\n{markdown_table(header, lines)}")
+        chosen = ", ".join(sorted({*cells["chosen"]} - {""}))
+        lines.append([loss, f"{probabilities} ({chosen})" if chosen else probabilities, *columns])
+    print(f"\n{markdown_table(['loss', 'probabilities', *METRICS.values()], lines)}")
     print(f"\n{args.output_dir / 'reliability.png'} shows the same as a picture.")
 
 

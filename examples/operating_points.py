@@ -44,7 +44,7 @@ def main() -> None:
     train(args.output_dir, flags)
 
     config = AutoConfig.from_pretrained(args.output_dir)
-    logits, labels = held_out_logits(args.output_dir, flags)["test"]
+    logits, labels = held_out_logits(args.output_dir)["test"]
     posterior = posterior_from_config(logits, config)
     class_prior = torch.tensor(FocalSettings.from_config(config).class_prior)
     estimate = estimate_prior(posterior, class_prior)

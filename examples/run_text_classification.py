@@ -56,8 +56,11 @@ from hf_focal import (
     evaluate_model,
     evaluate_operating_points,
 )
+from hf_focal.calibration import METHODS
+from hf_focal.evaluation import operating_points_of
 from hf_focal.operating_points import decision_scores
 from hf_focal.settings import OPERATING_POINTS
+from hf_focal.thresholds import ThresholdCriterion
 
 
 logger = logging.get_logger("run_text_classification")
@@ -93,21 +96,53 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "How the model decides: `as_trained` (the default), `most_likely`, `balanced` or, with a validation split and "
-            "two classes or several labels, `f1`. It is recorded, and obeyed by pipelines and the model card.",
+            "two classes or several labels, `thresholds`. With --do_train it is recorded, and obeyed by pipelines and the "
+            "model card; without, it is for this run.",
             "choices": [*OPERATING_POINTS],
         },
     )
 
     positive_label: str | None = field(
         default=None,
+        metadata={"help": "Of two classes, the one that the threshold is for. Default: the rarer one."},
+    )
+    f_beta: float = field(
+        default=1.0,
         metadata={
-            "help": "Of two classes, the one whose F1 is the best at --operating_point f1. Default: the rarer one."
+            "help": "The thresholds are those of the best F-beta on the validation split; above 1, recall counts more."
+        },
+    )
+    wanted_precision: float | None = field(
+        default=None,
+        metadata={
+            "help": "Instead, the thresholds of the largest recall with this precision; --operating_point thresholds."
+        },
+    )
+    wanted_recall: float | None = field(
+        default=None,
+        metadata={
+            "help": "Instead, the thresholds of the largest precision with this recall; --operating_point thresholds."
+        },
+    )
+    calibration_method: str = field(
+        default="auto",
+        metadata={
+            "help": "How the probabilities are calibrated on the validation split: `temperature`, `vector` (and a bias per class), "
+            "`none`, or `auto`, what is best on examples left out of the fit.",
+            "choices": [*METHODS],
         },
     )
 
     def __post_init__(self):
         if self.loss not in ("focal", "cross_entropy"):
             raise ValueError(f"--loss: expected focal or cross_entropy, but got {self.loss!r}")
+        aims = [self.f_beta != 1, self.wanted_precision is not None, self.wanted_recall is not None]
+        try:
+            ThresholdCriterion(self.f_beta, self.wanted_precision, self.wanted_recall)
+        except ValueError as error:
+            raise ValueError(f"--{error}") from error
+        if any(aims) and self.operating_point is None:
+            self.operating_point = "thresholds"
 
 
 Arguments = tuple[ModelArguments, DataArguments, FocalTrainingArguments]
@@ -163,9 +198,65 @@ def weights_of(dataset: Dataset, training_args: FocalTrainingArguments) -> np.nd
     return np.asarray(dataset[column]) if column in dataset.column_names else None
 
 
-def choose_operating_point(config: PretrainedConfig, name: str | None) -> None:
-    if name is not None:
+def check_decision(
+    model_args: ModelArguments, training_args: FocalTrainingArguments, names: list[str], multi_label: bool
+) -> None:
+    """Refuses, before the training, what cannot be decided by after it."""
+    aims = {
+        "positive_label": model_args.positive_label is not None,
+        "f_beta": model_args.f_beta != 1,
+        "wanted_precision": model_args.wanted_precision is not None,
+        "wanted_recall": model_args.wanted_recall is not None,
+    }
+    given = [f"--{name}" for name, is_given in aims.items() if is_given]
+    if model_args.operating_point == "thresholds" and training_args.do_train:
+        given.append("--operating_point thresholds")
+    if not given:
+        return
+    if not (training_args.do_train and training_args.do_eval):
+        raise ValueError(
+            f"{given[0]}: thresholds are fitted after --do_train, on the validation split of --do_eval, so it takes both"
+        )
+    kind = "labels" if multi_label else "classes"
+    if not multi_label and len(names) != 2:
+        raise ValueError(
+            f"{given[0]}: thresholds are for two classes or several labels, but there are {len(names)} {kind}"
+        )
+    if model_args.positive_label is not None and (multi_label or model_args.positive_label not in names):
+        raise ValueError(
+            f"--positive_label: expected one of two classes, but got {model_args.positive_label!r}, and the {kind} are {names}"
+        )
+
+
+def calibrate(trainer: FocalTrainer, dataset: Dataset, model_args: ModelArguments) -> None:
+    try:
+        found = trainer.calibrate(
+            dataset,
+            method=model_args.calibration_method,
+            positive_label=model_args.positive_label,
+            f_beta=model_args.f_beta,
+            wanted_precision=model_args.wanted_precision,
+            wanted_recall=model_args.wanted_recall,
+        )
+    except ValueError as error:  # a model that has no posterior is still a model
+        logger.warning(f"Neither temperature nor thresholds are stored: {error}")
+        return
+    if trainer.is_world_process_zero():
+        print_calibration(found, len(dataset))
+
+
+def choose_operating_point(config: PretrainedConfig, name: str | None, is_trained: bool) -> None:
+    """Stores it in the record, if the model has it. A model that has just been trained is not lost for that."""
+    if name is None or name == operating_point_of(config):
+        return
+    points = operating_points_of(config)
+    if name in points:
         replace(FocalSettings.from_config(config), operating_point=name).store_in(config)
+        return
+    message = f"--operating_point {name}: this model has only {', '.join(points)}"
+    if not is_trained:
+        raise ValueError(message)
+    logger.warning(f"{message}, so it decides {operating_point_of(config)}")
 
 
 def operating_point_of(config: PretrainedConfig) -> str:
@@ -182,12 +273,47 @@ def print_label_distribution(settings: FocalSettings, names: list[str], num_exam
     print(f"\nTraining data, gamma {settings.gamma:g}\n{table.to_string(float_format='%.3f')}")
 
 
+def print_calibration(found: dict, num_examples: int) -> None:
+    """What was fitted on the validation split, and what the thresholds reach there."""
+    if not found:
+        return
+    if found.get("temperature") is not None:
+        likelihood = ", ".join(
+            f"{name} {value:.4f}" for name, value in found.get("negative_log_likelihood", {}).items()
+        )
+        left_out = f"; negative log likelihood of examples left out: {likelihood}" if likelihood else ""
+        print(
+            f"\nProbabilities calibrated by {found['method']} scaling, temperature {found['temperature']:.2f}{left_out}"
+        )
+    rows = {
+        name: {score: "{:.3f} ({:.3f} to {:.3f})".format(*values) for score, values in scores.items()}
+        for name, scores in found.get("reached", {}).items()
+    }
+    if rows:
+        table = pd.DataFrame(rows).T
+        table.insert(0, "threshold", [f"{threshold:.3f}" for threshold in found["thresholds"]][: len(rows)])
+        print(
+            f"\nThresholds for {found['threshold_criterion']}, and what they reach on the {num_examples} validation examples "
+            f"that they were fitted to (95 % intervals)\n{table.head(20).to_string()}"
+        )
+    if missing := found.get("not_reachable"):
+        print(f"Not reachable for {', '.join(missing[:20])}")
+
+
 def print_report(
-    split: str, labels: np.ndarray, decided: np.ndarray, names: list[str], points: dict, chosen: str
+    split: str,
+    labels: np.ndarray,
+    decided: np.ndarray,
+    names: list[str],
+    points: dict,
+    chosen: str,
+    weights: np.ndarray | None,
 ) -> None:
     """Per class as the model decides, and a row for each way that it can be told to decide."""
     classes = range(len(names))
-    report = classification_report(labels, decided, labels=classes, target_names=names, digits=3, zero_division=0)
+    report = classification_report(
+        labels, decided, labels=classes, target_names=names, digits=3, zero_division=0, sample_weight=weights
+    )
     shown = ("accuracy", "f1_micro" if labels.ndim == 2 else "balanced_accuracy", "f1_macro", "f1_tail")
     rows = {
         f"{point} (in force)" if point == chosen else point: {
@@ -259,30 +385,16 @@ def run(
         multi_label = config.problem_type == "multi_label_classification"
         names = [config.id2label[k] for k in range(config.num_labels)]
 
-    if model_args.positive_label not in (None, *names) or (
-        model_args.positive_label and (multi_label or len(names) != 2)
-    ):
-        raise ValueError(
-            f"--positive_label: expected one of two classes, but got {model_args.positive_label!r}, and the "
-            f"{'labels' if multi_label else 'classes'} are {names}"
-        )
-    has_thresholds = multi_label or len(names) == 2
-    if (
-        model_args.operating_point == "f1"
-        and training_args.do_train
-        and not (has_thresholds and training_args.do_eval)
-    ):
-        raise ValueError(
-            "--operating_point f1: its thresholds are for two classes or several labels, and fitted on the validation split "
-            f"of --do_eval, but there are {len(names)} classes{'' if training_args.do_eval else ' and no --do_eval'}"
-        )
+    check_decision(model_args, training_args, names, multi_label)
 
     # Tokens.
     tokenizer = AutoTokenizer.from_pretrained(model_args.tokenizer_name or path, **hub)
-
     max_length = min(data_args.max_seq_length, tokenizer.model_max_length)
     if max_length < data_args.max_seq_length:
         logger.warning(f"--max_seq_length {data_args.max_seq_length} is more than the model takes: using {max_length}")
+    tokenizer.model_max_length = (
+        max_length  # saved with the model, whose pipelines cut where the scored texts were cut
+    )
 
     def tokenize(batch):
         texts = [" ".join(map(str, parts)) for parts in zip(*(batch[name] for name in data_args.text_columns))]
@@ -307,7 +419,14 @@ def run(
             datasets[split] = dataset.map(tokenize, batched=True, remove_columns=unused, desc=f"Tokenizing {split}")
 
     if training_args.do_train:
-        counts = LabelDistribution.from_dataset(datasets["train"], num_labels=len(names)).counts
+        distribution = LabelDistribution.from_dataset(datasets["train"], num_labels=len(names))
+        counts = distribution.counts
+        constant = [name for name, share in zip(names, distribution.shares) if share in (0, 1)]
+        if model_args.operating_point == "balanced" and constant:
+            raise ValueError(
+                f"--operating_point balanced: none or all of the training data are {', '.join(constant[:5])}, from which no "
+                "frequency can be changed; choose another, or leave these out"
+            )
     else:
         settings = FocalSettings.find_in(config)
         counts = None if settings is None else settings.label_counts
@@ -330,11 +449,8 @@ def run(
         checkpoint = training_args.resume_from_checkpoint
         result = trainer.train(resume_from_checkpoint=True if checkpoint == "True" else checkpoint)
         if "validation" in datasets:
-            try:
-                trainer.calibrate(datasets["validation"], positive_label=model_args.positive_label)
-            except ValueError as error:  # a model that has no posterior is still a model
-                logger.warning(f"Neither temperature nor thresholds are stored: {error}")
-        choose_operating_point(model.config, model_args.operating_point)
+            calibrate(trainer, datasets["validation"], model_args)
+        choose_operating_point(model.config, model_args.operating_point, is_trained=True)
         trainer.save_model()
         trainer.save_state()
         trainer.log_metrics("train", result.metrics)
@@ -344,7 +460,7 @@ def run(
                 FocalSettings.from_config(model.config), names, len(datasets["train"]), multi_label
             )
     else:
-        choose_operating_point(model.config, model_args.operating_point)
+        choose_operating_point(model.config, model_args.operating_point, is_trained=False)
     outputs, config = {}, model.config
     for split, prefix in (("validation", "eval"), ("test", "test")):
         if split not in datasets:
@@ -368,7 +484,9 @@ def run(
                 write_predictions(path, decided, probabilities, names)
             if output.label_ids is not None:
                 chosen = operating_point_of(config)
-                print_report(split, output.label_ids.astype(int), decided.numpy(), names, points, chosen)
+                print_report(
+                    split, output.label_ids.astype(int), decided.numpy(), names, points, chosen, known["sample_weight"]
+                )
     return trainer, outputs
 
 

@@ -382,7 +382,10 @@ class TestTasks:
         trainer.train()
         contents, logits = card_of(trainer), trainer.predict(data).predictions[:, 0]
         assert contents.metrics["accuracy"] == [pytest.approx(((logits > 0) == labels).mean())]
-        assert contents.per_class["LABEL_0"]["support"] == [6] and len(trainer.calibrate(method="none")["thresholds"]) == 1
+        assert (
+            contents.per_class["LABEL_0"]["support"] == [6]
+            and len(trainer.calibrate(method="none")["thresholds"]) == 1
+        )
         assert (tmp_path / "reliability_diagram.png").exists()
 
     def test_results_are_those_of_the_decision_in_force(self, tmp_path):

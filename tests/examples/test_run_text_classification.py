@@ -13,7 +13,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from datasets import ClassLabel, Dataset, Features, Value
 from exactness import tiny_model
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 from toy_texts import EXAMPLES, WORDS, common_flags, multi_label_data, run, single_label_data, write
 from transformers import AutoConfig, Trainer, pipeline
 
@@ -22,6 +22,8 @@ from hf_focal.model_card import read_model_card
 
 
 SCRIPT = "run_text_classification.py"
+# Of a few texts that a model has learned by heart.
+pytestmark = pytest.mark.filterwarnings("ignore:labels. the (more|less)")
 
 
 def test_embedded_default_without_arguments(shorten_bbc, capsys):
@@ -219,6 +221,93 @@ def test_an_operating_point_for_the_predictions_of_a_trained_model(model_folder)
         run(SCRIPT, *common_flags("trained", point), *flags)
     lines = [Path(point, "predict_results.txt").read_text() for point in ("as_trained", "most_likely")]
     assert lines[0] != lines[1]
+
+
+def two_classes_with_errors() -> pd.DataFrame:
+    """Some texts of "sport" are about money, and the other way round."""
+    data = single_label_data({"sport": 60, "money": 20})
+    data.loc[::9, "text"], data.loc[60::5, "text"] = "bank", "ball"
+    return data
+
+
+@pytest.mark.parametrize("wanted", ["precision", "recall"])
+def test_a_wanted_precision_or_recall(model_folder, capsys, wanted):
+    data = two_classes_with_errors()
+    file = write(data, "data.csv")
+    flags = ["--train_file", file, "--validation_file", file, "--test_file", file, "--ignore_mismatched_sizes", "true"]
+    flags += ["--do_train", "--do_eval", "--do_predict", f"--wanted_{wanted}", "0.7", "--max_seq_length", "7"]
+    run(SCRIPT, *common_flags(model_folder), *flags)
+    printed = capsys.readouterr().out
+    record = AutoConfig.from_pretrained("out").focal_loss
+    assert record["operating_point"] == "thresholds" and record["threshold_criterion"] == f"{wanted} 0.7"
+    assert f"Thresholds for {wanted} 0.7" in printed and "thresholds (in force)" in printed
+    classify = pipeline("text-classification", model="out", pipeline_class=FocalTextClassificationPipeline)
+    decided = [result["label"] for result in classify(data["text"].tolist())]
+    score = {"precision": precision_score, "recall": recall_score}[wanted]
+    reached = score(data["label"], decided, pos_label="money")  # the rarer class
+    assert reached >= 0.7 and f"{reached:.3f} (" in printed
+    assert classify.tokenizer.model_max_length == 7  # texts are cut where the scored ones were
+
+
+@pytest.mark.parametrize(
+    "message, counts, flags",
+    [
+        ("--wanted_recall: thresholds are fitted after --do_train, on the validation", None, ["--do_train", "--wanted_recall", "0.9"]),
+        ("--positive_label: thresholds are fitted after --do_train", None, ["--do_predict", "--positive_label", "sport"]),
+        ("--wanted_precision: thresholds are for two classes or several labels, but there are 3 classes", None, ["--do_train", "--do_eval", "--wanted_precision", "0.9"]),
+        ("--wanted_precision: expected a finite number in", None, ["--do_train", "--do_eval", "--wanted_precision", "90"]),
+        ("--wanted_recall: expected one aim", None, ["--do_eval", "--wanted_precision", "0.9", "--wanted_recall", "0.9"]),
+    ],
+)  # fmt: skip
+def test_decisions_that_cannot_be_made_are_refused_before_the_training(model_folder, message, counts, flags):
+    file = write(single_label_data(), "train.csv")
+    files = ["--train_file", file, "--validation_file", file, "--test_file", file]
+    with pytest.raises(ValueError, match=message):
+        run(SCRIPT, *common_flags(model_folder), *files, *flags)
+    assert not Path("out").exists()
+
+
+def test_a_class_without_training_examples_has_no_balanced_decision(model_folder):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["sport", "money", "golf"])})
+    data = single_label_data({"sport": 6, "money": 3})
+    rows = pd.DataFrame({"text": data["text"], "label": data["label"].map(["sport", "money"].index)})
+    for split in ("train", "validation"):
+        Dataset.from_pandas(rows, features=features).to_parquet(f"data/{split}.parquet")
+    flags = [*common_flags(model_folder), "--dataset_name", "data", "--do_train", "--do_eval"]
+    with pytest.raises(ValueError, match="--operating_point balanced: none or all of the training data are golf"):
+        run(SCRIPT, *flags, "--operating_point", "balanced")
+
+
+def test_a_model_without_a_posterior_is_saved_and_decides_as_trained(model_folder):
+    file = write(single_label_data(), "train.csv")
+    flags = ["--train_file", file, "--validation_file", file, "--do_train", "--do_eval", "--focal_alpha", "0,1,1"]
+    run(SCRIPT, *common_flags(model_folder), *flags, "--operating_point", "most_likely")
+    config = AutoConfig.from_pretrained("out")
+    assert Path("out/model.safetensors").exists() and config.focal_loss["operating_point"] == "as_trained"
+
+
+def test_operating_points_of_other_models(model_folder):
+    file = write(single_label_data()[["text"]], "test.csv")
+    flags = ["--test_file", file, "--do_predict", "--operating_point"]
+    run(SCRIPT, *common_flags(model_folder), *flags, "as_trained")
+    assert Path("out/predict_results.txt").exists()
+    with pytest.raises(ValueError, match="--operating_point balanced: this model has only as_trained"):
+        run(SCRIPT, *common_flags(model_folder), *flags, "balanced")
+
+
+def test_the_report_counts_examples_by_their_weights(model_folder, capsys):
+    data = two_classes_with_errors()
+    data["weight"] = [1.0 + k % 4 for k in range(len(data))]
+    file = write(data, "data.csv")
+    flags = ["--train_file", file, "--validation_file", file, "--do_train", "--do_eval"]
+    flags += ["--focal_sample_weight_column", "weight", "--ignore_mismatched_sizes", "true"]
+    run(SCRIPT, *common_flags(model_folder), *flags)
+    line = next(
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if line.split()[:1] == ["money"] and len(line.split()) == 5
+    )
+    assert float(line.split()[-1]) == pytest.approx(data["weight"][data["label"] == "money"].sum())
 
 
 def test_dataset_by_name_with_an_unlabelled_test_split(model_folder, capsys):

@@ -8,7 +8,11 @@ import pytest
 import torch
 from toy_texts import common_flags, markdown_rows, run, single_label_data, write
 
-from hf_focal import class_posterior, posterior_from_config
+from hf_focal import FocalSettings, class_posterior, posterior_from_config
+
+
+# Of a few texts that a model has learned by heart.
+pytestmark = pytest.mark.filterwarnings("ignore:labels. the (more|less)")
 
 
 @pytest.fixture
@@ -24,18 +28,14 @@ def test_calibration(data_flags, capsys):
     script = "calibration.py"
     run(script, "--seeds", 1, *data_flags)
     printed = capsys.readouterr().out
-    rows = markdown_rows(printed)
-    assert rows["loss"].tolist() == ["cross entropy"] * 2 + ["focal"] * 4 + ["focal, alpha"] * 4
-    assert rows["probabilities"].tolist()[2:6] == [
-        "raw",
-        "raw + temperature",
-        "posterior",
-        "posterior + temperature",
-    ]
-    cells = pd.read_json("out/calibration.jsonl", lines=True)
-    # Temperature is fitted on the validation split, which is the test split here: it cannot make the likelihood worse.
-    before, after = (cells[cells["probabilities"].str.contains("temp") == scaled] for scaled in (False, True))
-    assert (after["negative_log_likelihood"].values <= before["negative_log_likelihood"].values + 1e-9).all()
+    rows, ways = markdown_rows(printed), ["raw softmax", "closed form", "temperature", "vector scaling"]
+    assert rows["loss"].tolist() == ["cross entropy"] * 5 + ["focal"] * 5 + ["focal, alpha"] * 5
+    assert rows["probabilities"].tolist()[:4] == ways and rows["probabilities"][4].startswith("chosen (")
+    cells = pd.read_json("out/calibration.jsonl", lines=True).set_index(["loss", "probabilities"])
+    # They are fitted on the validation split, which is the test split here: they cannot make the likelihood worse.
+    for loss, of_loss in cells["negative_log_likelihood"].groupby("loss"):
+        before = of_loss[loss, "closed form"]
+        assert all(of_loss[loss, way] <= before + 1e-9 for way in ("temperature", "vector scaling", "chosen"))
     assert Path("out/reliability.png").stat().st_size > 1000
     # A finished cell is not run again.
     finished = {path: path.stat().st_mtime_ns for path in Path("out").glob("*/model.safetensors")}
@@ -43,19 +43,22 @@ def test_calibration(data_flags, capsys):
     assert len(finished) == 3 and all(path.stat().st_mtime_ns == time for path, time in finished.items())
     assert markdown_rows(capsys.readouterr().out).equals(rows)
     run(script, "--seeds", 1, "--losses", "focal", *data_flags)
-    assert markdown_rows(capsys.readouterr().out)["loss"].tolist() == ["focal"] * 4
+    assert markdown_rows(capsys.readouterr().out)["loss"].tolist() == ["focal"] * 5
 
 
-def test_held_out_prior_is_a_reading_of_its_own(monkeypatch):
+def test_posteriors_are_shifted_to_balanced_held_out_data():
     from calibration import readings
-    from transformers import BertConfig
 
-    settings = {"gamma": 2.0, "alpha": [0.5, 1.0, 4.0], "class_prior": [0.6, 0.3, 0.1]}
+    settings = FocalSettings(gamma=2.0, alpha=[0.5, 1.0, 4.0], class_prior=[0.6, 0.3, 0.1])
     logits = torch.randn(4, 3, dtype=torch.float64)
-    found = readings(logits, BertConfig(focal_loss=settings), torch.full((3,), 1 / 3))
-    torch.testing.assert_close(found["posterior"], class_posterior(logits, gamma=2.0, alpha=[0.5, 1.0, 4.0]))
-    balanced = found["posterior"] / torch.tensor([0.6, 0.3, 0.1])
-    torch.testing.assert_close(found["posterior, held-out prior"], balanced / balanced.sum(-1, keepdim=True))
+    for labels, is_shifted in (([0, 1, 2], True), ([0, 0, 1], False)):
+        found = readings(logits, (torch.randn(3, 3).double(), torch.tensor(labels)), settings)
+        torch.testing.assert_close(found["closed form"][0], class_posterior(logits, gamma=2.0, alpha=[0.5, 1.0, 4.0]))
+        assert ("closed form, shifted" in found) == is_shifted
+        if is_shifted:
+            balanced = found["closed form"][0] / torch.tensor([0.6, 0.3, 0.1])
+            expected = balanced / balanced.sum(-1, keepdim=True)
+            torch.testing.assert_close(found["closed form, shifted"][0], expected)
 
 
 def test_operating_points(data_flags, capsys):
@@ -67,7 +70,7 @@ def test_operating_points(data_flags, capsys):
     lines = {line.split("  ")[0]: line.split()[-4:] for line in printed.splitlines()}
     config = AutoConfig.from_pretrained("out")
     assert config.focal_loss["temperature"] is not None
-    logits, labels = held_out_logits(Path("out"), data_flags)["test"]
+    logits, labels = held_out_logits(Path("out"))["test"]
     accuracy = (posterior_from_config(logits, config).argmax(-1) == labels).double().mean()
     # The test split is the training split, so accuracy at the training prior is accuracy.
     assert lines["most_likely"][:2] == [f"{accuracy:.3f}"] * 2
