@@ -13,6 +13,7 @@ from hf_focal import (
     apply_temperature,
     calibrate_config,
     decide,
+    estimate_prior,
     fit_temperature,
     fit_thresholds,
     operating_point_scores,
@@ -313,3 +314,25 @@ def test_classes_that_training_saw_equally_often_are_told_apart_by_these_data():
         rare = order[0]
         found = calibrate_config(logits[:, order], labels if rare == 0 else 1 - labels, config)
         assert found["positive_label"] == rare
+
+
+def test_an_unknown_prior_is_estimated_from_what_is_corrected():
+    """A model that has taken in a part of its class prior only would put the rest of it into the estimate."""
+    generator = torch.Generator().manual_seed(0)
+    prior, deployed = torch.tensor([0.8, 0.15, 0.05]).double(), torch.tensor([0.4, 0.3, 0.3]).double()
+
+    def drawn(frequencies):
+        labels = frequencies.multinomial(4000, replacement=True, generator=generator)
+        x = torch.nn.functional.one_hot(labels, 3) * 4 + 2 * torch.randn(4000, 3, generator=generator).double()
+        return x + 0.4 * prior.log(), labels
+
+    config = config_of(gamma=0.0, class_prior=prior.tolist())
+    found = calibrate_config(*drawn(prior), config)
+    assert found["method"] == "vector"
+    logits, labels = drawn(deployed)
+    share = labels.bincount() / len(labels)
+    errors = [
+        (estimate_prior(posterior, prior).prior - share).abs().max()
+        for posterior in (logits.softmax(-1), posterior_from_config(logits, config))
+    ]
+    assert errors[1] < 0.03 < 0.08 < errors[0], errors
