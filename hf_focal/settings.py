@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
 from ._checks import as_margin, check_distributions
@@ -255,6 +257,59 @@ class FocalSettings:
         content = _json(config) if config.is_file() else {}
         record = content.get("focal_loss") if isinstance(content, dict) else None
         return None if record is None else cls.from_dict(record)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> "FocalSettings":
+        """The settings of a saved model or adapter, in a folder or on the Hub.
+
+        Args:
+            name_or_path (`str` or `Path`): The folder, or an id on the Hub. What is in the cache serves offline, too.
+            kwargs: For [`~huggingface_hub.hf_hub_download`], such as `revision`, `token` or `cache_dir`.
+
+        Raises:
+            `ValueError`: If there are none, or they cannot be reached; and as [`FocalSettings.find_in_folder`] does.
+
+        Example:
+
+        ```python
+        >>> import tempfile
+        >>> from hf_focal import FocalSettings
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = FocalSettings(gamma=2.0).store_in_folder(folder)
+        ...     FocalSettings.from_pretrained(folder).gamma
+        2.0
+
+        ```
+        """
+        if Path(name_or_path).is_dir():
+            settings, why = cls.find_in_folder(name_or_path), None
+        else:
+            settings, why = cls._find_on_hub(str(name_or_path), kwargs)
+        if settings is None:
+            raise ValueError(
+                f"{name_or_path}: expected {_ADAPTER_FILE}, which FocalTrainer writes beside an adapter, or a config.json with "
+                f"focal_loss, but {why or 'there is neither'}"
+            ) from why
+        return settings
+
+    @classmethod
+    def _find_on_hub(cls, name: str, kwargs: dict[str, Any]) -> "tuple[FocalSettings | None, Exception | None]":
+        """The settings, if there are any; and what is in the way of knowing."""
+        why: Exception | None = None
+        for file in (_ADAPTER_FILE, "config.json"):
+            try:
+                folder = Path(hf_hub_download(name, file, **kwargs)).parent
+            except LocalEntryNotFoundError as error:  # offline: it may be there
+                why = error
+                continue
+            except EntryNotFoundError:
+                continue
+            except (HFValidationError, HfHubHTTPError, OSError) as error:
+                return None, error
+            settings = cls.find_in_folder(folder)
+            if settings is not None:
+                return settings, None
+        return None, why
 
     def to_dict(self) -> dict[str, Any]:
         """The record: plain numbers, lists and texts."""

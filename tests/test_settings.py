@@ -7,6 +7,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import errors
 from transformers import BertConfig
 
 from hf_focal import (
@@ -45,6 +46,13 @@ class TestRoundTrip:
         settings = FocalSettings(**COMPLETE)
         assert settings.store_in_folder(tmp_path / "adapter").name == "focal_loss.json"
         assert FocalSettings.find_in_folder(tmp_path / "adapter") == settings
+
+    def test_from_a_folder(self, tmp_path):
+        settings = FocalSettings(**COMPLETE)
+        settings.store_in_folder(tmp_path / "adapter")
+        assert FocalSettings.from_pretrained(tmp_path / "adapter") == settings
+        with pytest.raises(ValueError, match=f"{tmp_path}: expected focal_loss.json, .* but there is neither"):
+            FocalSettings.from_pretrained(tmp_path)
 
     def test_the_record_is_plain_json_of_a_known_version(self):
         record = FocalSettings(gamma=2, alpha=torch.tensor([1.0, 2.0]).tolist()).to_dict()
@@ -229,3 +237,66 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "focal_loss.json").write_text("{")
     with pytest.raises(ValueError, match="focal_loss.json: expected JSON"):
         FocalSettings.find_in_folder(tmp_path)
+
+
+class TestHub:
+    """Without a network: what the client of the Hub would find there, or say."""
+
+    @pytest.fixture
+    def hub(self, tmp_path, monkeypatch):
+        """A repository, its files and an error in place of some of them."""
+        errors_of, asked = {}, []
+
+        def download(name, file, **kwargs):
+            asked.append((name, file, kwargs))
+            if error := errors_of.get(file):
+                raise error
+            if not (tmp_path / file).is_file():
+                raise errors.EntryNotFoundError(f"404: {file}")
+            return str(tmp_path / file)
+
+        monkeypatch.setattr("hf_focal.settings.hf_hub_download", download)
+        return tmp_path, errors_of, asked
+
+    def test_an_adapter(self, hub):
+        folder, _, asked = hub
+        FocalSettings(gamma=3).store_in_folder(folder)
+        assert FocalSettings.from_pretrained("me/adapter", revision="v1").gamma == 3
+        assert asked == [("me/adapter", "focal_loss.json", {"revision": "v1"})]
+
+    @pytest.mark.parametrize("is_offline", [False, True])
+    def test_a_model(self, hub, is_offline):
+        """Offline nobody knows of a file that is not in the cache; the config that is tells enough."""
+        folder, errors_of, asked = hub
+        (folder / "config.json").write_text(json.dumps({"focal_loss": OF_0_1}))
+        if is_offline:
+            errors_of["focal_loss.json"] = errors.LocalEntryNotFoundError("offline")
+        assert FocalSettings.from_pretrained("me/model").label_counts == [30, 10]
+        assert [file for _, file, _ in asked] == ["focal_loss.json", "config.json"]
+
+    def test_what_is_not_there_or_cannot_be_reached(self, hub):
+        folder, errors_of, _ = hub
+        with pytest.raises(ValueError, match="me/model: expected focal_loss.json, .* but there is neither"):
+            FocalSettings.from_pretrained("me/model")
+        (folder / "config.json").write_text("{}")
+        with pytest.raises(ValueError, match="me/model: expected focal_loss.json, .* but there is neither"):
+            FocalSettings.from_pretrained("me/model")
+        errors_of["focal_loss.json"] = errors.LocalEntryNotFoundError("cannot find it in the cache, and is offline")
+        with pytest.raises(ValueError, match="me/model: expected .* but cannot find it in the cache, and is offline"):
+            FocalSettings.from_pretrained("me/model")
+        errors_of["focal_loss.json"] = OSError("no route to host")
+        with pytest.raises(ValueError, match="me/model: expected .* but no route to host"):
+            FocalSettings.from_pretrained("me/model")
+
+    def test_a_folder_that_does_not_exist(self, tmp_path):
+        """The real client, which refuses the name before it asks anybody."""
+        with pytest.raises(ValueError, match="nowhere: expected focal_loss.json, .*"):
+            FocalSettings.from_pretrained(tmp_path / "nowhere")
+
+    def test_offline(self, monkeypatch, tmp_path):
+        """The real client, with nothing in its cache."""
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(
+            ValueError, match="me/adapter: expected focal_loss.json, .* but .*(offline|disabled|cache)"
+        ):
+            FocalSettings.from_pretrained("me/adapter", cache_dir=tmp_path)
