@@ -30,6 +30,9 @@ _MODULE_OF = {
     "posterior_from_config": "operating_points",
     "FocalSettings": "settings",
     "FocalTextClassificationPipeline": "pipeline",
+    "FocalTokenClassificationPipeline": "pipeline",
+    "fit_min_confidence": "confidence",
+    "MinConfidence": "confidence",
     "evaluate_model": "evaluation",
     "evaluate_operating_points": "evaluation",
     "ImbalancedClassification": "metrics",
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
     from .alpha import compute_alpha as compute_alpha
     from .calibration import apply_temperature as apply_temperature
     from .calibration import fit_temperature as fit_temperature
+    from .confidence import MinConfidence as MinConfidence
+    from .confidence import fit_min_confidence as fit_min_confidence
     from .evaluation import evaluate_model as evaluate_model
     from .evaluation import evaluate_operating_points as evaluate_operating_points
     from .held_out import calibrate_config as calibrate_config
@@ -61,6 +66,7 @@ if TYPE_CHECKING:
     from .operating_points import operating_point_scores as operating_point_scores
     from .operating_points import posterior_from_config as posterior_from_config
     from .pipeline import FocalTextClassificationPipeline as FocalTextClassificationPipeline
+    from .pipeline import FocalTokenClassificationPipeline as FocalTokenClassificationPipeline
     from .posterior import PriorEstimate as PriorEstimate
     from .posterior import class_posterior as class_posterior
     from .posterior import estimate_prior as estimate_prior

@@ -1,20 +1,27 @@
-"""A text classification pipeline whose scores can be trusted after focal loss."""
+"""Pipelines for texts and for tokens whose scores can be trusted after focal loss."""
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
-from torch import nn
-from transformers import TextClassificationPipeline
+from scipy.special import softmax
+from torch import Tensor, nn
+from transformers import TextClassificationPipeline, TokenClassificationPipeline
+from transformers.pipelines.token_classification import AggregationStrategy
 
 from ._model_kinds import is_multi_label
 from .operating_points import decide, decision_scores, posterior_from_config
 from .settings import FocalSettings
 
 
-__all__ = ["FocalTextClassificationPipeline"]
+__all__ = ["FocalTextClassificationPipeline", "FocalTokenClassificationPipeline"]
+
+# What a pipeline takes, when it is made or in a call, beside the arguments of the stock one.
+_CHOICES = ("operating_point", "prior", "costs", "min_confidence")
 
 
 class FocalTextClassificationPipeline(TextClassificationPipeline):
@@ -36,6 +43,9 @@ class FocalTextClassificationPipeline(TextClassificationPipeline):
         costs (sequence of C sequences, *optional*): As in [`decide`]; here or in a call.
         min_confidence (`float`, *optional*): Where the decision of one class per example is less probable than this, its
             label is None; of several labels, none that are less probable than this are decided. Here or in a call.
+        adapter (`str` or `Path`, *optional*): Of a PEFT model, the folder or the id on the Hub of its adapter, from whose
+            `focal_loss.json` the settings are read: `pipeline(..., model=folder, adapter=folder)`. They win over those in the
+            config, which are of the base model unless the adapter was trained in this process.
         kwargs: For [`~transformers.TextClassificationPipeline`], except `function_to_apply`; `top_k`, `batch_size`,
             `truncation` and the rest mean what they mean there.
 
@@ -56,44 +66,20 @@ class FocalTextClassificationPipeline(TextClassificationPipeline):
     ```
     """
 
-    def __init__(self, **kwargs: Any):
+    def __init__(self, adapter: str | Path | None = None, **kwargs: Any):
         super().__init__(**kwargs)
-        # Refuses a model, a tokenizer or settings that it could not use before any text is classified.
-        config, names = self.model.config, self._names()
-        FocalSettings.from_config(config).check_fits(len(names), bool(is_multi_label(config)))
-        posterior_from_config(torch.zeros(1, len(names)), config)
-        chosen = {name: kwargs.get(name) for name in ("operating_point", "prior", "costs", "min_confidence")}
-        self._decide(
-            torch.zeros(1, len(names)), **{name: value for name, value in chosen.items() if value is not None}
-        )
-        _check_tokenizer(self.tokenizer, self.model)
-        if names == [f"LABEL_{k}" for k in range(len(names))]:
-            warnings.warn(
-                "The config of the model does not name its classes, so they are LABEL_0, LABEL_1, ...: in the order of the "
-                "class ids in training. model.config.id2label = {0: ..., 1: ...} names them",
-                stacklevel=3,
-            )
+        _check_model(self, adapter)
+        chosen, _ = _chosen(kwargs)
+        self._decide(torch.zeros(1, len(_class_names(self.model.config))), **chosen)
 
-    def _sanitize_parameters(  # type: ignore[override]
-        self,
-        operating_point: str | None = None,
-        prior: Sequence[float] | Mapping[str, float] | None = None,
-        costs: Sequence[Sequence[float]] | None = None,
-        min_confidence: float | None = None,
-        **kwargs: Any,
-    ) -> tuple[dict, dict, dict]:
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:  # type: ignore[override]
+        chosen, kwargs = _chosen(kwargs)
         if kwargs.pop("function_to_apply", None) is not None:
             raise ValueError(
                 "function_to_apply: the scores are posteriors; for another function use pipeline() without it"
             )
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
-        chosen = {
-            "operating_point": operating_point,
-            "prior": prior,
-            "costs": costs,
-            "min_confidence": min_confidence,
-        }
-        return preprocess, forward, postprocess | {name: value for name, value in chosen.items() if value is not None}
+        return preprocess, forward, postprocess | chosen
 
     def preprocess(self, inputs: Any, **tokenizer_kwargs: Any) -> Any:  # type: ignore[override]
         """As in the stock pipeline, but a text that is longer than the model takes is cut."""
@@ -112,7 +98,7 @@ class FocalTextClassificationPipeline(TextClassificationPipeline):
         **chosen: Any,
     ) -> dict[str, Any] | list[dict[str, Any]]:
         decided, scores, probabilities = self._decide(model_outputs["logits"], **chosen)
-        names = self._names()
+        names = _class_names(self.model.config)
         order = scores[0].argsort(descending=True, stable=True).tolist()
         results: list[dict[str, Any]] = [{"label": names[k], "score": probabilities[0, k].item()} for k in order]
         if not is_multi_label(self.model.config):
@@ -124,27 +110,217 @@ class FocalTextClassificationPipeline(TextClassificationPipeline):
             return [result for result, is_decided in zip(results, are_decided) if is_decided]
         return [{**result, "decided": is_decided} for result, is_decided in zip(results, are_decided)][:top_k]
 
-    def _decide(
-        self,
-        logits: torch.Tensor,
-        operating_point: str | None = None,
-        prior: Sequence[float] | Mapping[str, float] | None = None,
-        costs: Sequence[Sequence[float]] | None = None,
-        min_confidence: float = 0.0,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _decide(self, logits: Tensor, min_confidence: float = 0.0, **chosen: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Decisions, what decides, and probabilities."""
-        if isinstance(prior, Mapping):
-            names = self._names()
-            if prior.keys() != set(names):
-                raise ValueError(f"prior: expected a frequency for each of {names}, but got {dict(prior)}")
-            prior = [prior[name] for name in names]
-        config = self.model.config
-        decided = decide(logits, config, operating_point, prior=prior, costs=costs, min_confidence=min_confidence)
-        return decided, *decision_scores(logits, config, operating_point, prior=prior, costs=costs)
+        config, chosen = self.model.config, _by_class_id(chosen, self.model.config)
+        decided = decide(logits, config, **chosen, min_confidence=min_confidence)
+        return decided, *decision_scores(logits, config, **chosen)
 
-    def _names(self) -> list[str]:
-        names: dict[Any, str] = cast(Any, self.model.config.id2label) or {}
-        return [names[k] for k in sorted(names)]  # a file may hold them in another order
+
+class FocalTokenClassificationPipeline(TokenClassificationPipeline):
+    r"""[`~transformers.TokenClassificationPipeline`] that decides as the model was scored, and shows class posteriors.
+
+    `pipeline("token-classification", model=folder, pipeline_class=FocalTokenClassificationPipeline)` reads from the model's
+    `config.json` what [`FocalTrainer`] has stored there, and decides by the operating point in force, as [`decide`] does:
+    ``"as_trained"`` finds the entities that the stock pipeline finds. The ``score`` of a token is the probability of its
+    label, the calibrated posterior, whatever decides.
+
+    The aggregation strategies are those of the stock pipeline. A word has the decision and the probability of its first
+    token (``"first"``), of the one that decides most clearly (``"max"``), or of the mean over its tokens (``"average"``); the
+    score of an entity is the mean over its tokens (``"simple"``) or its words.
+
+    A text that is longer than the model takes is cut; with `stride` it is read in overlapping parts instead.
+
+    Args:
+        operating_point (`str`, *optional*): As in [`decide`]; here or in a call.
+        prior (sequence or dict by label, *optional*): Frequencies of the labels of tokens where the model is used, in place
+            of an operating point; here or in a call.
+        costs (sequence of C sequences, *optional*): As in [`decide`]; here or in a call.
+        min_confidence (`float`, *optional*): Tokens, or with an aggregation strategy entities, whose score is below this are
+            not reported. [`fit_min_confidence`] finds it for a wanted precision or recall. Here or in a call.
+        adapter (`str` or `Path`, *optional*): As in [`FocalTextClassificationPipeline`].
+        kwargs: For [`~transformers.TokenClassificationPipeline`]; `aggregation_strategy`, `ignore_labels`, `stride` and the
+            rest mean what they mean there.
+
+    Raises:
+        `ValueError`: If the model's config has no settings of focal loss, its tokens have several labels each, or an
+        argument is wrong.
+
+    Example:
+
+    ```python
+    >>> from transformers import pipeline
+    >>> from hf_focal import FocalTokenClassificationPipeline
+    >>> find = pipeline(
+    ...     "token-classification",
+    ...     model="my_model",
+    ...     pipeline_class=FocalTokenClassificationPipeline,
+    ...     aggregation_strategy="first",
+    ... )  # doctest: +SKIP
+    >>> find("Ms Noon flew to Oslo.", min_confidence=0.8)  # doctest: +SKIP
+    [{'entity_group': 'LOC', 'score': 0.97, 'word': 'oslo', 'start': 16, 'end': 20}]
+
+    ```
+    """
+
+    def __init__(self, adapter: str | Path | None = None, **kwargs: Any):
+        super().__init__(**kwargs)
+        if is_multi_label(self.model.config):
+            raise ValueError(
+                "model: expected one label per token, but its tokens have several each, of which no entities are made; "
+                "decide() takes its logits"
+            )
+        _check_model(self, adapter)
+        chosen, _ = _chosen(kwargs)
+        chosen.pop("min_confidence", None)
+        self._scores(torch.zeros(1, len(_class_names(self.model.config))), **chosen)
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:  # type: ignore[override]
+        chosen, kwargs = _chosen(kwargs)
+        least = chosen.get("min_confidence", 0)
+        if not 0 <= least <= 1:
+            raise ValueError(f"min_confidence: expected a probability, but got {least!r}")
+        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
+        return preprocess, forward, postprocess | chosen
+
+    def preprocess(  # type: ignore[override]
+        self, sentence: Any, offset_mapping: Any = None, **preprocess_params: Any
+    ) -> Iterator[dict[str, Any]]:
+        """As in the stock pipeline, but a text or a part of it is not longer than the model takes."""
+        tokenizer_params = dict(preprocess_params.pop("tokenizer_params", {}))
+        longest = _num_positions(self.model)
+        if longest is not None and longest < cast(Any, self.tokenizer).model_max_length:
+            tokenizer_params["max_length"] = longest
+        yield from super().preprocess(sentence, offset_mapping, tokenizer_params=tokenizer_params, **preprocess_params)
+
+    def postprocess(  # type: ignore[override]
+        self,
+        all_outputs: list[dict[str, Any]],
+        aggregation_strategy: AggregationStrategy = AggregationStrategy.NONE,
+        ignore_labels: Sequence[str] | None = None,
+        min_confidence: float = 0.0,
+        **chosen: Any,
+    ) -> list[dict[str, Any]]:
+        """As in the stock pipeline, but each token has what decides of it beside its probabilities."""
+        ignored = {"O"} if ignore_labels is None else {*ignore_labels}
+        found: list[dict[str, Any]] = []
+        for outputs in all_outputs:
+            offsets = outputs["offset_mapping"]
+            scores, probabilities = self._scores(outputs["logits"][0], **chosen)
+            tokens = self.gather_pre_entities(
+                all_outputs[0]["sentence"],
+                outputs["input_ids"][0],
+                scores,
+                None if offsets is None else offsets[0],
+                outputs["special_tokens_mask"][0].numpy(),
+                aggregation_strategy,
+                word_ids=outputs.get("word_ids"),
+                word_to_chars_map=all_outputs[0].get("word_to_chars_map"),
+            )
+            for token in tokens:
+                token["probabilities"] = probabilities[token["index"]]
+            entities = self.aggregate(tokens, aggregation_strategy)
+            found += [entity for entity in entities if _label(entity) not in ignored]
+        if len(all_outputs) > 1:
+            found = self.aggregate_overlapping_entities(found)
+        return [{**entity, "score": float(entity["score"])} for entity in found if entity["score"] >= min_confidence]
+
+    def aggregate(
+        self, pre_entities: list[dict[str, Any]], aggregation_strategy: AggregationStrategy
+    ) -> list[dict[str, Any]]:
+        """As in the stock pipeline; the score is the probability of what is decided."""
+        if aggregation_strategy not in (AggregationStrategy.NONE, AggregationStrategy.SIMPLE):
+            return super().aggregate(pre_entities, aggregation_strategy)
+        kept = ("index", "word", "start", "end")
+        entities = [
+            {**self._decided(token["scores"], token["probabilities"]), **{name: token[name] for name in kept}}
+            for token in pre_entities
+        ]
+        return entities if aggregation_strategy == AggregationStrategy.NONE else self.group_entities(entities)
+
+    def aggregate_word(
+        self, entities: list[dict[str, Any]], aggregation_strategy: AggregationStrategy
+    ) -> dict[str, Any]:
+        """As in the stock pipeline; the score is the probability of what is decided."""
+        if aggregation_strategy == AggregationStrategy.AVERAGE:
+            parts = [np.mean([token[name] for token in entities], axis=0) for name in ("scores", "probabilities")]
+        elif aggregation_strategy == AggregationStrategy.MAX:
+            clearest = max(entities, key=lambda token: token["scores"].max())
+            parts = [clearest["scores"], clearest["probabilities"]]
+        else:
+            parts = [entities[0]["scores"], entities[0]["probabilities"]]
+        return {
+            **self._decided(*parts),
+            "word": cast(Any, self.tokenizer).convert_tokens_to_string([token["word"] for token in entities]),
+            "start": entities[0]["start"],
+            "end": entities[-1]["end"],
+        }
+
+    def _scores(self, logits: Tensor, **chosen: Any) -> tuple[np.ndarray, np.ndarray]:
+        """What decides, and the probabilities, of each token, (T, C)."""
+        config = self.model.config
+        scores, probabilities = decision_scores(logits, config, **_by_class_id(chosen, config))
+        point = chosen.get("operating_point", FocalSettings.from_config(config).operating_point)
+        if point == "as_trained" and not chosen.keys() & {"prior", "costs"}:
+            # In the precision of the stock pipeline, where tokens that are sure are equal, and the first of them decides.
+            of_stock = softmax(logits.float().numpy(), axis=-1)
+            is_softmax = np.allclose(probabilities, of_stock, rtol=1e-6, atol=1e-7)  # as after cross entropy
+            return of_stock, of_stock if is_softmax else probabilities.numpy()
+        return scores.numpy(), probabilities.numpy()
+
+    def _decided(self, scores: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
+        k = int(scores.argmax())
+        return {"entity": cast(Any, self.model.config.id2label)[k], "score": probabilities[k]}
+
+
+def _label(entity: dict[str, Any]) -> str:
+    """That of a token, or of a group of them."""
+    return entity["entity_group"] if "entity_group" in entity else entity["entity"]
+
+
+def _chosen(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is chosen among the choices of both pipelines, and the other arguments."""
+    chosen = {name: kwargs[name] for name in _CHOICES if kwargs.get(name) is not None}
+    return chosen, {name: value for name, value in kwargs.items() if name not in _CHOICES}
+
+
+def _by_class_id(chosen: dict[str, Any], config: Any) -> dict[str, Any]:
+    """The choices with a prior in the order of the class ids, whatever it was given by."""
+    prior = chosen.get("prior")
+    if not isinstance(prior, Mapping):
+        return chosen
+    names = _class_names(config)
+    if prior.keys() != set(names):
+        raise ValueError(f"prior: expected a frequency for each of {names}, but got {dict(prior)}")
+    return {**chosen, "prior": [prior[name] for name in names]}
+
+
+def _class_names(config: Any) -> list[str]:
+    names: dict[Any, str] = config.id2label or {}
+    return [names[k] for k in sorted(names)]  # a file may hold them in another order
+
+
+def _check_model(pipe: Any, adapter: str | Path | None) -> None:
+    """Refuses a model, a tokenizer or settings that could not be used, before any text is classified."""
+    config = pipe.model.config
+    if adapter is not None:
+        FocalSettings.from_pretrained(adapter).store_in(config)
+    elif FocalSettings.find_in(config) is None and getattr(pipe.model, "peft_config", None):
+        raise ValueError(
+            "adapter: expected the folder or the id of the adapter, beside which the settings are, as focal_loss.json: a "
+            "model does not know where its adapter is from. Pass it as model is: "
+            "pipeline(task, model=folder, adapter=folder, pipeline_class=...)"
+        )
+    names = _class_names(config)
+    FocalSettings.from_config(config).check_fits(len(names), bool(is_multi_label(config)))
+    posterior_from_config(torch.zeros(1, len(names)), config)
+    _check_tokenizer(pipe.tokenizer, pipe.model)
+    if names == [f"LABEL_{k}" for k in range(len(names))]:
+        warnings.warn(
+            "The config of the model does not name its classes, so they are LABEL_0, LABEL_1, ...: in the order of the "
+            "class ids in training. model.config.id2label = {0: ..., 1: ...} names them",
+            stacklevel=4,
+        )
 
 
 def _check_tokenizer(tokenizer: Any, model: Any) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ._checks import as_number, as_weights
 
 
-__all__ = ["ThresholdCriterion", "fit_thresholds", "reached_by"]
+__all__ = ["ThresholdCriterion", "fit_thresholds", "reached_by", "wilson_interval"]
 
 _TINY = np.finfo(float).tiny
 
@@ -208,15 +208,31 @@ def reached_by(
     of_f = f_score(*drawn[:, :3].T)
     low, high = np.nanquantile(of_f, [0.025, 0.975]) if np.isfinite(of_f).any() else (math.nan, math.nan)
     return {
-        "precision": _wilson(hits, hits + false_alarms),
-        "recall": _wilson(hits, hits + misses),
+        "precision": wilson_interval(hits, hits + false_alarms),
+        "recall": wilson_interval(hits, hits + misses),
         f"f{f_beta:g}": (float(f_score(hits, false_alarms, misses)), float(low), float(high)),
     }
 
 
-def _wilson(hits: float, total: float) -> tuple[float, float, float]:
+def wilson_interval(hits: float, total: float) -> tuple[float, float, float]:
+    """A share, and the ends of its 95 % interval (Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953).
+
+    Args:
+        hits, total (`float`): How many there are, and out of how many; with weights, their sums, in units of examples.
+
+    Returns:
+        `tuple[float, float, float]`: NaN out of nothing.
+
+    Example:
+
+    ```python
+    >>> from hf_focal.thresholds import wilson_interval
+    >>> [round(end, 3) for end in wilson_interval(9, 10)]
+    [0.9, 0.596, 0.982]
+
+    ```
+    """
     if total <= 0:
         return math.nan, math.nan, math.nan
-    interval = binomtest(round(hits), max(round(total), 1)).proportion_ci(method="wilson")
-    share = hits / total
+    interval, share = binomtest(round(hits), max(round(total), 1)).proportion_ci(method="wilson"), hits / total
     return float(share), float(min(interval.low, share)), float(max(interval.high, share))
