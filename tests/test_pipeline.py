@@ -376,7 +376,7 @@ class TestTokens:
             ("operating_point: expected one of", {"operating_point": "best"}),
             ("prior: expected a frequency for each of .*'B-LOC'", {"prior": {"O": 1.0}}),
             ("min_confidence: expected a probability, but got 80", {"min_confidence": 80}),
-            ("config: focal_loss holds no thresholds", {"operating_point": "f1"}),
+            ("config: focal_loss holds no thresholds", {"operating_point": "thresholds"}),
         ],
     )
     def test_wrong_arguments_are_refused_before_any_text(self, token_folder, message, kwargs):
