@@ -228,10 +228,13 @@ def check_decision(
         )
 
 
-def calibrate(trainer: FocalTrainer, dataset: Dataset, model_args: ModelArguments) -> None:
+def calibrate(
+    trainer: FocalTrainer, dataset: Dataset, predictions: PredictionOutput, model_args: ModelArguments
+) -> None:
     try:
         found = trainer.calibrate(
             dataset,
+            predictions=predictions,
             method=model_args.calibration_method,
             positive_label=model_args.positive_label,
             f_beta=model_args.f_beta,
@@ -270,7 +273,9 @@ def print_label_distribution(settings: FocalSettings, names: list[str], num_exam
     if alpha is not None:
         columns = ["alpha of negatives", "alpha of positives"] if multi_label else ["alpha"]
         table[columns] = alpha.reshape(-1, len(names)).T.numpy()
-    print(f"\nTraining data, gamma {settings.gamma:g}\n{table.to_string(float_format='%.3f')}")
+    with pd.option_context("display.unicode.east_asian_width", True):  # of names in Chinese, say
+        text = table.to_string(float_format="%.3f")
+    print(f"\nTraining data, gamma {settings.gamma:g}\n{text}")
 
 
 def print_calibration(found: dict, num_examples: int) -> None:
@@ -350,6 +355,7 @@ def run(
     prepare_model: Callable[[PreTrainedModel], PreTrainedModel] | None = None,
     trainer_class: type[FocalTrainer] = FocalTrainer,
     callbacks: list[TrainerCallback] | None = None,
+    writes_card: bool = False,
 ) -> tuple[FocalTrainer, dict[str, PredictionOutput]]:
     """Trains, evaluates and predicts as the arguments say; the trainer, and what it predicted for each held-out split."""
     wanted = {"train": training_args.do_train, "validation": training_args.do_eval, "test": training_args.do_predict}
@@ -445,11 +451,13 @@ def run(
         compute_metrics=partial(compute_metrics, label_names=names, label_counts=counts),
         callbacks=callbacks,
     )
+    outputs: dict[str, PredictionOutput] = {}
     if training_args.do_train:
         checkpoint = training_args.resume_from_checkpoint
         result = trainer.train(resume_from_checkpoint=True if checkpoint == "True" else checkpoint)
         if "validation" in datasets:
-            calibrate(trainer, datasets["validation"], model_args)
+            outputs["validation"] = trainer.predict(datasets["validation"], metric_key_prefix="eval")
+            calibrate(trainer, datasets["validation"], outputs["validation"], model_args)
         choose_operating_point(model.config, model_args.operating_point, is_trained=True)
         trainer.save_model()
         trainer.save_state()
@@ -461,11 +469,13 @@ def run(
             )
     else:
         choose_operating_point(model.config, model_args.operating_point, is_trained=False)
-    outputs, config = {}, model.config
+    config = model.config
     for split, prefix in (("validation", "eval"), ("test", "test")):
         if split not in datasets:
             continue
-        outputs[split] = output = trainer.predict(datasets[split], metric_key_prefix=prefix)
+        if split not in outputs:
+            outputs[split] = trainer.predict(datasets[split], metric_key_prefix=prefix)
+        output = outputs[split]
         logits, metrics = own_logits(output.predictions), dict(output.metrics)
         decided, (_, probabilities) = decide(logits, config), decision_scores(logits, config)
         if output.label_ids is not None:
@@ -487,25 +497,36 @@ def run(
                 print_report(
                     split, output.label_ids.astype(int), decided.numpy(), names, points, chosen, known["sample_weight"]
                 )
+    if writes_card:
+        said = {"dataset": data_name(data_args), "dataset_args": data_args.dataset_config_name}
+        publish(trainer, datasets, outputs, tasks="text-classification", **said)
     return trainer, outputs
 
 
-def card_arguments(data_args: DataArguments) -> dict[str, str | None]:
-    """What the trainer cannot know of its data and task."""
-    return {
-        "tasks": "text-classification",
-        "dataset": data_args.dataset_name or data_args.train_file or "long-tailed BBC News",
-        "dataset_args": data_args.dataset_config_name,
-    }
+def data_name(data_args: DataArguments, embedded_default: str = "long-tailed BBC News") -> str:
+    """What a card calls the data: of files and folders without the path, which nobody else has."""
+    path = data_args.dataset_name or data_args.train_file or data_args.validation_file or data_args.test_file
+    if path is None:
+        return embedded_default
+    return Path(path).name if Path(path).exists() else path
+
+
+def publish(
+    trainer: FocalTrainer, datasets: dict[str, Dataset], outputs: dict[str, PredictionOutput], **said: str | None
+) -> None:
+    """Writes the card, and pushes it with the model if the arguments say so: of the test split, if that is labelled."""
+    labelled = [split for split in ("test", "validation") if split in outputs and outputs[split].label_ids is not None]
+    for split in labelled[:1]:
+        said |= {"test_dataset": datasets[split], "predictions": outputs[split]}
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(**said)
+    else:
+        trainer.create_model_card(**said)
 
 
 def main() -> None:
     model_args, data_args, training_args = parse_arguments(DataArguments, EMBEDDED_DEFAULT)
-    trainer, _ = run(model_args, data_args, training_args)
-    if training_args.push_to_hub:
-        trainer.push_to_hub(**card_arguments(data_args))
-    elif training_args.do_train:
-        trainer.create_model_card(**card_arguments(data_args))
+    run(model_args, data_args, training_args, writes_card=training_args.do_train or training_args.push_to_hub)
 
 
 if __name__ == "__main__":

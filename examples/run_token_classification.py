@@ -19,7 +19,7 @@ import torch
 from accelerate import PartialState
 from data.labelled_texts import DataArguments, check_columns, load_splits
 from datasets import ClassLabel, Dataset, DatasetDict
-from run_text_classification import model_path, parse_arguments, print_label_distribution
+from run_text_classification import data_name, model_path, parse_arguments, print_label_distribution, publish
 from seqeval.metrics import classification_report
 from transformers import (
     AutoConfig,
@@ -195,10 +195,11 @@ def main() -> None:
         if trainer.is_world_process_zero():
             settings = FocalSettings.from_config(model.config)
             print_label_distribution(settings, names, sum(settings.label_counts), multi_label=False)
+    outputs = {}
     for split, prefix in (("validation", "eval"), ("test", "test")):
         if split not in datasets:
             continue
-        output = trainer.predict(datasets[split], metric_key_prefix=prefix)
+        outputs[split] = output = trainer.predict(datasets[split], metric_key_prefix=prefix)
         trainer.log(output.metrics)
         trainer.save_metrics(prefix, output.metrics)
         if not trainer.is_world_process_zero():
@@ -214,14 +215,8 @@ def main() -> None:
             predicted = [[names[k] for k in row[at]] for row, at in zip(decided, starts)]
             lines = "".join(" ".join(row) + "\n" for row in predicted)
             Path(training_args.output_dir, "predict_results.txt").write_text(lines)
-    card = {
-        "tasks": "token-classification",
-        "dataset": data_args.dataset_name or data_args.train_file or "BBC entities",
-    }
-    if training_args.push_to_hub:
-        trainer.push_to_hub(**card)
-    elif training_args.do_train:
-        trainer.create_model_card(**card)
+    if training_args.do_train or training_args.push_to_hub:
+        publish(trainer, datasets, outputs, tasks="token-classification", dataset=data_name(data_args, "BBC entities"))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,36 @@
-"""The pictures of a model card: how its classes are confused, and how its probabilities are borne out."""
+"""The pictures of a model card: which classes are confused, how probabilities are borne out, what each threshold would do."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.stats import norm
+from sklearn.metrics import average_precision_score, precision_recall_curve
 from torch import Tensor
 
-from ._markdown import one_line
+from ._picture_text import picture_names, set_plain
 from .operating_points import has_posterior, posterior_from_settings
 from .settings import FocalSettings
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+__all__ = [
+    "confusion_matrix",
+    "precision_recall_curves",
+    "prior_note",
+    "readings",
+    "reliability_diagram",
+    "spread",
+    "wilson_interval",
+]
+
+# Of the reliability diagram, whose axes give each bin the same room: most confidences lie in a corner.
+BIN_EDGES = (0, 0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1)
+_COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
+# A curve of fewer positives is a few steps.
+_MIN_POSITIVES = 10
 
 
 def readings(logits: Tensor, settings: FocalSettings, multi_label: bool) -> dict[str, Tensor]:
@@ -24,7 +42,7 @@ def readings(logits: Tensor, settings: FocalSettings, multi_label: bool) -> dict
 
 
 def confusion_matrix(
-    decided: Tensor, labels: Tensor, label_names: Sequence[str], label_counts: Sequence[int] | None
+    decided: Tensor, labels: Tensor, label_names: Sequence[str], label_counts: Sequence[int] | None, title: str = ""
 ) -> "Figure":
     """Shares of each true class, the rows, by prediction; the most frequent class first, if their counts are known.
 
@@ -32,6 +50,7 @@ def confusion_matrix(
         decided, labels (`Tensor`): Class ids, (N).
         label_names (sequence of `str`): The C class names.
         label_counts (sequence of `int`, *optional*): Of each class in training, (C).
+        title (`str`): Above the picture.
     """
     from matplotlib.figure import Figure  # takes longer to import than the rest of a card takes
 
@@ -45,12 +64,12 @@ def confusion_matrix(
     axes = figure.add_subplot()
     figure.colorbar(axes.imshow(share, vmin=0, vmax=1, cmap="Blues"), label="share of the true class", shrink=0.8)
     axes.set(xlabel="predicted class", ylabel="true class")
+    set_plain([axes.set_title(title, fontsize="medium")])
     if num_classes <= 60:
-        names = [short(label_names[k]) for k in order]
-        axes.set_xticks(range(num_classes), names, rotation=90)
-        axes.set_yticks(range(num_classes), names)
-        for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-            label.set_parse_math(False)
+        names = picture_names(label_names)
+        axes.set_xticks(range(num_classes), [names[k] for k in order], rotation=90)
+        axes.set_yticks(range(num_classes), [names[k] for k in order])
+        set_plain([*axes.get_xticklabels(), *axes.get_yticklabels()])
     if num_classes <= 12:
         for row, column in np.ndindex(*matrix.shape):
             color = "white" if share[row, column] > 0.5 else "black"
@@ -58,35 +77,185 @@ def confusion_matrix(
     return figure
 
 
-def reliability_diagram(probabilities: Mapping[str, Tensor], targets: Tensor, multi_label: bool) -> "Figure":
-    """Confidence against accuracy, or for several labels probability against the share of positives, in 15 bins.
+def reliability_diagram(
+    probabilities: Mapping[str, Tensor], targets: Tensor, multi_label: bool, title: str = "", note: str = ""
+) -> "Figure":
+    """Bars of the accuracy, or for several labels of the share of positives, by confidence, and below them of the counts.
+
+    A bar of a calibrated model ends at its black mark, the mean confidence. The axes are not linear: each bin has the same
+    room, so that it can be seen where most confidences lie, in a corner.
 
     Args:
         probabilities (mapping of `Tensor`): By name, (N, C).
         targets (`Tensor`): What they ought to be, (N, C): class probabilities, 0 or 1 where the class is known, or for
             several labels 0 or 1, or -100 where that is not known.
         multi_label (`bool`): Whether an example has several labels.
+        title, note (`str`): Above and below the picture.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5, 5), layout="constrained", dpi=150)
-    axes = figure.add_subplot()
-    axes.plot([0, 1], [0, 1], color="lightgray")
-    for name, p in probabilities.items():
+    figure = Figure(figsize=(8, 6.5), layout="constrained", dpi=150)
+    above, below = figure.subplots(2, sharex=True, height_ratios=[3, 1])
+    width = 0.9 / len(probabilities)
+    lowest, first = 1.0, len(BIN_EDGES) - 5
+    for place, ((name, p), color) in enumerate(zip(probabilities.items(), _COLORS)):
         if multi_label:
             confidence, outcome = p[targets != -100].numpy(), targets[targets != -100].numpy()
         else:
             confidence = p.amax(-1).numpy()
             outcome = targets.gather(-1, p.argmax(-1, keepdim=True)).flatten().numpy()
-        bins = [k for k in np.array_split(np.argsort(confidence, kind="stable"), 15) if len(k)]
-        axes.plot([confidence[k].mean() for k in bins], [outcome[k].mean() for k in bins], "o-", label=name)
-    share = "share of positives" if multi_label else "accuracy"
-    axes.set(xlabel="confidence", ylabel=f"{share} (15 bins of equal mass)", xlim=(0, 1.02), ylim=(0, 1.02))
-    axes.legend()
+        found = np.clip(np.searchsorted(BIN_EDGES, confidence, side="right") - 1, 0, len(BIN_EDGES) - 2)
+        bins, found, counts = np.unique(found, return_inverse=True, return_counts=True)
+        means, shares = (np.bincount(found, values) / counts for values in (confidence, outcome))
+        low, high = wilson_interval(shares, counts)
+        at, mark = bins + 0.05 + width * (place + 0.5), width / 2
+        above.bar(at, spread(shares), width, color=color, alpha=0.45, label=name)
+        above.vlines(at, spread(low), spread(high), color=color, label="95 % interval (Wilson)" if not place else None)
+        named = "mean confidence, where a calibrated bar ends" if not place else None
+        above.hlines(spread(means), at - mark, at + mark, color="black", linewidth=2.5, label=named)
+        bars = below.bar(at, counts, width, color=color, alpha=0.45)
+        below.bar_label(bars, [f"{count:,}" for count in counts], padding=2, fontsize=7, rotation=90)
+        lowest, first = min(lowest, low.min(), means.min()), min(first, bins.min())
+    floor = np.floor(spread(lowest))
+    edges = [f"{edge:g}" for edge in BIN_EDGES]
+    above.set_ylim(floor, len(BIN_EDGES) - 1)
+    above.set_yticks(range(int(floor), len(edges)), edges[int(floor) :])
+    above.set_ylabel("share of positives" if multi_label else "accuracy")
+    above.legend(fontsize="small", loc="upper left")
+    below.set_yscale("symlog", linthresh=1, linscale=0.3)
+    below.margins(y=0.35)
+    below.set_ylim(bottom=0)
+    below.yaxis.set_ticks([])
+    below.yaxis.set_ticks([], minor=True)
+    below.set_xlim(first, len(BIN_EDGES) - 1)
+    below.set_xticks(range(first, len(edges)), edges[first:], rotation=45)
+    below.set(xlabel="probability" if multi_label else "confidence", ylabel="count, log scale")
+    for panel in (above, below):
+        panel.spines[["top", "right"]].set_visible(False)
+    set_plain([above.set_title(title, fontsize="medium"), figure.supxlabel(note, fontsize="small")])
     return figure
 
 
-def short(text: str) -> str:
-    """What a picture has room for."""
-    text = one_line(text)
-    return text if len(text) <= 24 else text[:23] + "…"
+def precision_recall_curves(
+    probabilities: Tensor,
+    targets: Tensor,
+    decided: Tensor,
+    label_names: Sequence[str],
+    settings: FocalSettings,
+    multi_label: bool,
+    title: str = "",
+) -> "Figure | None":
+    """Precision and recall at each threshold, the chosen one and what is decided as points.
+
+    Of two classes it is the curve of the positive one, that of the threshold, or if there is none the rarer; of several
+    labels that of all decisions together and those of the rarest that have enough positives for a curve.
+
+    Args:
+        probabilities (`Tensor`): (N, C).
+        targets (`Tensor`): As in [`reliability_diagram`].
+        decided (`Tensor`): Class ids, (N), or for several labels 0 and 1, (N, C).
+        label_names (sequence of `str`): The C class names.
+        settings ([`FocalSettings`]): The thresholds, the counts of training and the operating point in force.
+        multi_label (`bool`): Whether an example has several labels.
+        title (`str`): Above the picture.
+
+    Returns:
+        `Figure`: None for more than two classes, or where there are only positives, or none.
+    """
+    from matplotlib.figure import Figure
+
+    names, thresholds, counts = picture_names(label_names), settings.thresholds, settings.label_counts
+    figure = Figure(figsize=(7, 5.5), layout="constrained", dpi=150)
+    axes = figure.add_subplot()
+
+    def draw(name: str, score: np.ndarray, truth: np.ndarray, color: str, threshold: float | None) -> None:
+        precision, recall, _ = precision_recall_curve(truth, score)
+        chosen = "" if threshold is None else f", threshold {threshold:.3g} (dot)"
+        average = average_precision_score(truth, score)
+        label = f"average precision {average:.3f}, {truth.sum():,} positives{chosen}: {name}"
+        axes.plot(recall, precision, color=color, label=label, drawstyle="steps-post")
+        if threshold is not None:
+            axes.plot(*_point(score >= threshold, truth), "o", color=color)
+
+    if multi_label:
+        is_known, is_positive, p = (targets != -100).numpy(), (targets == 1).numpy(), probabilities.numpy()
+        if not is_positive.any() or is_positive[is_known].all():
+            return None
+        draw("all labels", p[is_known], is_positive[is_known], "black", None)
+        guess, truth = decided.numpy()[is_known] == 1, is_positive[is_known]
+        rarity = np.argsort(is_positive.sum(0) if counts is None else counts, kind="stable")
+        drawn = [k for k in rarity if is_positive[:, k].sum() >= _MIN_POSITIVES][: len(_COLORS) - 1]
+        for k, color in zip(drawn if len(names) > 1 else [], _COLORS):
+            of = is_known[:, k]
+            draw(names[k], p[of, k], is_positive[of, k], color, None if thresholds is None else thresholds[k])
+    elif len(names) == 2:
+        positive = _positive_class(settings, targets)
+        truth, guess = (targets.argmax(-1) == positive).numpy(), (decided == positive).numpy()
+        if not 0 < truth.sum() < len(truth):
+            return None
+        threshold = None if thresholds is None else thresholds[0]
+        draw(names[positive], probabilities[:, positive].numpy(), truth, _COLORS[0], threshold)
+        axes.axhline(truth.mean(), color="gray", linestyle=":", label="by chance")
+    else:
+        return None
+    axes.plot(
+        *_point(guess, truth), "D", color="black", fillstyle="none", label=f"as decided: {settings.operating_point}"
+    )
+    axes.set(xlabel="recall", ylabel="precision", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.spines[["top", "right"]].set_visible(False)
+    texts = axes.legend(fontsize="small", loc="lower left").get_texts()
+    set_plain([axes.set_title(title, fontsize="medium"), *texts])
+    return figure
+
+
+def prior_note(
+    targets: Tensor, class_prior: Sequence[float] | None, label_names: Sequence[str], multi_label: bool
+) -> str:
+    """Where the classes occur more or less often than in training, by more than chance: the one that does so most.
+
+    Args:
+        targets (`Tensor`): As in [`reliability_diagram`].
+        class_prior (sequence of `float`, *optional*): The shares of the classes in training.
+        label_names (sequence of `str`): The C class names.
+        multi_label (`bool`): Whether an example has several labels.
+    """
+    if class_prior is None:
+        return ""
+    prior = np.asarray(class_prior)
+    known = np.maximum((targets != -100).numpy().sum(0) if multi_label else len(targets), 1)
+    shares = (targets.where(targets != -100, 0)).numpy().sum(0) / known
+    errors = np.sqrt(np.maximum(prior * (1 - prior), 1e-12) / known)
+    differences = np.abs(shares - prior) / errors
+    most = int(differences.argmax())
+    if differences[most] < norm.isf(0.001 / len(prior)):
+        return ""
+    return (
+        "Classes do not occur here as often as in training, which shifts probabilities: most of all "
+        f"{100 * shares[most]:.3g} % here and {100 * prior[most]:.3g} % there of {picture_names(label_names)[most]}"
+    )
+
+
+def spread(probabilities: np.ndarray | float) -> np.ndarray:
+    """Where a probability stands on an axis that gives each bin of the reliability diagram the same room."""
+    return np.asarray(np.interp(probabilities, BIN_EDGES, range(len(BIN_EDGES))))
+
+
+def wilson_interval(shares: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of the 95 % interval of a share of so many outcomes (Wilson 1927, https://doi.org/10.2307/2276774)."""
+    z = norm.isf(0.025)
+    middle = (shares + z**2 / (2 * counts)) / (1 + z**2 / counts)
+    half = z / (1 + z**2 / counts) * np.sqrt(shares * (1 - shares) / counts + z**2 / (4 * counts**2))
+    return np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
+
+
+def _point(guess: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """Recall and precision; where nothing is decided that is a precision of 1, as at the end of a curve."""
+    hits = (guess & truth).sum()
+    return hits / truth.sum(), hits / guess.sum() if guess.any() else 1.0
+
+
+def _positive_class(settings: FocalSettings, targets: Tensor) -> int:
+    if settings.thresholds is not None:
+        return settings.positive_label
+    counts = settings.class_prior or settings.label_counts or targets.sum(0).tolist()
+    return 0 if counts[0] < counts[1] else 1

@@ -46,8 +46,12 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 class _Results:
     """Of the model in memory: all that is known, so the logits (N, C) and their labels only where it could predict.
 
-    The labels are class ids (N), class probabilities (N, C), or of several labels 0 and 1 (N, C); the weights (N).
+    The labels are class ids (N), class probabilities (N, C), or of several labels 0 and 1 (N, C); the weights (N). The name
+    is that of the dataset where there are several.
     """
+
+    dataset: Any = None
+    name: str | None = None
 
     metrics: dict[str, float] = field(default_factory=dict)
     per_class: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -70,6 +74,8 @@ def write_trainer_card(
     dataset_tags: str | list[str] | None,
     dataset: str | list[str] | None,
     dataset_args: str | list[str] | None,
+    test_dataset: Dataset | None = None,
+    predictions: PredictionOutput | None = None,
 ) -> Path:
     """Writes README.md and the pictures into the trainer's `output_dir`.
 
@@ -79,6 +85,8 @@ def write_trainer_card(
         settings ([`FocalSettings`]): What trained it.
         language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args:
             As in [`~transformers.Trainer.create_model_card`].
+        test_dataset (`Dataset`, *optional*): What the results are from, instead of the trainer's `eval_dataset`.
+        predictions (`PredictionOutput`, *optional*): What `predict` has found for that dataset.
 
     Returns:
         `Path`: Of the README.md.
@@ -101,7 +109,7 @@ def write_trainer_card(
         dataset_args=_as_list(dataset_args),
     )
     label_names = [str(config.id2label[k]) for k in range(config.num_labels)]
-    results = _results(trainer, model, settings, label_names)
+    results = _results(trainer, model, settings, label_names, test_dataset, predictions)
     contents = _contents(trainer, bool(is_multi_label(config)), settings, label_names, summary, results)
     path = write_model_card(folder, contents, results.logits, results.labels)
     wrapped = trainer.accelerator.unwrap_model(trainer.model)
@@ -123,7 +131,7 @@ def _contents(
     results: _Results,
 ) -> ModelCardContents:
     args, state = trainer.args, trainer.state
-    name, dataset = _evaluated(trainer)
+    name = results.name
     token_names = ("hub_token", "push_to_hub_token")
     command, left_out = without_secrets(
         ["python", *sys.orig_argv[1:]], [token for token in (getattr(args, key, None) for key in token_names) if token]
@@ -140,7 +148,9 @@ def _contents(
     }
     return ModelCardContents(
         model_name=str(summary.model_name),
-        **_data(summary, trainer, name, dataset, bool(results.metrics)),
+        **_data(summary, trainer, results),
+        fitted_on_split=_fitted_on(trainer, settings, results),
+        **_where_to_find(trainer, summary),
         label_names=label_names,
         settings=settings,
         seeds=[args.seed],
@@ -164,17 +174,33 @@ def _contents(
     )
 
 
-def _results(trainer: Trainer, model: nn.Module, settings: FocalSettings, label_names: list[str]) -> _Results:
+def _results(
+    trainer: Trainer,
+    model: nn.Module,
+    settings: FocalSettings,
+    label_names: list[str],
+    test_dataset: Dataset | None,
+    output: PredictionOutput | None,
+) -> _Results:
     multi_label = is_multi_label(model.config)
-    name, dataset = _evaluated(trainer)
+    name, dataset = _evaluated(trainer) if test_dataset is None else (None, test_dataset)
     # Trainer lets one process write the card, which would wait for the others forever if it predicted; during training
     # a prediction is in the way; and a stream may be readable only once.
-    if trainer.args.world_size > 1 or trainer.is_in_train or not _num_examples(dataset):
+    cannot_predict = trainer.args.world_size > 1 or trainer.is_in_train or not _num_examples(dataset)
+    if output is None and cannot_predict and test_dataset is not None:
+        raise ValueError(
+            "test_dataset: expected predictions=trainer.predict(test_dataset) beside it, made by all processes after the "
+            "training, as the card cannot predict there, nor an empty dataset or a stream"
+        )
+    if output is None and cannot_predict:
         prefix = "eval_" if name is None else f"eval_{name}_"
-        return _Results(*_by_class(_numbers(_logged_evaluation(trainer, prefix), prefix), label_names))
-    with _same_random_numbers(trainer.args.device):
-        output = trainer.predict(dataset)
-    results = _Results(*_by_class(_numbers(output.metrics or {}, "test_"), label_names))
+        logged = _numbers(_logged_evaluation(trainer, prefix), prefix)
+        return _Results(dataset, name, *_by_class(logged, label_names))
+    if output is None:
+        with _same_random_numbers(trainer.args.device):
+            output = trainer.predict(dataset)
+    _check_predictions(output, dataset)
+    results = _Results(dataset, name, *_by_class(_numbers(output.metrics or {}, _prefix(output)), label_names))
     if trainer.preprocess_logits_for_metrics is None:  # whose output need not be logits
         results.logits, results.labels, results.weights = _targets(
             output, weights_of(dataset, _weight_column(trainer)), multi_label
@@ -228,6 +254,50 @@ def _targets(
     return (logits, labels, weights) if labels.size else (None, None, None)
 
 
+def _check_predictions(output: PredictionOutput, dataset: Any) -> None:
+    """Whether they can be those of the dataset."""
+    labels, expected = output.label_ids, _num_examples(dataset)
+    if isinstance(labels, np.ndarray) and expected and len(labels) != expected:
+        raise ValueError(f"predictions: expected those of the {expected} examples of the data, but got {len(labels)}")
+
+
+def _prefix(output: PredictionOutput) -> str:
+    """Of the names of its metrics: "test_", say."""
+    names = (name for name in output.metrics or {} if name.endswith("_runtime"))
+    return next((name.removesuffix("runtime") for name in names), "test_")
+
+
+def _fitted_on(trainer: Trainer, settings: FocalSettings, results: _Results) -> list[str]:
+    """What was fitted on the data of the results, as far as the trainer knows: that on its own held-out data was."""
+    held_out = trainer.eval_dataset
+    known = held_out.values() if isinstance(held_out, dict) else [held_out]
+    if not any(_is_same(results.dataset, one) for one in known):
+        return []
+    fitted = {
+        "the calibration": settings.temperature is not None,
+        "the thresholds": settings.thresholds is not None,
+        "the choice of the checkpoint": _is_best(trainer),
+    }
+    return [name for name, is_fitted in fitted.items() if is_fitted]
+
+
+def _is_same(dataset: Any, other: Any) -> bool:
+    if dataset is other or not (isinstance(dataset, Dataset) and isinstance(other, Dataset)):
+        return dataset is other
+    return len(dataset) == len(other) and fingerprint(dataset) == fingerprint(other)
+
+
+def _where_to_find(trainer: Trainer, summary: TrainingSummary) -> dict[str, Any]:
+    """What a user of the model loads. Of an adapter it takes the base model as well, which only its user knows."""
+    if hasattr(trainer.accelerator.unwrap_model(trainer.model), "peft_config"):
+        return {}
+    hub_id, base = trainer.hub_model_id if trainer.args.push_to_hub else None, summary.finetuned_from
+    has_tokenizer = trainer.processing_class is not None
+    folder = Path(trainer.args.output_dir or ".").absolute().name
+    is_known = has_tokenizer or not base or Path(base).is_absolute()
+    return {"model_id": hub_id or folder, "tokenizer_id": None if is_known else base}
+
+
 def _weight_column(trainer: Trainer) -> str | None:
     return getattr(trainer, "sample_weight_column", None)
 
@@ -259,9 +329,12 @@ def _logged_evaluation(trainer: Trainer, prefix: str) -> dict[str, Any]:
 def _step_of_model(trainer: Trainer) -> int:
     """How many steps the model in memory was trained for. At its end, training loads the best one, if it is told to."""
     state = trainer.state
-    has_ended = any("train_runtime" in entry for entry in state.log_history)
-    is_best = has_ended and trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None
-    return state.best_global_step or 0 if is_best else state.global_step
+    return state.best_global_step or 0 if _is_best(trainer) else state.global_step
+
+
+def _is_best(trainer: Trainer) -> bool:
+    has_ended = any("train_runtime" in entry for entry in trainer.state.log_history)
+    return has_ended and trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None
 
 
 def _numbers(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
@@ -286,23 +359,32 @@ def _by_class(
     return {name: value for name, value in metrics.items() if name not in taken}, per_class
 
 
-def _data(
-    summary: TrainingSummary, trainer: Trainer, name: str | None, dataset: Any, has_results: bool
-) -> dict[str, Any]:
+def _data(summary: TrainingSummary, trainer: Trainer, results: _Results) -> dict[str, Any]:
     """What is known of the data; arguments win."""
+    dataset, has_results = results.dataset, bool(results.metrics)
     source = trainer.train_dataset if dataset is None else dataset
     info = source.info if isinstance(source, Dataset | IterableDataset) else DatasetInfo()
     known_name = None if info.dataset_name == info.builder_name else info.dataset_name  # "csv", say, names no data
     version = None if info.version is None or str(info.version) == "0.0.0" else str(info.version)
-    split = dataset.split if isinstance(dataset, Dataset) else None
     return {
         "dataset_name": ", ".join(_as_list(summary.dataset)) or known_name or "an unknown dataset",
         "dataset_id": next(iter(_as_list(summary.dataset_tags)), None),
         "dataset_config": next(iter(_as_list(summary.dataset_args)), info.config_name),
         "dataset_revision": _commit(source) or version,
-        "dataset_split": (name if split is None else str(split)) if has_results else None,
+        "dataset_split": _split(trainer, results) if has_results else None,
+        "num_examples": _num_examples(dataset) or None if has_results else None,
         "dataset_fingerprint": fingerprint(dataset) if has_results and isinstance(dataset, Dataset) else None,
     }
+
+
+def _split(trainer: Trainer, results: _Results) -> str | None:
+    """Its name, if that is known: parts of one split, as `train_test_split` makes them, are all called as it was."""
+    held_out, train = results.dataset, trainer.train_dataset
+    split, split_of_train = (one.split if isinstance(one, Dataset) else None for one in (held_out, train))
+    if split is not None and (split != split_of_train or held_out is train):
+        return str(split)
+    is_of_trainer = isinstance(trainer.eval_dataset, dict) or held_out is trainer.eval_dataset
+    return results.name if is_of_trainer else "test"
 
 
 def fingerprint(dataset: Dataset) -> str:

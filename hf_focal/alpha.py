@@ -1,6 +1,7 @@
 """The label distribution of a dataset, and class weights from it. As a command: `python -m hf_focal.alpha --help`."""
 
 import math
+import unicodedata
 import warnings
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ from torch import Tensor
 from ._checks import ArgumentError, as_numbers
 from ._label_counts import count_labels
 from ._markdown import escape_markdown, markdown_table
+from ._picture_text import picture_names, set_plain
 
 
 if TYPE_CHECKING:
@@ -276,44 +278,58 @@ class LabelDistribution:
         header, *rows = self._table(alpha)
         return markdown_table(header, [[escape_markdown(cell) for cell in row] for row in rows])
 
-    def plot(self, alpha: Tensor | None = None, file: str | Path | None = None) -> "Figure":
-        """Draws the counts as sorted bars, on a logarithmic scale where they differ much, and alpha beside them.
+    def plot(self, alpha: Tensor | None = None, file: str | Path | None = None, title: str | None = None) -> "Figure":
+        """Draws the counts as sorted bars, on a logarithmic scale where they differ much, and alpha below them.
+
+        A class whose name no installed font can draw has its id there, ``#3``.
 
         Args:
             alpha (`Tensor` of shape (C) or (2, C), *optional*): The weights to show.
             file (`str` or `Path`, *optional*): Where to save the picture; the ending decides the format.
+            title (`str`, *optional*): By default the [`summary`].
 
         Returns:
             `matplotlib.figure.Figure`: The picture.
         """
         from matplotlib.figure import Figure  # takes longer to import than most distributions to count
 
-        order = np.argsort(-self.counts, kind="stable")
-        classes = np.arange(len(order))
-        figure = Figure(figsize=(min(12, max(6, 0.3 * len(order))), 4), layout="constrained", dpi=150)
-        axes = figure.add_subplot()
-        axes.bar(classes, self.counts[order], width=0.8 if len(order) <= 60 else 1, color="tab:blue", label="count")
+        order, weights = np.argsort(-self.counts, kind="stable"), self._rows_of(alpha)
+        classes, is_few, is_many = np.arange(len(order)), len(order) <= 6, len(order) > 60
+        heights = [4, 1.3] if len(weights) else [4]
+        width = min(14, max(6, 0.3 * len(order)))
+        figure = Figure(figsize=(width, sum(heights)), layout="constrained", dpi=150)
+        panels = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)
+        above, below = panels[0, 0], panels[-1, 0]
+        bars = above.bar(classes, self.counts[order], width=1 if is_many else 0.8, color="tab:blue")
         if max(self.counts) > 20 * max(1, min(self.counts)):
-            axes.set_yscale("log")
-            axes.set_ylim(bottom=0.5)
-        if len(order) <= 60:
-            axes.set_xticks(classes, [self._name(k) for k in order], rotation=60 if len(order) > 6 else 0)
-            for label in axes.get_xticklabels():
-                label.set(horizontalalignment="right" if len(order) > 6 else "center", parse_math=False)
+            above.set_yscale("symlog", linthresh=1, linscale=0.3)  # from 0, so that a count of 1 has a bar
+        above.yaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
+        if len(order) <= 120:
+            numbers = [f"{count:,}" for count in self.counts[order]]
+            rotation, size = (0, "small") if len(order) <= 12 else (90, 5 if is_many else 7)
+            above.bar_label(bars, numbers, padding=2, rotation=rotation, fontsize=size)
+        above.margins(x=0.01, y=0.2)
+        above.set_ylim(bottom=0)
+        above.set_ylabel("count")
+        above.set_title(self.summary() if title is None else title, fontsize="medium")
+        for weight, name, color in zip(weights, _ALPHA_HEADERS[len(weights)], ("tab:orange", "tab:red")):
+            below.plot(classes, weight[order], "-" if is_many else "o", color=color, label=name)
+        if len(weights):
+            below.margins(x=0.01, y=0.2)
+            below.set_ylim(bottom=0)
+            below.set_ylabel("alpha")
+        if len(weights) > 1:
+            below.legend(fontsize="small")
+        if is_many:
+            below.set_xlabel("class, by count")
         else:
-            axes.set_xlabel("class, by count")
-        axes.set_ylabel("count", color="tab:blue")
-        axes.set_title(self.summary(), fontsize="medium")
-        axes.spines[["top", "right"]].set_visible(False)
-        if alpha is not None:
-            right, weights = axes.twinx(), self._rows_of(alpha)
-            for weight, name, color in zip(weights, _ALPHA_HEADERS[len(weights)], ("tab:orange", "tab:red")):
-                right.plot(classes, weight[order], "o" if len(order) <= 60 else "-", color=color, label=name)
-            right.set_ylim(bottom=0)
-            right.set_ylabel("alpha", color="tab:orange")
-            if len(weights) > 1:
-                right.legend(loc="upper center")
-            right.spines["top"].set_visible(False)
+            names = picture_names([self._name(k) for k in range(len(order))])
+            below.set_xticks(classes, [names[k] for k in order], rotation=0 if is_few else 60)
+            for label in below.get_xticklabels():
+                label.set(horizontalalignment="center" if is_few else "right", rotation_mode="anchor")
+        for panel in panels.flat:
+            panel.spines[["top", "right"]].set_visible(False)
+        set_plain([above.title, *below.get_xticklabels()])
         if file is not None:
             figure.savefig(file)
         return figure
@@ -547,11 +563,22 @@ def _warn_of_equal(weights: np.ndarray, counts: np.ndarray, beta: float) -> None
 
 
 def _aligned(table: list[list[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    widths = [max(_width(row[column]) for row in table) for column in range(len(table[0]))]
     return [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip()
-        for row in table
+        "  ".join(
+            [name + " " * (widths[0] - _width(name)), *(cell.rjust(width) for cell, width in zip(cells, widths[1:]))]
+        ).rstrip()
+        for name, *cells in table
     ]
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal: two of what is wide, as Chinese is, none of accents and joiners."""
+    taken = {"W": 2, "F": 2}
+    return sum(
+        0 if unicodedata.category(c) in ("Mn", "Me", "Cf") else taken.get(unicodedata.east_asian_width(c), 1)
+        for c in text
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

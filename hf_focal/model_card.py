@@ -5,14 +5,15 @@ whether the tables and the metadata still say what the record says.
 """
 
 import json
+import math
 import os
 import platform
 import re
 import shlex
-import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
 from numbers import Integral, Real
 from pathlib import Path
@@ -28,12 +29,19 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from torch import Tensor
 
 from . import __version__
-from ._card_pictures import confusion_matrix, readings, reliability_diagram, short
+from ._card_pictures import (
+    confusion_matrix,
+    precision_recall_curves,
+    prior_note,
+    readings,
+    reliability_diagram,
+)
 from ._known_labels import known_labels
 from ._markdown import escape_markdown, markdown_table
+from ._picture_text import drawable, numbered
 from .alpha import LabelDistribution
 from .metrics import mean_and_interval
-from .operating_points import decide
+from .operating_points import decide, has_posterior
 from .settings import OPERATING_POINTS, FocalSettings
 
 
@@ -53,6 +61,12 @@ __all__ = [
 TOLERANCE = 0.05
 
 _RECORD = "json hf_focal"
+_SINCE_0_2 = (
+    "num_examples",
+    "fitted_on_split",
+    "model_id",
+    "tokenizer_id",
+)  # like operating points, not in older records
 _FENCED = re.compile(r"^(`{3,})([^`\n]*)\n(.*?)(?:\n\1`*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
 _FOCUSING = ("gamma", "gamma_neg", "margin")  # settings that make the loss a focal one
 # Title, and the metric of the Hub with its arguments, where they are not the name itself.
@@ -67,6 +81,25 @@ _METRICS = {
         "expected_calibration_error_floor",
         None,
     ),
+}
+
+# Not of the model alone: what a perfectly calibrated one would score.
+_NOT_IN_METADATA = "expected_calibration_error_floor"
+# Where a metric lies, if that is known; the others of the classification metrics lie in [0, 1].
+_RANGES = {
+    "matthews_correlation": (-1.0, 1.0),
+    "brier_score": (0.0, 2.0),
+    "negative_log_likelihood": (0.0, math.inf),
+    "loss": (0.0, math.inf),
+}
+_SHARES = re.compile(
+    r"accuracy|balanced_accuracy|(f1|precision|recall|average_precision|expected_calibration_error).*"
+)
+_DIGITS = 4  # of the metadata
+# The pipeline of ours that reads what FocalTrainer has stored, for each task, and what to try it on.
+_PIPELINES = {
+    "text-classification": ("FocalTextClassificationPipeline", "Profits doubled in the second quarter."),
+    "token-classification": ("FocalTokenClassificationPipeline", "Mary Smith works in London."),
 }
 
 Value = str | bool | float | list[float] | None
@@ -111,6 +144,11 @@ class ModelCardContents:
         dataset_id (`str`, *optional*): Hub id of the data, if that is where they are.
         dataset_config, dataset_revision, dataset_split, dataset_fingerprint (`str`, *optional*): Which data exactly;
             the split is the one that the results are from.
+        num_examples (`int`, *optional*): How many examples the results are from.
+        fitted_on_split (`list[str]`, *optional*): What else was fitted on them, "temperature" say, which flatters the
+            results; an empty list if nothing was, None if that is not known.
+        model_id (`str`, *optional*): Hub id or folder of the model, for the section "How to use".
+        tokenizer_id (`str`, *optional*): That of its tokenizer, if it is not saved beside the model.
         task (`str`): The pipeline tag.
         language, tags (`list[str]`): For the metadata; the tags besides "focal-loss" and "hf_focal".
         license (`str`, *optional*): Of the model, if it is known.
@@ -140,6 +178,10 @@ class ModelCardContents:
     dataset_revision: str | None = None
     dataset_split: str | None = None
     dataset_fingerprint: str | None = None
+    num_examples: int | None = None
+    fitted_on_split: list[str] | None = None
+    model_id: str | None = None
+    tokenizer_id: str | None = None
     task: str = "text-classification"
     language: list[str] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
@@ -159,6 +201,7 @@ class ModelCardContents:
         num_seeds, num_classes = len(self.seeds), len(self.label_names)
         _check("seeds", self.seeds, "at least one", num_seeds > 0)
         _check("tolerance", self.tolerance, "a number >= 0", self.tolerance >= 0)
+        _check("num_examples", self.num_examples, "a number >= 0", (self.num_examples or 0) >= 0)
         _check("label_names", self.label_names, "different names", len(set(self.label_names)) == num_classes)
         _check("per_class", list(self.per_class), "classes of label_names", {*self.per_class} <= {*self.label_names})
         points = [*self.operating_points]
@@ -199,8 +242,9 @@ def write_model_card(
 ) -> Path:
     """Writes README.md, and beside it the pictures that there is data for.
 
-    These are label_distribution.png, and with logits and labels (of one run) reliability_diagram.png and, but for
-    multi-label, confusion_matrix.png.
+    These are label_distribution.png, and with logits and labels (of one run) reliability_diagram.png, for two classes and
+    for multi-label precision_recall.png and, but for multi-label, confusion_matrix.png. A class whose name no installed
+    font can draw has a number there, which the card explains.
 
     Args:
         folder (`str` or `Path`): Where to; made if need be.
@@ -245,10 +289,7 @@ def write_model_card(
     examples = None if logits is None else _examples(contents, torch.as_tensor(logits), torch.as_tensor(labels))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        # Class names whose script the font lacks are boxes in the pictures, but readable in the tables.
-        warnings.filterwarnings("ignore", "Glyph .* missing from")
-        pictures = _draw(folder, contents, examples)
+    pictures = _draw(folder, contents, examples)
     text = f"---\n{_metadata(contents).to_yaml()}\n---\n\n{_body(contents, pictures)}"
     (folder / "README.md").write_text(text, encoding="utf-8", newline="")
     return folder / "README.md"
@@ -278,17 +319,27 @@ def read_model_card(path: str | Path) -> ModelCardContents:
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"record: expected JSON, but got {error!r}") from error
     _check("record", record, "an object", isinstance(record, dict))
-    record = {"operating_points": {}, **record}  # which the cards of version 0.1 lack
+    is_of_0_1 = not {*_SINCE_0_2} & record.keys()
+    if is_of_0_1:
+        record = {**dict.fromkeys(_SINCE_0_2), "operating_points": {}, **record}
     for name in sorted(get_type_hints(ModelCardContents).keys() ^ record.keys()):
         raise ValueError(f"record: expected {'no' if name in record else 'a'} key {name!r}, but got {sorted(record)}")
     contents = ModelCardContents(**record)
-    for part in (_results, _operating_points, _per_class, _settings, _command):
+    parts: list[Callable[[ModelCardContents], str]]
+    parts = [_results_heading, _fitted_on, _how_to_use, _operating_points, _per_class, _settings, _command]
+    for part in [*parts, partial(_results, in_range=not is_of_0_1)]:
         differs = [line for line in part(contents).splitlines() if line not in card.text] or ["other lines between"]
         _check(str(path), f"no such line: {differs[0]}", "what its record says", part(contents) in card.text)
-    found = card.data.eval_results or []
+    found = [_rounded(result) for result in card.data.eval_results or [] if result.metric_type != _NOT_IN_METADATA]
     named = [(result.metric_name, result.metric_value) for result in found]
     _check(f"{path}: model-index", named, "the results of the record", found == _eval_results(contents))
     return contents
+
+
+def _rounded(result: EvalResult) -> EvalResult:
+    """As metadata hold it; cards of version 0.1 have all digits."""
+    value = result.metric_value
+    return replace(result, metric_value=round(value, _DIGITS)) if isinstance(value, float) else result
 
 
 def _metadata(contents: ModelCardContents) -> ModelCardData:
@@ -311,6 +362,8 @@ def _eval_results(contents: ModelCardContents) -> list[EvalResult]:
     slug = re.sub(r"[^A-Za-z0-9]+", "-", contents.dataset_name).strip("-")
     results = []
     for name, values in contents.metrics.items():
+        if name == _NOT_IN_METADATA:
+            continue
         title, metric, arguments = _metric(name)
         result = EvalResult(
             task_type=contents.task,
@@ -322,7 +375,7 @@ def _eval_results(contents: ModelCardContents) -> list[EvalResult]:
             metric_type=metric,
             metric_name=title,
             metric_args=arguments,
-            metric_value=fmean(values),
+            metric_value=round(fmean(values), _DIGITS),
         )
         results.append(result)
     return results
@@ -334,11 +387,16 @@ def _body(contents: ModelCardContents, pictures: dict[str, str]) -> str:
     loss = f"focal loss ({escape_markdown(named)})" if _is_focal(contents) else "cross entropy"
     alpha = "" if contents.settings.alpha is None else " and class weights (alpha)"
     source = "Trained" if contents.base_model is None else f"Fine-tuned from {escape_markdown(contents.base_model)}"
+    shown = "\n\n".join(f"![{title}]({file})" for file, title in pictures.items())
+    numbers = [f"{shown} {name}" for shown, name in numbered(contents.label_names).items()] if pictures else []
     sections = {
-        "Results": _results(contents),
+        "How to use": _how_to_use(contents),
+        _results_title(contents): "\n\n".join(part for part in (_results(contents), _fitted_on(contents)) if part),
         "Operating points": _operating_points(contents),
         "Results per class": _per_class(contents),
-        "Pictures": "\n\n".join(f"![{title}]({file})" for file, title in pictures.items()),
+        "Pictures": "\n\n".join(
+            [shown, *([f"In the pictures: {_listed(numbers, len(numbers))}."] if numbers else [])]
+        ),
         "Settings": _settings(contents),
         "Labels of the training data": _training_labels(contents),
         "Limits": "\n".join(f"- {limit}" for limit in _limits(contents)),
@@ -350,14 +408,71 @@ def _body(contents: ModelCardContents, pictures: dict[str, str]) -> str:
     return "\n\n".join([f"# {escape_markdown(contents.model_name)}", intro, *written]) + "\n"
 
 
-def _results(contents: ModelCardContents) -> str:
+def _how_to_use(contents: ModelCardContents) -> str:
+    """Code that runs beside the model's folder."""
+    if contents.model_id is None or contents.task not in _PIPELINES:
+        return ""
+    pipeline_class, example = _PIPELINES[contents.task]
+    of_texts, lines = contents.task == "text-classification", ["from transformers import pipeline", ""]
+    arguments = [_quoted(contents.task), "model=model"]
+    if contents.tokenizer_id is not None:
+        arguments.append(f"tokenizer={_quoted(contents.tokenizer_id)}")
+    if has_posterior(contents.settings, len(contents.label_names), contents.multi_label):
+        lines += [f"from hf_focal import {pipeline_class}", ""]
+        arguments.append(f"pipeline_class={pipeline_class}")
+        said = (
+            f"It decides `{contents.settings.operating_point}`; the score is the probability, a calibrated posterior."
+        )
+    else:
+        lines.append("")
+        said = "The score is what the model has learned to say, which is no probability."
+    if of_texts:
+        arguments.append("truncation=True")
+    if of_texts and contents.multi_label:
+        arguments.append("top_k=None")  # every label, with what is decided
+    if not of_texts:
+        arguments.append('aggregation_strategy="simple"')
+    comment = "  # the folder of this card, or the model's id on the Hub"
+    lines += [f"model = {_quoted(contents.model_id)}{comment}", f"classify = pipeline({', '.join(arguments)})"]
+    if of_texts and not contents.multi_label:
+        lines.append(f"print(classify({_quoted(example)}))")
+    else:
+        lines += [f"for found in classify({_quoted(example)}):", "    print(found)"]
+    return "```python\n" + "\n".join(lines) + f"\n```\n\n{said}"
+
+
+def _results_title(contents: ModelCardContents) -> str:
+    """Without a number of examples as it was in version 0.1, whose cards are read."""
+    if contents.num_examples is None:
+        return "Results"
+    split = contents.dataset_split
+    where = "the evaluation data" if split is None else f"the {escape_markdown(split)} split"
+    return f"Results on {where}, {contents.num_examples:,} examples"
+
+
+def _results_heading(contents: ModelCardContents) -> str:
+    return f"## {_results_title(contents)}\n" if contents.metrics else ""
+
+
+def _fitted_on(contents: ModelCardContents) -> str:
+    fitted = contents.fitted_on_split
+    if fitted is None or not contents.metrics:
+        return ""
+    if not fitted:
+        return "Nothing was fitted on these examples."
+    return f"Also fitted on these examples, which flatters the results: {_listed(fitted)}."
+
+
+def _results(contents: ModelCardContents, in_range: bool = True) -> str:
+    """With the ends of intervals in the range of the metric, which version 0.1 did not heed."""
     num_seeds = len(contents.seeds)
     if num_seeds == 1:
         return _table(["metric", "value"], [[_metric(k)[0], f"{v[0]:.4f}"] for k, v in contents.metrics.items()])
     rows = []
     for name, values in contents.metrics.items():
         mean, half = mean_and_interval(values)
-        rows.append([_metric(name)[0], f"{mean:.4f}", f"{mean - half:.4f} to {mean + half:.4f}"])
+        low, high = _range(name) if in_range else (-math.inf, math.inf)
+        rows.append([_metric(name)[0], f"{mean:.4f}", f"{max(mean - half, low):.4f} to {min(mean + half, high):.4f}"])
     return _table(["metric", f"mean of {num_seeds} seeds", "95 % interval (Student's t)"], rows)
 
 
@@ -477,22 +592,33 @@ def _command(contents: ModelCardContents) -> str:
 def _draw(folder: Path, contents: ModelCardContents, examples: tuple[Tensor, Tensor] | None) -> dict[str, str]:
     """Saves the pictures, and gives the title of each file."""
     pictures, settings, alpha = {}, contents.settings, _alpha(contents)
-    distribution = _distribution(contents, [short(name) for name in contents.label_names])
+    distribution = _distribution(contents, contents.label_names)
     if distribution is not None:
-        distribution.plot(alpha, folder / "label_distribution.png")
+        distribution.plot(alpha, folder / "label_distribution.png", f"Training data, {distribution.summary()}")
         pictures["label_distribution.png"] = "Labels of the training data"
     if examples is None:
         return pictures
     logits, targets = examples
+    problem_type = f"{'multi' if contents.multi_label else 'single'}_label_classification"
+    decided = decide(logits, SimpleNamespace(problem_type=problem_type, focal_loss=settings.to_dict()))
+    split, names = contents.dataset_split, contents.label_names
+    data = "evaluation data" if split is None else drawable(f"{split} split", "evaluation data")
+    where = f"{data}, n = {len(logits):,}"
     if not contents.multi_label:
-        config = SimpleNamespace(problem_type="single_label_classification", focal_loss=settings.to_dict())
-        decided = decide(logits, config)
-        figure = confusion_matrix(decided, targets.argmax(-1), contents.label_names, settings.label_counts)
+        figure = confusion_matrix(decided, targets.argmax(-1), names, settings.label_counts, f"Confusion, {where}")
         figure.savefig(folder / "confusion_matrix.png")
         pictures["confusion_matrix.png"] = "Confusion matrix"
     probabilities = readings(logits, settings, contents.multi_label)
-    reliability_diagram(probabilities, targets, contents.multi_label).savefig(folder / "reliability_diagram.png")
+    note = prior_note(targets, settings.class_prior, names, contents.multi_label)
+    figure = reliability_diagram(probabilities, targets, contents.multi_label, f"Reliability, {where}", note)
+    figure.savefig(folder / "reliability_diagram.png")
     pictures["reliability_diagram.png"] = "Reliability diagram"
+    _, p = probabilities.popitem()  # the posterior, if there is one
+    title = f"Precision and recall, {where}"
+    curves = precision_recall_curves(p, targets, decided, names, settings, contents.multi_label, title)
+    if curves is not None:
+        curves.savefig(folder / "precision_recall.png")
+        pictures["precision_recall.png"] = "Precision and recall"
     return pictures
 
 
@@ -539,9 +665,20 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return markdown_table(header, [[escape_markdown(cell) for cell in row] for row in rows])
 
 
-def _listed(texts: Iterable[str]) -> str:
+def _listed(texts: Iterable[str], most: int = 10) -> str:
     texts = list(texts)
-    return ", ".join(map(escape_markdown, texts[:10])) + (f" and {len(texts) - 10} more" if len(texts) > 10 else "")
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(map(escape_markdown, texts[:most])) + more
+
+
+def _range(name: str) -> tuple[float, float]:
+    """Where the values of a metric lie."""
+    return _RANGES.get(name, (0.0, 1.0) if _SHARES.fullmatch(name) else (-math.inf, math.inf))
+
+
+def _quoted(text: str) -> str:
+    """A text in Python."""
+    return json.dumps(text, ensure_ascii=False) if text.isprintable() else ascii(text)
 
 
 def _metric(name: str) -> tuple[str, str, dict[str, str] | None]:

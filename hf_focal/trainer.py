@@ -18,7 +18,7 @@ from datasets import IterableDataset as HubIterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, get_last_checkpoint
+from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, PredictionOutput, get_last_checkpoint
 
 from ._checks import ArgumentError, as_gamma, as_margin, as_numbers, check_distributions, checked_gamma, extremes
 from ._class_weights import Alpha, sigmoid_weights, softmax_weights
@@ -357,6 +357,7 @@ class FocalTrainer(Trainer):
         f_beta: float = 1.0,
         wanted_precision: float | None = None,
         wanted_recall: float | None = None,
+        predictions: PredictionOutput | None = None,
     ) -> dict[str, Any]:
         r"""Fits what only held-out data can tell, and stores it in the model's config for [`posterior_from_config`].
 
@@ -366,6 +367,8 @@ class FocalTrainer(Trainer):
         Args:
             dataset (`Dataset`, *optional*): Labelled examples that were not trained on; by default `eval_dataset`.
             method, positive_label, f_beta, wanted_precision, wanted_recall: As in [`calibrate_config`].
+            predictions (`PredictionOutput`, *optional*): What [`~transformers.Trainer.predict`] has given for the dataset, so that
+                 it is not predicted again.
 
         Returns:
             `dict`: What is stored, such as ``temperature`` and ``thresholds``, and what they reach on these data.
@@ -379,14 +382,21 @@ class FocalTrainer(Trainer):
         config = self._config()
         if FocalSettings.find_in(config) is None:
             self.recorded_settings().store_in(config)
-        with self._predicting_logits():
-            output = self.predict(dataset)
+        output = predictions
+        if output is None:
+            with self._predicting_logits():
+                output = self.predict(dataset)
+        elif self.preprocess_logits_for_metrics is not None:
+            raise ValueError(
+                "predictions: expected logits, but preprocess_logits_for_metrics has made something else of them; leave "
+                "predictions out"
+            )
         if output.label_ids is None:
             raise ValueError("dataset: expected labelled examples, but they have no labels")
-        predictions = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+        logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
         labels = self._aligned(torch.as_tensor(output.label_ids))
         return calibrate_config(
-            torch.as_tensor(predictions),
+            torch.as_tensor(logits),
             labels,
             config,
             method=method,
@@ -418,12 +428,16 @@ class FocalTrainer(Trainer):
         dataset_tags: str | list[str] | None = None,
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
+        *,
+        test_dataset: Dataset | None = None,
+        predictions: PredictionOutput | None = None,
     ) -> None:
         """Writes a card of the model in memory into `output_dir`; `push_to_hub` calls it too.
 
-        With ``load_best_model_at_end`` that is the best model, not the last. Its results are predicted for the card on
-        `eval_dataset` (of several, on the one that selects the best model), without a trace in the log or in the random
-        numbers. Where that is impossible, because one of several processes writes the card, training goes on or the data
+        With ``load_best_model_at_end`` that is the best model, not the last. Its results are those on `test_dataset` or, if
+        there is none, on `eval_dataset` (of several, on the one that selects the best model): `predictions`, or what is
+        predicted for the card, without a trace in the log or in the random numbers. The card says what else was fitted on
+        the same data. Where it cannot predict, because one of several processes writes the card, training goes on or the data
         are a stream, they are those in the log, if it was evaluated: without results per class. [`read_model_card`] reads
         the card; its command is that of this process, without tokens. Tags, license and language of a README.md that is
         already there are kept.
@@ -435,6 +449,9 @@ class FocalTrainer(Trainer):
             language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args:
                 As in [`~transformers.Trainer.create_model_card`]; `dataset_tags` is the id of the data on the Hub,
                 `dataset_args` their configuration. They win over what the dataset knows of itself.
+            test_dataset (`Dataset`, *optional*): The data of the results, with labels, in place of `eval_dataset`.
+            predictions (`PredictionOutput`, *optional*): What [`~transformers.Trainer.predict`] has given for it, so that it is
+                not predicted again; on several processes it has to be given, as one of them writes the card.
         """
         if not self.is_world_process_zero():
             return
@@ -443,7 +460,7 @@ class FocalTrainer(Trainer):
         try:
             settings = FocalSettings.find_in(self._config())
             if is_classifier and settings is not None:
-                write_trainer_card(self, self._core_model(), settings, *said)
+                write_trainer_card(self, self._core_model(), settings, *said, test_dataset, predictions)
                 return
         except Exception as error:  # a card is no reason to lose a push
             warnings.warn(f"create_model_card: {error}; the card is Trainer's own", stacklevel=2)

@@ -210,7 +210,11 @@ class TestDistribution:
         assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
         heights = [bar.get_height() for bar in figure.axes[0].patches]
         assert heights == sorted(counts, reverse=True)
-        assert figure.axes[0].get_yscale() == ("log" if max(counts) > 20 * max(1, min(counts)) else "linear")
+        assert figure.axes[0].get_yscale() == ("symlog" if max(counts) > 20 * max(1, min(counts)) else "linear")
+        bottom, top = figure.axes[0].get_ylim()
+        assert bottom == 0 and top > max(counts)  # each bar is there, from its ground to its top
+        shown = [text.get_text() for text in figure.axes[0].texts]
+        assert shown == ([f"{count:,}" for count in heights] if len(counts) <= 120 else [])
         if with_alpha:
             order = np.argsort(-distribution.counts, kind="stable")
             np.testing.assert_allclose(figure.axes[1].lines[0].get_ydata(), alpha[order])

@@ -1,5 +1,6 @@
 """The model card: what it says, that no text breaks it, and that what was changed by hand is noticed."""
 
+import ast
 import json
 import re
 import shlex
@@ -18,7 +19,7 @@ from scipy import stats
 from transformers import BertConfig
 
 from hf_focal import FocalSettings, LabelDistribution, posterior_from_config
-from hf_focal._card_pictures import confusion_matrix, readings, reliability_diagram
+from hf_focal._card_pictures import BIN_EDGES, confusion_matrix, readings, reliability_diagram, spread
 from hf_focal._markdown import escape_markdown, markdown_table
 from hf_focal.metrics import ImbalancedClassification
 from hf_focal.model_card import (
@@ -66,8 +67,9 @@ def offline_and_quiet(monkeypatch):
 
 @pytest.fixture
 def without_drawing(monkeypatch):
-    """Pictures take most of the time."""
+    """Pictures take most of the time, and which names they number depends on the fonts that are installed."""
     monkeypatch.setattr(LabelDistribution, "plot", lambda *args: None)
+    monkeypatch.setattr("hf_focal.model_card.numbered", lambda names: {})
 
 
 def random_data(num_classes=3, num_examples=300, multi_label=False, seed=0):
@@ -109,6 +111,10 @@ def contents_of(**changes):
         "dataset_revision": "0123456789abcdef",
         "dataset_split": "test",
         "dataset_fingerprint": "f00",
+        "num_examples": 1234,
+        "fitted_on_split": ["the thresholds"],
+        "model_id": "a-model",
+        "tokenizer_id": "bert-base-uncased",
         "language": ["en"],
         "license": "mit",
         "hyperparameters": {"learning_rate": 2e-5, "train_batch_size": 100_000},
@@ -134,6 +140,8 @@ def everywhere(text):
         renamed,
         **dict.fromkeys(("model_name", "dataset_name", "base_model", "dataset_id", "dataset_config"), text),
         **dict.fromkeys(("dataset_revision", "dataset_split", "dataset_fingerprint", "license", "hardware"), text),
+        **dict.fromkeys(("model_id", "tokenizer_id"), text),
+        fitted_on_split=[text],
         settings=replace(renamed.settings, gamma=text) if is_name(text) else renamed.settings,
         metrics={**renamed.metrics, text: [0.1, 0.2, 0.3]},
         command=["python", text, f"--flag={text}"],
@@ -270,7 +278,8 @@ class TestBody:
     def test_tables(self, tmp_path):
         sections, code = sections_of(write_model_card(tmp_path, contents_of()).read_text())
         assert list(sections) == [
-            "Results",
+            "How to use",
+            "Results on the test split, 1,234 examples",
             "Results per class",
             "Pictures",
             "Settings",
@@ -292,7 +301,7 @@ class TestBody:
             f"| {name} |" in sections["Data, machine and versions"] for name in ("python", "torch", "hf\\_focal")
         )
         assert "within 0.02" in sections["Reproduce"]
-        assert code[0] == "```bash\npython train.py --output_dir 'a b'\n```"
+        assert code[1] == "```bash\npython train.py --output_dir 'a b'\n```"
 
     def test_results_of_the_metric(self, tmp_path):
         logits, labels = random_data()
@@ -303,8 +312,10 @@ class TestBody:
         contents = contents_of(seeds=[0], wall_seconds=[], metrics=results, per_class=per_class)
         path = write_model_card(tmp_path, contents, logits, labels)
         by_name = {result.metric_name: result.metric_value for result in ModelCard.load(path).data.eval_results}
-        assert by_name["Macro-F1"] == results["f1_macro"] and by_name["MCC"] == results["matthews_correlation"]
-        assert by_name["ECE"] == results["expected_calibration_error"] and len(by_name) == len(results)
+        assert by_name["Macro-F1"] == round(results["f1_macro"], 4)
+        assert by_name["MCC"] == round(results["matthews_correlation"], 4)
+        # All but the floor of the calibration error, which is none of the model's.
+        assert by_name["ECE"] == round(results["expected_calibration_error"], 4) and len(by_name) == len(results) - 1
         assert f"| {per_class['spam']['f1']:.3f} | {per_class['spam']['support']} |" in path.read_text()
         assert read_model_card(path).per_class["spam"]["f1"] == [per_class["spam"]["f1"]]
 
@@ -419,16 +430,21 @@ class TestHostileText:
         plain = write_model_card(tmp_path, everywhere("plain")).read_text()
         hostile = (write_model_card(tmp_path, everywhere(text))).read_bytes().decode()
         (expected, code), (sections, hostile_code) = sections_of(plain), sections_of(hostile)
-        assert list(sections) == list(expected) and len(hostile_code) == len(code) == 2
-        for title, section in sections.items():
-            assert section.count("\n") == expected[title].count("\n")
+        assert len(sections) == len(expected) and len(hostile_code) == len(code) == 3
+        for (title, section), (other, plain) in zip(sections.items(), expected.items()):
+            assert title == other or "Results on the " in title
+            assert section.count("\n") == plain.count("\n")
             bars = [line.count("|") for line in section.split("\n")]
-            assert bars == [line.count("|") for line in expected[title].split("\n")]
+            assert bars == [line.count("|") for line in plain.split("\n")]
             assert "<" not in section and not re.search(r"(?<!\\)(?:\\\\)*\]\((?!\w+\.png\))", section)
-        assert shlex.split(hostile_code[0].split("\n", 1)[1].rsplit("\n", 1)[0]) == [
+        snippet, command, record = hostile_code
+        assert shlex.split(command.split("\n", 1)[1].rsplit("\n", 1)[0]) == [
             argument.encode(errors="backslashreplace").decode() for argument in everywhere(text).command
         ]
-        assert "<" not in hostile_code[1] and "`" not in hostile_code[1][3:-3] and hostile_code[1].isascii()
+        assert "<" not in record and "`" not in record[3:-3] and record.isascii()
+        tree = ast.parse(snippet.split("\n", 1)[1].rsplit("\n", 1)[0].encode(errors="surrogatepass").decode())
+        texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+        assert texts.count(text) == 2  # model and tokenizer
 
     @pytest.mark.parametrize("text", HOSTILE)
     def test_rendered(self, tmp_path, text):
@@ -445,7 +461,8 @@ class TestHostileText:
         assert kinds == tokens("plain")[0]
         assert {token.type for token in inner} <= {"text", "text_special", "image", "code_inline"}
         assert [token.attrs["src"] for token in inner if token.type == "image"] == ["label_distribution.png"]
-        assert not [token for token in inner if token.type == "code_inline" and "hf_focal" not in token.content]
+        code = {token.content for token in inner if token.type == "code_inline"}
+        assert all("hf_focal" in text for text in code - {"as_trained"})
 
     def test_text_reads_as_it_was(self, tmp_path):
         markdown_it = pytest.importorskip("markdown_it")
@@ -464,7 +481,7 @@ class TestHostileText:
             path = write_model_card(tmp_path, contents)
             assert read_model_card(path) == contents
             assert ModelCard.load(path).data.eval_results[-1].dataset_name == text
-            assert len(sections_of(path.read_bytes().decode())[1]) == 2
+            assert len(sections_of(path.read_bytes().decode())[1]) == 3
 
 
 @pytest.mark.usefixtures("without_drawing")
@@ -489,11 +506,9 @@ class TestReading:
             ("no such line: | eggs", '"eggs": {"precision": [0.5', '"eggs": {"precision": [0.9'),
             ("no such line: python other.py", '["python", "train.py"', '["python", "other.py"'),
             ("model-index: expected the results of the record", "value: 0.5\n", "value: 0.6\n"),
-            (
-                "model-index: expected the results",
-                '"accuracy": [0.9, 0.8, 0.85]',
-                '"accuracy": [0.9, 0.8, 0.850000001]',
-            ),
+            ("no such line: ## Results on the test split, 1,234", "the test split, 1,234", "the test split, 9,999"),
+            ("no such line: Also fitted on these examples", "Also fitted on these examples", "Nothing was fitted"),
+            ("no such line: model = ", 'model = "a-model"', 'model = "another"'),
             ("model-index: expected the results of the record", "  - task:", "  - dropped:"),
         ],
     )
@@ -522,16 +537,20 @@ class TestReading:
     def test_what_may_be_changed(self, tmp_path, old, new):
         assert read_model_card(self.edited(tmp_path, old, new)) == contents_of()
 
-    def test_operating_points_may_be_missing(self, tmp_path):
-        """Cards of version 0.1 have none."""
-        path = write_model_card(tmp_path, contents_of())
-        text = re.sub(r'^  "operating_points": .*\n', "", path.read_text(), flags=re.MULTILINE)
-        path.write_text(text)
-        assert read_model_card(path) == contents_of()
+    def test_a_card_of_version_0_1(self, tmp_path):
+        """It has no operating points, all digits in the metadata, and intervals that may leave the range of a metric."""
+        new = dict.fromkeys(("num_examples", "fitted_on_split", "model_id", "tokenizer_id"))
+        contents = contents_of(metrics={"accuracy": [0.9, 0.8, 0.99], "f1_macro": [1 / 3, 2 / 3, 0.5]}, **new)
+        path = write_model_card(tmp_path, contents)
+        text = re.sub(rf'^  "({"|".join(new)}|operating_points)": .*\n', "", path.read_text(), flags=re.MULTILINE)
+        assert "to 1.0000 |" in text and "value: 0.8967\n" in text and "\n## Results\n" in text
+        with pytest.raises(ValueError, match="no such line"):
+            path.write_text(text)
+            read_model_card(path)
+        path.write_text(text.replace("to 1.0000 |", "to 1.1328 |").replace("0.8967\n", f"{2.69 / 3}\n"))
+        assert read_model_card(path) == contents
 
-    @pytest.mark.parametrize(
-        "name", [field.name for field in fields(ModelCardContents) if field.name != "operating_points"]
-    )
+    @pytest.mark.parametrize("name", [field.name for field in fields(ModelCardContents)])
     def test_missing_key(self, tmp_path, name):
         path = write_model_card(tmp_path, contents_of())
         text = re.sub(rf'^  "{name}": .*\n', "", path.read_text(), flags=re.MULTILINE)
@@ -676,15 +695,15 @@ class TestPictures:
         settings = {"gamma": 1.0, "alpha": [0.2, 0.4, 0.6], "label_counts": [5, 6, 7]}
         contents = contents_of(settings=settings, multi_label=True)
         text = write_model_card(tmp_path, contents, *random_data(multi_label=True)).read_text()
-        assert {path.name for path in tmp_path.glob("*.png")} == {"label_distribution.png", "reliability_diagram.png"}
-        assert "confusion" not in text
+        pictures = {"label_distribution.png", "precision_recall.png", "reliability_diagram.png"}
+        assert {path.name for path in tmp_path.glob("*.png")} == pictures and "confusion" not in text
 
     @pytest.mark.parametrize("num_classes", [2, 40, 70])
     def test_any_number_of_classes(self, tmp_path, num_classes):
         names = [f"class {k}" for k in range(num_classes)]
         contents = contents_of(label_names=names, settings={"gamma": 2.0, "alpha": None}, per_class={})
         write_model_card(tmp_path, contents, *random_data(num_classes, 20))
-        assert len(list(tmp_path.glob("*.png"))) == 2
+        assert len(list(tmp_path.glob("*.png"))) == 2 + (num_classes == 2)
 
     def test_hostile_names(self, tmp_path):
         counts = [10] * len(HOSTILE)
@@ -771,13 +790,12 @@ class TestPictures:
         write_model_card(tmp_path / "rows", contents_of(), logits, probabilities)
         confused = [(tmp_path / name / "confusion_matrix.png").read_bytes() for name in ("ids", "rows")]
         assert confused[0] == confused[1]
-        line = next(line for line in drawn[0].axes[0].lines if line.get_label() == "raw softmax")
-        p, outcome = (
-            torch.tensor(logits).softmax(-1).max(-1).values,
-            probabilities.numpy()[range(300), logits.argmax(-1)],
-        )
-        bins = p.argsort().numpy().reshape(15, 20)
-        np.testing.assert_allclose(line.get_ydata(), outcome[bins].mean(1))
+        bars = next(bars for bars in drawn[0].axes[0].containers if bars.get_label() == "raw softmax")
+        p = torch.tensor(logits).softmax(-1).max(-1).values.numpy()
+        outcome = probabilities.numpy()[range(300), logits.argmax(-1)]
+        bins = [(p >= low) & (p < high) for low, high in zip(BIN_EDGES, BIN_EDGES[1:])]
+        expected = [spread(outcome[of].mean()) for of in bins if of.any()]
+        np.testing.assert_allclose([bar.get_height() for bar in bars], expected)
 
     @pytest.mark.parametrize(
         "message, logits, labels",

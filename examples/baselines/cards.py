@@ -4,6 +4,8 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from data.labelled_texts import DataArguments
+from run_text_classification import data_name
 from safetensors.torch import load_file
 
 from baselines.cell import CELL_COMMAND, parse_cell
@@ -11,6 +13,13 @@ from baselines.data import PACKAGED
 from baselines.recipe import Recipe, slug
 from hf_focal import FocalSettings
 from hf_focal.model_card import TOLERANCE, ModelCardContents, write_model_card
+
+
+_TITLES = {
+    "bbc_longtail": "long-tailed BBC News",
+    "newsgroups_longtail": "long-tailed 20 Newsgroups",
+    "reuters_r52": "Reuters R52",
+}
 
 
 def write_cards(recipe: Recipe, records: list[dict], folder: Path) -> list[Path]:
@@ -51,7 +60,7 @@ def card_contents(cells: list[dict], title: str) -> ModelCardContents:
         )
     return ModelCardContents(
         model_name=f"{title}: {first['arm']}",
-        dataset_name=data_args.dataset_name or "files",
+        dataset_name=_data_name(data_args),
         label_names=first["label_names"],
         settings=settings,
         seeds=[cell["seed"] for cell in cells],
@@ -65,6 +74,7 @@ def card_contents(cells: list[dict], title: str) -> ModelCardContents:
         dataset_config=data_args.dataset_config_name,
         dataset_revision=data_args.dataset_revision,
         dataset_split="test",
+        num_examples=len(first["labels"]),
         dataset_fingerprint="; ".join(dict.fromkeys(cell["data_fingerprint"] for cell in cells)),
         hyperparameters=dict(zip(*[(flag.removeprefix("--") for flag in first["flags"])] * 2)),
         limits=limits,
@@ -72,6 +82,11 @@ def card_contents(cells: list[dict], title: str) -> ModelCardContents:
         hardware="; ".join(dict.fromkeys(cell["hardware"] for cell in cells)),
         versions=first["versions"],
     )
+
+
+def _data_name(data_args: DataArguments) -> str:
+    """What people call it."""
+    return _TITLES.get(data_args.dataset_name) or data_name(data_args)
 
 
 def _of_all_seeds(metrics: list[dict[str, float]]) -> dict[str, list[float]]:

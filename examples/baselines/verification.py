@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from run_text_classification import card_arguments, parse_flags, run
+from run_text_classification import parse_flags, run
 
 from baselines.cell import CELL_COMMAND, Cell, parse_cell
 from hf_focal import FocalTrainingArguments
@@ -83,8 +83,7 @@ def _run_script(flags: list[str], folder: Path) -> dict[str, Any]:
         "true",
     ]
     model_args, data_args, training_args = parse_flags([*flags, *overrides])
-    trainer, _ = run(model_args, data_args, training_args)
-    trainer.create_model_card(**card_arguments(data_args))
+    run(model_args, data_args, training_args, writes_card=True)
     contents = read_model_card(folder / "README.md")
     return {
         "hardware": contents.hardware,
