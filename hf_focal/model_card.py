@@ -327,7 +327,8 @@ def read_model_card(path: str | Path) -> ModelCardContents:
     contents = ModelCardContents(**record)
     parts: list[Callable[[ModelCardContents], str]]
     parts = [_results_heading, _fitted_on, _how_to_use, _operating_points, _per_class, _settings, _command]
-    for part in [*parts, partial(_results, in_range=not is_of_0_1)]:
+    parts.append(partial(_results, in_range=not is_of_0_1))
+    for part in parts:
         differs = [line for line in part(contents).splitlines() if line not in card.text] or ["other lines between"]
         _check(str(path), f"no such line: {differs[0]}", "what its record says", part(contents) in card.text)
     found = [_rounded(result) for result in card.data.eval_results or [] if result.metric_type != _NOT_IN_METADATA]
@@ -410,35 +411,33 @@ def _body(contents: ModelCardContents, pictures: dict[str, str]) -> str:
 
 def _how_to_use(contents: ModelCardContents) -> str:
     """Code that runs beside the model's folder."""
-    if contents.model_id is None or contents.task not in _PIPELINES:
+    settings, model_id, tokenizer_id = contents.settings, contents.model_id, contents.tokenizer_id
+    if model_id is None or contents.task not in _PIPELINES:
         return ""
     pipeline_class, example = _PIPELINES[contents.task]
-    of_texts, lines = contents.task == "text-classification", ["from transformers import pipeline", ""]
-    arguments = [_quoted(contents.task), "model=model"]
-    if contents.tokenizer_id is not None:
-        arguments.append(f"tokenizer={_quoted(contents.tokenizer_id)}")
-    if has_posterior(contents.settings, len(contents.label_names), contents.multi_label):
-        lines += [f"from hf_focal import {pipeline_class}", ""]
-        arguments.append(f"pipeline_class={pipeline_class}")
-        said = (
-            f"It decides `{contents.settings.operating_point}`; the score is the probability, a calibrated posterior."
-        )
-    else:
-        lines.append("")
-        said = "The score is what the model has learned to say, which is no probability."
-    if of_texts:
-        arguments.append("truncation=True")
-    if of_texts and contents.multi_label:
-        arguments.append("top_k=None")  # every label, with what is decided
-    if not of_texts:
-        arguments.append('aggregation_strategy="simple"')
-    comment = "  # the folder of this card, or the model's id on the Hub"
-    lines += [f"model = {_quoted(contents.model_id)}{comment}", f"classify = pipeline({', '.join(arguments)})"]
-    if of_texts and not contents.multi_label:
-        lines.append(f"print(classify({_quoted(example)}))")
-    else:
-        lines += [f"for found in classify({_quoted(example)}):", "    print(found)"]
-    return "```python\n" + "\n".join(lines) + f"\n```\n\n{said}"
+    is_of_texts = contents.task == "text-classification"
+    is_ours = has_posterior(settings, len(contents.label_names), contents.multi_label)
+    calibrated = "" if settings.temperature is None else ", calibrated on held-out data"
+    arguments = {
+        "model=model": True,
+        f"tokenizer={_quoted(tokenizer_id or '')}": tokenizer_id is not None,
+        f"pipeline_class={pipeline_class}": is_ours,
+        "truncation=True": is_of_texts,
+        "top_k=None": is_of_texts and contents.multi_label,  # all labels, each with whether it is decided
+        'aggregation_strategy="simple"': not is_of_texts,
+    }
+    said = [argument for argument, holds in arguments.items() if holds]
+    lines = [
+        "from transformers import pipeline",
+        *(["", f"from hf_focal import {pipeline_class}", ""] if is_ours else [""]),
+        f"model = {_quoted(model_id)}  # the folder of this card, or the model's id on the Hub",
+        f"classify = pipeline({', '.join([_quoted(contents.task), *said])})",
+        f"print(classify([{_quoted(example)}]))",
+    ]
+    scores = f"A score is the class posterior{calibrated}; what decides is `{settings.operating_point}`."
+    if not is_ours:
+        scores = "The score is what the model was trained to say, which is no probability."
+    return "\n".join(["```python", *lines, "```", "", scores])
 
 
 def _results_title(contents: ModelCardContents) -> str:

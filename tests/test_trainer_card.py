@@ -7,7 +7,9 @@ the main one write cards, as `push_to_hub` does.
 import gc
 import inspect
 import json
+import os
 import random
+import re
 import subprocess
 import sys
 import warnings
@@ -26,12 +28,14 @@ from exactness import NUM_EVAL_EXAMPLES, tiny_dataset, tiny_model, weighted_data
 from huggingface_hub import HfApi, ModelCard
 from peft import LoraConfig, get_peft_model
 from test_model_card import HOSTILE
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
     DefaultDataCollator,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -41,6 +45,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+import hf_focal
 from hf_focal import FocalSettings, FocalTrainer, compute_metrics, decide, flsd_53, posterior_from_config
 from hf_focal._model_kinds import task_of
 from hf_focal._trainer_card import fingerprint, without_secrets
@@ -150,11 +155,11 @@ def without_drawing(request, monkeypatch):
         monkeypatch.setattr("hf_focal.model_card._draw", lambda *args: {})
 
 
-def test_signature_is_that_of_trainer():
+def test_signature_begins_with_that_of_trainer():
     own, theirs = (inspect.signature(one.create_model_card).parameters for one in (FocalTrainer, Trainer))
-    assert [(p.name, p.default, p.kind) for p in own.values()] == [
-        (p.name, p.default, p.kind) for p in theirs.values()
-    ]
+    own, theirs = ([(p.name, p.default, p.kind) for p in one.values()] for one in (own, theirs))
+    assert own[: len(theirs)] == theirs
+    assert all(kind == inspect.Parameter.KEYWORD_ONLY for _, _, kind in own[len(theirs) :])
 
 
 class TestWhichModel:
@@ -315,7 +320,8 @@ class TestTasks:
         labels = np.array(tiny_dataset("multi_label", NUM_EVAL_EXAMPLES)["labels"][:])
         assert contents.multi_label and "average_precision_macro" in contents.metrics
         assert [contents.per_class[f"LABEL_{k}"]["support"] for k in range(3)] == [[n] for n in labels.sum(0)]
-        assert {path.name for path in tmp_path.glob("*.png")} == {"label_distribution.png", "reliability_diagram.png"}
+        pictures = {"label_distribution.png", "reliability_diagram.png", "precision_recall.png"}
+        assert {path.name for path in tmp_path.glob("*.png")} == pictures
 
     @pytest.mark.parametrize("task", ["single_label", "tokens"])
     def test_the_weights_of_the_examples(self, tmp_path, task):
@@ -601,6 +607,165 @@ class TestEvalDataset:
         data = Dataset.from_dict({"input_ids": [[1, 2], [3, 4]], "labels": [0, 1]}, info=info)
         contents = card_of(trained(eval_dataset=data))
         assert (contents.dataset_revision, contents.dataset_name) == ("1.2.0", "an unknown dataset")
+
+
+class TestWhichSplit:
+    def test_another_than_that_of_the_trainer(self, trained, tmp_path):
+        trainer = trained()
+        trainer.calibrate()
+        data = tiny_dataset(num_examples=13)
+        on_eval, contents = card_of(trainer), card_of(trainer, test_dataset=data)
+        output = trainer.predict(data)
+        assert contents.metrics["accuracy"] == [
+            pytest.approx((output.predictions.argmax(-1) == data["labels"][:]).mean())
+        ]
+        assert (contents.dataset_split, contents.num_examples, contents.fitted_on_split) == ("test", 13, [])
+        assert contents.dataset_fingerprint == fingerprint(data) != on_eval.dataset_fingerprint
+        text = (tmp_path / "README.md").read_text()
+        assert "## Results on the test split, 13 examples\n" in text and "Nothing was fitted on these" in text
+        assert on_eval.fitted_on_split == ["the calibration"] and on_eval.num_examples == NUM_EVAL_EXAMPLES
+
+    def test_what_was_fitted_on_the_same_examples(self, trained, tmp_path):
+        trainer = trained("best")
+        assert card_of(trainer).fitted_on_split == ["the choice of the checkpoint"]
+        trainer.calibrate()
+        assert card_of(trainer).fitted_on_split == ["the calibration", "the choice of the checkpoint"]
+        text = (tmp_path / "README.md").read_text()
+        assert "## Results on the evaluation data, " in text
+        assert "Also fitted on these examples, which flatters the results: the calibration, the choice of" in text
+        copy = tiny_dataset(num_examples=NUM_EVAL_EXAMPLES)  # the same rows under another name
+        assert card_of(trainer, test_dataset=copy).fitted_on_split == [
+            "the calibration",
+            "the choice of the checkpoint",
+        ]
+        assert card_of(trained("last")).fitted_on_split == []
+
+    def test_predictions_are_not_made_again(self, trained, monkeypatch):
+        trainer, data = trained(), tiny_dataset(num_examples=13)
+        expected = card_of(trainer, test_dataset=data)
+        outputs = [trainer.predict(data), trainer.predict(data, metric_key_prefix="other")]
+        monkeypatch.setattr(trainer, "predict", lambda *args: pytest.fail("predicts"))
+        for output in outputs:
+            assert card_of(trainer, test_dataset=data, predictions=output) == expected
+        monkeypatch.setattr(TrainingArguments, "world_size", 2)  # where the card could not predict
+        contents = card_of(trainer, test_dataset=data, predictions=output)
+        assert contents.metrics == expected.metrics and contents.operating_points == expected.operating_points
+        with pytest.warns(UserWarning, match="test_dataset: expected predictions=trainer.predict"):
+            trainer.create_model_card(test_dataset=data)
+
+    def test_predictions_of_other_data(self, trained):
+        trainer = trained()
+        output = trainer.predict(tiny_dataset(num_examples=13))
+        with pytest.warns(UserWarning, match=f"predictions: expected those of the {NUM_EVAL_EXAMPLES} .* but got 13"):
+            trainer.create_model_card(predictions=output)
+
+    def test_calibration_takes_a_prediction(self, trained, monkeypatch):
+        trainer = trained()
+        expected, output = trainer.calibrate(), trainer.predict(trainer.eval_dataset)
+        monkeypatch.setattr(trainer, "predict", lambda *args: pytest.fail("predicts"))
+        assert trainer.calibrate(predictions=output) == expected
+
+    def test_parts_of_one_split(self, trained):
+        """`train_test_split` leaves both parts the name of the whole, which tells nothing."""
+        columns = tiny_dataset(num_examples=20).to_dict()
+        parts = Dataset.from_dict(columns, split="train").train_test_split(0.5, seed=0)
+        trainer = trained(train_dataset=parts["train"], eval_dataset=parts["test"])
+        assert card_of(trainer).dataset_split is None
+        assert card_of(trainer, test_dataset=parts["test"].select(range(5))).dataset_split == "test"
+        named = Dataset.from_dict(columns, split="validation")
+        assert card_of(trainer, test_dataset=named).dataset_split == "validation"
+
+
+NAMES = {0: "ham", 1: "spam", 2: "eggs"}
+SNIPPETS = {
+    "one class": {},
+    "several labels": {"task": "multi_label"},
+    "tokenizer elsewhere": {"finetuned_from": "base"},
+    "no posterior": {"task": "multi_label", "gamma": flsd_53},
+    "tokens, no posterior": {"task": "tokens", "gamma": flsd_53},
+    "tokens": {"task": "tokens"},
+}
+if not hasattr(hf_focal, "FocalTokenClassificationPipeline"):
+    del SNIPPETS["tokens"]
+
+
+def model_with_card(folder, task="single_label", finetuned_from=None, **kwargs):
+    """Trains and saves a model, its tokenizer beside it or where it was fine-tuned from; the code in its card."""
+    words = ["[PAD]", "[UNK]", *"Profits doubled Mary Smith London".split()]
+    backend = Tokenizer(models.WordLevel({word: k for k, word in enumerate(words)}, "[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
+    if finetuned_from is None:
+        kwargs["processing_class"] = tokenizer
+    else:
+        tokenizer.save_pretrained(folder.parent / finetuned_from)
+    trainer = quick_trainer(folder, task, data_collator=DefaultDataCollator(), **kwargs)
+    trainer.model.config.id2label, trainer.model.config.label2id = NAMES, {name: k for k, name in NAMES.items()}
+    trainer.train()
+    trainer.save_model()
+    card_of(trainer, finetuned_from=finetuned_from)
+    text = (folder / "README.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return code
+
+
+@pytest.fixture(scope="module")
+def snippets(tmp_path_factory):
+    """The code of each card, and what it prints as it stands, in a fresh process above the folders of the models."""
+    above = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_focal.model_card._draw", lambda *args: {})
+        codes = {name: model_with_card(above / name, **kwargs) for name, kwargs in SNIPPETS.items()}
+    assert not any(str(above) in code for code in codes.values())
+    result = subprocess.run(
+        [sys.executable, "-W", "error:::hf_focal", "-c", f"for code in {[*codes.values()]}: exec(code, {{}})"],
+        cwd=above,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    printed = [eval(line, {"np": np})[0] for line in result.stdout.splitlines()]  # scores of tokens are np.float32
+    return dict(zip(SNIPPETS, zip(codes.values(), printed, strict=True), strict=True))
+
+
+class TestHowToUse:
+    @pytest.mark.parametrize("name", ["one class", "tokenizer elsewhere"])
+    def test_one_class_per_text(self, snippets, name):
+        code, result = snippets[name]
+        assert "truncation=True" in code and "FocalTextClassificationPipeline" in code and f'model = "{name}"' in code
+        assert ('tokenizer="base"' in code) == (name != "one class")
+        assert result["label"] in NAMES.values() and 0 < result["score"] < 1
+
+    def test_several_labels(self, snippets):
+        code, results = snippets["several labels"]
+        assert "top_k=None" in code and {result["label"] for result in results} == {*NAMES.values()}
+        assert all(isinstance(result["decided"], bool) for result in results)
+
+    def test_without_a_posterior_it_is_the_stock_pipeline(self, snippets):
+        code, results = snippets["no posterior"]
+        assert "hf_focal import" not in code and {result["label"] for result in results} == {*NAMES.values()}
+
+    @pytest.mark.parametrize("name", [name for name in SNIPPETS if "tokens" in name])
+    def test_tokens(self, snippets, name):
+        code, results = snippets[name]
+        assert ("FocalTokenClassificationPipeline" in code) == (name == "tokens")
+        assert results and {result["entity_group"] for result in results} <= {*NAMES.values()}
+
+    def test_id_on_the_hub(self, trained, tmp_path, monkeypatch):
+        trainer = trained()
+        monkeypatch.setattr(trainer.args, "push_to_hub", True)
+        monkeypatch.setattr(trainer, "hub_model_id", "me/model")
+        card_of(trainer)
+        assert 'model = "me/model"' in (tmp_path / "README.md").read_text()
+
+    def test_not_of_adapters_nor_of_other_tasks(self, tmp_path, trained):
+        model = get_peft_model(tiny_model(), LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
+        trainer = quick_trainer(tmp_path / "adapter", model=model)
+        trainer.train()
+        assert card_of(trainer).model_id is None
+        card_of(trained(), tasks="image-classification")
+        assert "How to use" not in (tmp_path / "README.md").read_text()
 
 
 class TestMetricsOfTheUser:

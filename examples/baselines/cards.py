@@ -75,6 +75,7 @@ def card_contents(cells: list[dict], title: str) -> ModelCardContents:
         dataset_revision=data_args.dataset_revision,
         dataset_split="test",
         num_examples=len(first["labels"]),
+        fitted_on_split=[],
         dataset_fingerprint="; ".join(dict.fromkeys(cell["data_fingerprint"] for cell in cells)),
         hyperparameters=dict(zip(*[(flag.removeprefix("--") for flag in first["flags"])] * 2)),
         limits=limits,
