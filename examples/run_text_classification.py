@@ -517,7 +517,7 @@ def publish(
     """Writes the card, and pushes it with the model if the arguments say so: of the test split, if that is labelled."""
     labelled = [split for split in ("test", "validation") if split in outputs and outputs[split].label_ids is not None]
     for split in labelled[:1]:
-        said |= {"test_dataset": datasets[split], "predictions": outputs[split]}
+        said |= {"test_dataset": datasets[split], "test_split": split, "predictions": outputs[split]}
     if trainer.args.push_to_hub:
         trainer.push_to_hub(**said)
     else:

@@ -52,6 +52,7 @@ class _Results:
 
     dataset: Any = None
     name: str | None = None
+    split: str | None = None
 
     metrics: dict[str, float] = field(default_factory=dict)
     per_class: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -75,6 +76,7 @@ def write_trainer_card(
     dataset: str | list[str] | None,
     dataset_args: str | list[str] | None,
     test_dataset: Dataset | None = None,
+    test_split: str | None = None,
     predictions: PredictionOutput | None = None,
 ) -> Path:
     """Writes README.md and the pictures into the trainer's `output_dir`.
@@ -86,6 +88,7 @@ def write_trainer_card(
         language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args:
             As in [`~transformers.Trainer.create_model_card`].
         test_dataset (`Dataset`, *optional*): What the results are from, instead of the trainer's `eval_dataset`.
+        test_split (`str`, *optional*): Its name.
         predictions (`PredictionOutput`, *optional*): What `predict` has found for that dataset.
 
     Returns:
@@ -110,6 +113,7 @@ def write_trainer_card(
     )
     label_names = [str(config.id2label[k]) for k in range(config.num_labels)]
     results = _results(trainer, model, settings, label_names, test_dataset, predictions)
+    results.split = test_split
     contents = _contents(trainer, bool(is_multi_label(config)), settings, label_names, summary, results)
     path = write_model_card(folder, contents, results.logits, results.labels)
     wrapped = trainer.accelerator.unwrap_model(trainer.model)
@@ -195,12 +199,12 @@ def _results(
     if output is None and cannot_predict:
         prefix = "eval_" if name is None else f"eval_{name}_"
         logged = _numbers(_logged_evaluation(trainer, prefix), prefix)
-        return _Results(dataset, name, *_by_class(logged, label_names))
+        return _Results(dataset, name, None, *_by_class(logged, label_names))
     if output is None:
         with _same_random_numbers(trainer.args.device):
             output = trainer.predict(dataset)
     _check_predictions(output, dataset)
-    results = _Results(dataset, name, *_by_class(_numbers(output.metrics or {}, _prefix(output)), label_names))
+    results = _Results(dataset, name, None, *_by_class(_numbers(output.metrics or {}, _prefix(output)), label_names))
     if trainer.preprocess_logits_for_metrics is None:  # whose output need not be logits
         results.logits, results.labels, results.weights = _targets(
             output, weights_of(dataset, _weight_column(trainer)), multi_label
@@ -379,6 +383,8 @@ def _data(summary: TrainingSummary, trainer: Trainer, results: _Results) -> dict
 
 def _split(trainer: Trainer, results: _Results) -> str | None:
     """Its name, if that is known: parts of one split, as `train_test_split` makes them, are all called as it was."""
+    if results.split is not None:
+        return results.split
     held_out, train = results.dataset, trainer.train_dataset
     split, split_of_train = (one.split if isinstance(one, Dataset) else None for one in (held_out, train))
     if split is not None and (split != split_of_train or held_out is train):

@@ -19,7 +19,7 @@ from torch import Tensor
 from ._checks import ArgumentError, as_numbers
 from ._label_counts import count_labels
 from ._markdown import escape_markdown, markdown_table
-from ._picture_text import picture_names, set_plain
+from ._picture_text import numbered, picture_names, set_plain
 
 
 if TYPE_CHECKING:
@@ -617,7 +617,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{distribution.summary()}\n\n{distribution.to_text(alpha)}")
         if args.plot is not None:
             distribution.plot(alpha, args.plot)
-            print(f"\n{args.plot}")
+            numbers = numbered(distribution.names or [])
+            print("\n".join([f"\n{args.plot}", *(f"{shown} there is {name}" for shown, name in numbers.items())]))
     except Exception as error:  # whatever is wrong with the data, a person wants one line
         flags = {name: f"--{name}" for name in vars(args) if name != "data"}
         message = error.for_caller(flags, {}) if isinstance(error, ArgumentError) else str(error)

@@ -430,6 +430,7 @@ class FocalTrainer(Trainer):
         dataset_args: str | list[str] | None = None,
         *,
         test_dataset: Dataset | None = None,
+        test_split: str | None = None,
         predictions: PredictionOutput | None = None,
     ) -> None:
         """Writes a card of the model in memory into `output_dir`; `push_to_hub` calls it too.
@@ -450,6 +451,7 @@ class FocalTrainer(Trainer):
                 As in [`~transformers.Trainer.create_model_card`]; `dataset_tags` is the id of the data on the Hub,
                 `dataset_args` their configuration. They win over what the dataset knows of itself.
             test_dataset (`Dataset`, *optional*): The data of the results, with labels, in place of `eval_dataset`.
+            test_split (`str`, *optional*): Its name; by default what it says of itself.
             predictions (`PredictionOutput`, *optional*): What [`~transformers.Trainer.predict`] has given for it, so that it is
                 not predicted again; on several processes it has to be given, as one of them writes the card.
         """
@@ -460,7 +462,7 @@ class FocalTrainer(Trainer):
         try:
             settings = FocalSettings.find_in(self._config())
             if is_classifier and settings is not None:
-                write_trainer_card(self, self._core_model(), settings, *said, test_dataset, predictions)
+                write_trainer_card(self, self._core_model(), settings, *said, test_dataset, test_split, predictions)
                 return
         except Exception as error:  # a card is no reason to lose a push
             warnings.warn(f"create_model_card: {error}; the card is Trainer's own", stacklevel=2)

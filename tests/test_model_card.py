@@ -7,6 +7,7 @@ import shlex
 import time
 import warnings
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from transformers import BertConfig
 from hf_focal import FocalSettings, LabelDistribution, posterior_from_config
 from hf_focal._card_pictures import BIN_EDGES, confusion_matrix, readings, reliability_diagram, spread
 from hf_focal._markdown import escape_markdown, markdown_table
-from hf_focal.metrics import ImbalancedClassification
+from hf_focal.metrics import ImbalancedClassification, mean_and_interval
 from hf_focal.model_card import (
     ModelCardContents,
     describe_hardware,
@@ -31,6 +32,7 @@ from hf_focal.model_card import (
 )
 
 
+COMMITTED = sorted(Path(__file__).parents[1].glob("examples/baselines/results/*/*/README.md"))
 HOSTILE = [
     "a|b",
     "two\nlines",
@@ -266,6 +268,46 @@ class TestBody:
         text = write_model_card(tmp_path, contents).read_text()
         assert f"| Accuracy | 0.8500 | {low:.4f} to {high:.4f} |" in text and "mean of 3 seeds" in text
         assert "One seed" not in text
+
+    def test_intervals_are_inside_the_range_of_their_metric(self, tmp_path):
+        seeds = {"accuracy": [1.0, 0.9, 1.0], "matthews_correlation": [-1.0, -0.9, -1.0], "my_own": [1.0, 0.9, 1.0]}
+        seeds |= {
+            "f1_tail": [0.0, 0.1, 0.0],
+            "brier_score": [2.0, 1.9, 2.0],
+            "negative_log_likelihood": [0.0, 0.1, 0.0],
+        }
+        text = write_model_card(tmp_path, contents_of(metrics=seeds)).read_text()
+        mean, half = mean_and_interval([1.0, 0.9, 1.0])
+        assert f"| Accuracy | 0.9667 | {mean - half:.4f} to 1.0000 |" in text and mean + half > 1
+        assert f"| MCC | -0.9667 | -1.0000 to {half - mean:.4f} |" in text
+        assert f"| F1 tail | 0.0333 | 0.0000 to {1 - mean + half:.4f} |" in text
+        assert f"| Brier score | 1.9667 | {1 + mean - half:.4f} to 2.0000 |" in text
+        assert f"| Negative log likelihood | 0.0333 | 0.0000 to {1 - mean + half:.4f} |" in text
+        assert f"| My own | 0.9667 | {mean - half:.4f} to {mean + half:.4f} |" in text
+
+    @pytest.mark.parametrize(
+        "heading, known",
+        [
+            ("Results", {"num_examples": None}),
+            ("Results on the evaluation data, 1,000 examples", {"num_examples": 1000, "dataset_split": None}),
+            ("Results on the te\\_st split, 5 examples", {"num_examples": 5, "dataset_split": "te_st"}),
+        ],
+    )
+    def test_heading_of_the_results(self, tmp_path, heading, known):
+        text = write_model_card(tmp_path, contents_of(**known)).read_text()
+        assert f"\n\n## {heading}\n\n| metric" in text
+
+    @pytest.mark.parametrize(
+        "fitted, said",
+        [
+            (None, None),
+            ([], "Nothing was fitted on these examples."),
+            (["a_b"], "Also fitted on these examples, which flatters the results: a\\_b."),
+        ],
+    )
+    def test_what_was_fitted_on_the_same_examples(self, tmp_path, fitted, said):
+        text = write_model_card(tmp_path, contents_of(fitted_on_split=fitted)).read_text()
+        assert said in text if said else "fitted on these" not in text
 
     def test_one_seed_has_no_interval(self, tmp_path):
         contents = contents_of(
@@ -604,6 +646,13 @@ class TestReading:
             read_model_card(path)
         assert not (tmp_path / "hacked").exists()
 
+    @pytest.mark.parametrize("card", COMMITTED, ids=lambda card: "/".join(card.parts[-3:-1]))
+    def test_the_cards_of_the_baselines(self, card):
+        contents = read_model_card(card)
+        supports = [sum(metrics["support"][0] for metrics in contents.per_class.values())]
+        assert contents.multi_label or supports == [contents.num_examples]
+        assert contents.dataset_split == "test" and contents.dataset_name != "files"
+
     def test_no_file_and_no_card(self, tmp_path):
         with pytest.raises(ValueError, match="expected a model card, but got"):
             read_model_card(tmp_path / "README.md")
@@ -711,6 +760,11 @@ class TestPictures:
         contents = contents_of(label_names=HOSTILE, settings=settings, per_class={})
         write_model_card(tmp_path, contents, *random_data(len(HOSTILE)))
         assert len(list(tmp_path.glob("*.png"))) == 3
+
+    def test_names_that_no_font_has_are_explained(self, tmp_path):
+        names = ["ham", "a|b \U000a0000", "eggs"]
+        text = write_model_card(tmp_path, contents_of(label_names=names, per_class={})).read_text()
+        assert "In the pictures: #1 a&#124;b \U000a0000." in text
 
     @pytest.mark.parametrize("multi_label", [False, True])
     def test_the_posterior_is_that_of_the_config(self, multi_label):

@@ -674,6 +674,7 @@ class TestWhichSplit:
         assert card_of(trainer, test_dataset=parts["test"].select(range(5))).dataset_split == "test"
         named = Dataset.from_dict(columns, split="validation")
         assert card_of(trainer, test_dataset=named).dataset_split == "validation"
+        assert card_of(trainer, test_dataset=named, test_split="mine").dataset_split == "mine"
 
 
 NAMES = {0: "ham", 1: "spam", 2: "eggs"}

@@ -14,7 +14,16 @@ from accelerate.commands.config.config_args import load_config_from_file
 from datasets import ClassLabel, Dataset, Features, Value
 from exactness import tiny_model
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
-from toy_texts import EXAMPLES, WORDS, common_flags, multi_label_data, run, single_label_data, write
+from toy_texts import (
+    EXAMPLES,
+    WORDS,
+    common_flags,
+    counted_predictions,
+    multi_label_data,
+    run,
+    single_label_data,
+    write,
+)
 from transformers import AutoConfig, Trainer, pipeline
 
 from hf_focal import FocalTextClassificationPipeline
@@ -175,10 +184,68 @@ def test_what_is_reported_is_what_the_pipeline_decides(model_folder, capsys, poi
     for name, value in expected.items():
         assert results[f"test_{name}"] == pytest.approx(value)
         assert results["test_operating_points"][point][name][0] == pytest.approx(value)
-        assert card.metrics[name] == [pytest.approx(value)]  # of the validation split, which is the same here
+        assert card.metrics[name] == [pytest.approx(value)]
         assert card.operating_points[point][name][0] == pytest.approx(value)
         assert f"{value:.3f} (" in printed
     assert card.settings.operating_point == point
+
+
+def test_the_card_is_that_of_the_test_split_and_each_split_is_predicted_once(model_folder, monkeypatch):
+    counts = {
+        "train": {"sport": 12, "money": 6},
+        "validation": {"sport": 6, "money": 4},
+        "test": {"sport": 5, "money": 2},
+    }
+    files = [
+        part
+        for split, of_split in counts.items()
+        for part in (f"--{split}_file", write(single_label_data(of_split), f"{Path.cwd()}/{split}.csv"))
+    ]
+    predicted = counted_predictions(monkeypatch)
+    flags = [
+        *common_flags(model_folder),
+        *files,
+        "--do_train",
+        "--do_eval",
+        "--do_predict",
+        "--ignore_mismatched_sizes",
+    ]
+    run(SCRIPT, *flags)
+    assert predicted == [10, 7]
+    card, results = read_model_card("out/README.md"), json.loads(Path("out/test_results.json").read_text())
+    assert (card.dataset_split, card.num_examples, card.fitted_on_split) == ("test", 7, [])
+    assert card.metrics["accuracy"] == [results["test_accuracy"]]
+    assert card.metrics["negative_log_likelihood"] == [results["test_negative_log_likelihood"]]
+    assert card.operating_points == results["test_operating_points"]
+    assert card.dataset_name == "train.csv" and card.model_id == "out" and card.settings.thresholds
+    assert Path("out/precision_recall.png").is_file()
+
+
+def test_the_card_of_an_unlabelled_test_split_is_that_of_the_validation_split(model_folder, monkeypatch):
+    data = single_label_data({"sport": 12, "money": 6})
+    flags = ["--train_file", write(data, "train.csv"), "--validation_file", write(data, "validation.csv")]
+    flags += ["--test_file", write(data[["text"]][:5], "test.csv"), "--ignore_mismatched_sizes"]
+    predicted = counted_predictions(monkeypatch)
+    run(SCRIPT, *common_flags(model_folder), *flags, "--do_train", "--do_eval", "--do_predict")
+    assert predicted == [18, 5]
+    card, results = read_model_card("out/README.md"), json.loads(Path("out/eval_results.json").read_text())
+    assert (card.dataset_split, card.num_examples) == ("validation", 18)
+    assert card.fitted_on_split == ["the calibration", "the thresholds"]
+    assert card.metrics["accuracy"] == [results["eval_accuracy"]]
+
+
+def test_names_in_chinese_are_aligned(model_folder, capsys):
+    data = single_label_data({"sport": 12, "money": 6}).replace({"label": {"sport": "體育", "money": "財"}})
+    run(
+        SCRIPT,
+        *common_flags(model_folder),
+        "--train_file",
+        write(data, "train.csv"),
+        "--do_train",
+        "--ignore_mismatched_sizes",
+    )
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("體育", "財"))]
+    assert len(lines) == 2 and len({line.index("0.") + sum(ord(c) > 255 for c in line) for line in lines}) == 1
 
 
 def test_thresholds_of_three_classes_are_refused_before_the_training(model_folder):

@@ -9,8 +9,10 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from exactness import tiny_model
 from processes import run_in_two_processes
 from tokenizers import Tokenizer, models, pre_tokenizers
-from toy_texts import common_flags, run
+from toy_texts import common_flags, counted_predictions, run
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+
+from hf_focal.model_card import read_model_card
 
 
 SCRIPT = "run_token_classification.py"
@@ -75,6 +77,18 @@ def test_class_labels_and_unlabelled_test_data(model_folder):
     assert list(config.id2label.values()) == names and config.focal_loss["gamma"] == 0
     run(SCRIPT, *common_flags("out", "predicted"), "--test_file", "test.parquet", "--do_predict")
     assert len(Path("predicted/predict_results.txt").read_text().splitlines()) == len(SENTENCES)
+
+
+def test_the_card_is_that_of_the_test_split(model_folder, monkeypatch):
+    lengths = counted_predictions(monkeypatch)
+    train, test = write_json("train.json"), write_json("test.json", TAGS[:10], SENTENCES[:10])
+    files = ["--train_file", train, "--validation_file", train, "--test_file", test]
+    run(SCRIPT, *common_flags(model_folder), *files, "--do_train", "--do_eval", "--do_predict")
+    assert lengths == [len(SENTENCES), 10]
+    card, results = read_model_card("out/README.md"), json.loads(Path("out/test_results.json").read_text())
+    assert (card.dataset_split, card.num_examples, card.dataset_name) == ("test", 10, "train.json")
+    assert card.metrics["entity_f1_micro"] == [results["test_entity_f1_micro"]]
+    assert card.metrics["accuracy"] == [pytest.approx(results["test_accuracy"])]
 
 
 def test_first_token_of_a_word_bears_its_tag(model_folder):

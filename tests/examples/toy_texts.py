@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from exactness import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Trainer
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -52,6 +52,18 @@ def run(script: str | Path, *flags) -> None:
         runpy.run_path(str(path), run_name="__main__")
     finally:
         sys.argv = arguments
+
+
+def counted_predictions(monkeypatch) -> list[int]:
+    """The number of examples of each prediction from now on."""
+    lengths, predict = [], Trainer.predict
+
+    def counting(self, dataset, *args, **kwargs):
+        lengths.append(len(dataset))
+        return predict(self, dataset, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "predict", counting)
+    return lengths
 
 
 def run_baselines(*arguments) -> None:
