@@ -1,4 +1,4 @@
-"""What the targets of a step show: how likely the model holds them, and which classes carry the loss."""
+"""What the targets since the last log show: how likely the model holds them, and which classes carry the loss."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,10 +10,12 @@ from .metrics import class_groups
 
 
 class LossStatistics:
-    """Adds up the micro-batches of a step, on their device and without waiting for it."""
+    """Adds up the micro-batches between two logs, on their device and without waiting for it."""
 
     def __init__(self) -> None:
         self._totals: Tensor | None = None
+        self._label_counts: Sequence[int] | None = None
+        self._group_of_class: Tensor | None = None
 
     @torch.no_grad()
     def add(
@@ -36,7 +38,9 @@ class LossStatistics:
         num_classes = logits.shape[-1]
         rows, targets = logits.reshape(-1, num_classes), labels.masked_fill(~is_target, 0)
         if labels.shape == logits.shape:
-            cross_entropy = evaluate(SigmoidFocal(gamma=0.0), rows, targets.reshape(rows.shape), 1, "none")
+            cross_entropy = evaluate(
+                SigmoidFocal(gamma=0.0, has_soft_targets=False), rows, targets.reshape(rows.shape), 1, "none"
+            )
             classes = torch.arange(num_classes, device=labels.device).expand_as(labels)
         else:
             cross_entropy = evaluate(SoftmaxFocal(gamma=0.0), rows, targets.reshape(-1, 1), 1, "none")
@@ -44,22 +48,32 @@ class LossStatistics:
         p_t = cross_entropy.neg().exp().reshape(labels.shape)
         totals = [is_target.sum()[None], p_t.where(is_target, 0).sum()[None]]
         if label_counts is not None:
-            group_of_class = torch.zeros(num_classes, dtype=torch.long)
-            for group, members in enumerate(class_groups(label_counts).values()):
-                group_of_class[members] = group
-            groups = group_of_class.to(labels.device)[classes].flatten()
+            groups = self._groups(label_counts, num_classes, labels.device)[classes].flatten()
             weighed = losses.where(is_target, 0).float().flatten()
             totals.append(torch.zeros(3, device=labels.device).index_add_(0, groups, weighed))
         added = torch.cat([total.float() for total in totals])
+        added = added.where(
+            added.isfinite().all(), 0
+        )  # one batch that overflows is left out, as Trainer does with its loss
         self._totals = added if self._totals is None else self._totals + added
 
     def logs(self, summed_over_processes: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """The entries of the log; empty where nothing was added."""
+        """The entries of the log, after which it starts anew; empty where nothing was added."""
         if self._totals is None:
             return {}
         num_targets, p_t, *losses = summed_over_processes(self._totals).tolist()
+        self._totals = None
         logs = {"mean_p_t": p_t / num_targets} if num_targets else {}
         if sum(losses) > 0:
             shares = zip(("head", "mid", "tail"), losses)
             logs |= {f"loss_share_{group}": loss / sum(losses) for group, loss in shares}
         return logs
+
+    def _groups(self, label_counts: Sequence[int], num_classes: int, device: torch.device) -> Tensor:
+        """The number of each class's group; put on the device once, as each copy to it takes its time."""
+        if self._group_of_class is None or self._label_counts != label_counts:
+            group_of_class = torch.zeros(num_classes, dtype=torch.long)
+            for group, members in enumerate(class_groups(label_counts).values()):
+                group_of_class[members] = group
+            self._label_counts, self._group_of_class = label_counts, group_of_class.to(device)
+        return self._group_of_class

@@ -78,9 +78,9 @@ class FocalTrainer(Trainer):
     to them.
 
     The loss of an evaluation is the same mean, over all its targets: it depends neither on the batch size nor on the
-    number of processes. At logging steps the logs hold, besides ``loss``, ``mean_p_t`` and, where the labels of the
-    training data can be counted, ``loss_share_head``, ``loss_share_mid`` and ``loss_share_tail``, the parts of the loss
-    that the groups of [`class_groups`] carry (``focal_statistics=False`` turns them off).
+    number of processes. The logs hold, besides ``loss``, ``mean_p_t`` and, where the labels of the training data can be
+    counted, ``loss_share_head``, ``loss_share_mid`` and ``loss_share_tail``, the parts of the loss that the groups of
+    [`class_groups`] carry: over all targets since the last log, as the loss (``focal_statistics=False`` turns them off).
 
     Args:
         *args, **kwargs: What [`~transformers.Trainer`] takes, except `compute_loss_func`.
@@ -262,6 +262,7 @@ class FocalTrainer(Trainer):
         # By now a search has set the arguments of its trial, and `model_init` has made the model. Without this private method
         # of Trainer it is the first step that finds them.
         self._prepare_made_model()
+        self._statistics = LossStatistics()  # without the steps of an earlier call that were not logged
         return super()._inner_training_loop(*args, **kwargs)
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
@@ -333,10 +334,9 @@ class FocalTrainer(Trainer):
             return super().get_test_dataloader(test_dataset)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As [`~transformers.Trainer.log`], with the statistics of a logging step beside its loss."""
+        """As [`~transformers.Trainer.log`], with the statistics since the last log beside the loss."""
         if "loss" in logs:
             logs.update(self._statistics.logs(partial(self.accelerator.reduce, reduction="sum")))
-            self._statistics = LossStatistics()
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -697,7 +697,7 @@ class FocalTrainer(Trainer):
             }
             if weights is not None:
                 self._evaluated_batch["weight"] = weights.flatten().float()
-        elif self._is_logging_step() and not is_distribution:
+        elif self._is_logged() and not is_distribution:
             counts = None if is_language_model else self._counts_for_the_record()
             # Of one logit, without a config that says so, two classes were counted.
             is_of_the_logits = counts is not None and len(counts.counts) <= logits.shape[-1]
@@ -802,16 +802,10 @@ class FocalTrainer(Trainer):
             warnings.warn("label_smoothing_factor has no effect on multi-label classification", stacklevel=2)
         return has_row_per_target
 
-    def _is_logging_step(self) -> bool:
-        """Whether `Trainer` will log the step that is being computed, as its DefaultFlowCallback decides it."""
-        if not (self.is_in_train and self._setting("statistics")):
-            return False
-        if self.args.logging_strategy == IntervalStrategy.EPOCH:
-            return self.accelerator.gradient_state.end_of_dataloader
-        step = self.state.global_step + 1
-        return self.args.logging_strategy == IntervalStrategy.STEPS and (
-            step % self.state.logging_steps == 0 or (step == 1 and self.args.logging_first_step)
-        )
+    def _is_logged(self) -> bool:
+        """Whether what is being computed goes into a log of the training."""
+        is_wanted = self.is_in_train and self._setting("statistics")
+        return is_wanted and self.args.logging_strategy != IntervalStrategy.NO
 
     def _compare_with_checkpoint(self, checkpoint: str | bool) -> None:
         folder = get_last_checkpoint(self.args.output_dir) if checkpoint is True else checkpoint

@@ -97,7 +97,7 @@ class FocalTrainingArguments(TrainingArguments):
     focal_statistics: bool = field(
         default=True,
         metadata={
-            "help": "Log the mean p_t and the share of the loss of head, mid and tail classes at logging steps."
+            "help": "Log the mean p_t and the share of the loss of head, mid and tail classes since the last log."
         },
     )
 

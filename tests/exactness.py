@@ -149,9 +149,15 @@ def _run_case(folder: Path, name: str, arguments: dict) -> None:
             "share_of_weights": sum(map(_num_own_weights, trainer.model_wrapped.parameters())) / num_weights,
             "eval_loss": eval_loss,
             "eval_loss_of_stream": eval_loss_of_stream,
-            "statistics": [log["mean_p_t"] for log in trainer.state.log_history if "mean_p_t" in log],
+            "statistics": statistics_of(trainer),
         }
         (folder / f"{name}.json").write_text(json.dumps(outcome))
+
+
+def statistics_of(trainer: Trainer) -> list[float]:
+    """Those of all its logs, one after the other."""
+    names = ("mean_p_t", "loss_share_head", "loss_share_mid", "loss_share_tail")
+    return [log[name] for log in trainer.state.log_history for name in names if name in log]
 
 
 def _num_own_weights(parameter: torch.nn.Parameter) -> int:

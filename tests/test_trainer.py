@@ -6,6 +6,7 @@ from pathlib import Path
 
 import exactness
 import killed_run
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from exactness import (
     TASKS,
     PolyLossTrainer,
     run_cases,
+    statistics_of,
     tiny_dataset,
     tiny_model,
     train,
@@ -80,6 +82,7 @@ FSDP_CONFIG = Path(__file__).parents[1] / "examples" / "accelerate" / "fsdp.yaml
 WAYS_TO_DISTRIBUTE = {
     "dispatch_batches": {"accelerator_config": {"dispatch_batches": True}},
     "split_batches": {"accelerator_config": {"split_batches": True}, "per_device_train_batch_size": GLOBAL_BATCH},
+    "logs_of_two_steps": {"logging_steps": 2},
     "stream": {"streamed": True},
     "objects_gathered_in_evaluation": {"eval_use_gather_object": True},
     "stream_without_dispatch": {"streamed": True, "accelerator_config": {"dispatch_batches": False}},
@@ -185,8 +188,8 @@ class TestExactness:
         assert run["world_size"] == run["num_nodes"] == 2
         assert drift(weights, whole_batch["tokens", STEPS_OF_WHOLE_BATCHES]) < 1e-6
 
-    @pytest.mark.parametrize("name", WAYS_TO_DISTRIBUTE)
-    def test_ways_to_distribute(self, tmp_path, two_processes, name):
+    @pytest.mark.parametrize("name, arguments", WAYS_TO_DISTRIBUTE.items())
+    def test_ways_to_distribute(self, tmp_path, two_processes, name, arguments):
         weights, run = two_processes[name]
         assert run["world_size"] == 2
         one_process = train(
@@ -195,11 +198,12 @@ class TestExactness:
             alpha=ALPHA_OF_TASK["tokens"],
             streamed="stream" in name,
             max_steps=STEPS_OF_WHOLE_BATCHES,
+            logging_steps=arguments.get("logging_steps", 1),
         )
         assert drift(weights, one_process.model.state_dict()) < 1e-6
         assert run["share_of_weights"] == (pytest.approx(0.5, abs=0.1) if name == "fsdp" else 1)
-        expected = [log["mean_p_t"] for log in one_process.state.log_history if "mean_p_t" in log]
-        assert run["statistics"] == pytest.approx(expected, rel=1e-5) and expected
+        expected = statistics_of(one_process)
+        assert run["statistics"] == pytest.approx(expected, rel=1e-4) and expected
 
     @pytest.mark.parametrize("name", [*(f"{task}_at_once" for task in TASKS), *WAYS_TO_DISTRIBUTE])
     def test_eval_loss_of_two_processes(self, two_processes, name):
@@ -713,8 +717,9 @@ class TestReads:
             def on_step_end(self, args, state, control, **kwargs):
                 reads.append(mode.reads)
 
-        # Not the bar: it is the loop of Trainer that is measured.
-        trainer = make_trainer(folder, max_steps=8, callbacks=[Reads()], logging_strategy="no", **kwargs)
+        # Not the log, whose numbers are read: it is the loop of Trainer that is measured, with the statistics for a log.
+        logs = {"logging_strategy": "steps", "logging_steps": 100}
+        trainer = make_trainer(folder, max_steps=8, callbacks=[Reads()], **logs, **kwargs)
         with CountsReads() as mode:
             trainer.train()
         return reads[-1] - reads[1]
@@ -969,24 +974,75 @@ class TestLog:
             share = (loss_of_class[k] / loss_of_class.sum()).item()
             assert log[f"loss_share_{group}"] == pytest.approx(share, rel=1e-4)
 
-    @pytest.mark.parametrize("strategy", [{"logging_steps": 3}, {"logging_steps": 4, "logging_first_step": True}])
-    def test_statistics_are_computed_at_logging_steps_only(self, tmp_path, monkeypatch, strategy):
-        computed = []
-        add = LossStatistics.add
-        trainer = make_trainer(tmp_path, max_steps=8, logging_strategy="steps", **strategy)
-        monkeypatch.setattr(
-            LossStatistics,
-            "add",
-            lambda self, *args: (computed.append(trainer.state.global_step + 1), add(self, *args)),
-        )
-        trainer.train()
-        logged = [log["step"] for log in trainer.state.log_history if "mean_p_t" in log]
-        assert computed == logged == [log["step"] for log in trainer.state.log_history if "loss" in log]
+    @pytest.mark.parametrize("accumulation", [1, 4])
+    @pytest.mark.parametrize("task", TASKS)
+    def test_statistics_are_those_of_all_targets_since_the_last_log(self, tmp_path, task, accumulation):
+        """The weights stand still, so that the two logs, of 3 steps each, and one of all 6 have to agree."""
 
-    def test_statistics_of_the_last_step_of_an_epoch(self, tmp_path):
-        trainer = make_trainer(tmp_path, max_steps=-1, num_train_epochs=2, logging_strategy="epoch")
+        def statistics(logging_steps):
+            trainer = make_trainer(
+                tmp_path,
+                task=task,
+                alpha=ALPHA_OF_TASK[task],
+                max_steps=6,
+                per_device_train_batch_size=8 // accumulation,
+                gradient_accumulation_steps=accumulation,
+                logging_strategy="steps",
+                logging_steps=logging_steps,
+                learning_rate=0.0,
+                prior_bias=False,
+            )
+            trainer.train()
+            return trainer, np.array(statistics_of(trainer)).reshape(-1, 4)
+
+        trainer, of_steps = statistics(1)
+        _, of_windows = statistics(3)
+        _, (whole,) = statistics(6)
+        batch = batch_of(task, 44)
+        with torch.no_grad():
+            logits = trainer.model(batch["input_ids"]).logits.movedim(-1, 1)
+        labels, is_target = batch["labels"], batch["labels"] != -100
+        if task == "multi_label":
+            losses = sigmoid_focal_loss(logits, labels, alpha=ALPHA_OF_TASK[task], reduction="none")
+            p_t = torch.where(labels == 1, logits.sigmoid(), 1 - logits.sigmoid())
+            of_class = losses.sum(0)
+        else:
+            losses = focal_loss(logits, labels, alpha=ALPHA_OF_TASK[task], reduction="none")
+            p_t = logits.softmax(1).gather(1, labels.where(is_target, 0).unsqueeze(1)).squeeze(1)
+            of_class = torch.stack([losses[labels == k].sum() for k in range(3)])
+        by_count = count_labels(tiny_dataset(task), num_labels=3).counts.argsort()[::-1].copy()
+        shares = (of_class / of_class.sum())[torch.from_numpy(by_count)]
+        assert len(of_steps) == 6 and len(of_windows) == 2  # an epoch of 44 examples in batches of 8
+        assert whole == pytest.approx([p_t[is_target].mean().item(), *shares.tolist()], rel=1e-4)
+        assert np.abs(of_windows - of_steps[[2, 5]]).max() > 1e-3  # of the window, not of its last step
+
+    def test_one_batch_that_overflows_is_left_out(self):
+        statistics, labels = LossStatistics(), torch.tensor([0, 1])
+        for scale in (1.0, float("nan")):
+            logits = scale * torch.tensor([[0.0, 0.0], [0.0, 0.0]])
+            statistics.add(logits, labels, logits[:, 0] + 1, labels >= 0, [3, 1])
+        assert statistics.logs(lambda totals: totals)["mean_p_t"] == 0.5
+        assert statistics.logs(lambda totals: totals) == {}
+
+    def test_statistics_of_epochs(self, tmp_path):
+        trainer = make_trainer(tmp_path, max_steps=-1, num_train_epochs=2, logging_strategy="epoch", learning_rate=0.0)
         trainer.train()
-        assert [log["step"] for log in trainer.state.log_history if "mean_p_t" in log] == [6, 12]
+        logs = [log for log in trainer.state.log_history if "mean_p_t" in log]
+        assert [log["step"] for log in logs] == [6, 12]
+        assert logs[0]["mean_p_t"] == pytest.approx(logs[1]["mean_p_t"], rel=1e-5)  # both have seen all examples
+
+    def test_a_later_training_starts_anew(self, tmp_path):
+        arguments = {"max_steps": 3, "logging_strategy": "steps", "logging_steps": 2, "learning_rate": 0.0}
+        trainer = make_trainer(tmp_path, **arguments)
+        logs = []
+        for _ in range(2):
+            trainer.train()
+            logs.append(statistics_of(trainer))
+        assert logs[0] == pytest.approx(logs[1], rel=1e-6)
+
+    def test_nothing_is_computed_without_a_log(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(LossStatistics, "add", lambda *args: pytest.fail("nobody reads it"))
+        make_trainer(tmp_path, max_steps=2, logging_strategy="no").train()
 
     def test_flag_switches_the_statistics_off(self, tmp_path):
         trainer = make_trainer(
