@@ -295,7 +295,7 @@ def _where_to_find(trainer: Trainer, summary: TrainingSummary) -> dict[str, Any]
     """What a user of the model loads. Of an adapter it takes the base model as well, which only its user knows."""
     if hasattr(trainer.accelerator.unwrap_model(trainer.model), "peft_config"):
         return {}
-    hub_id, base = trainer.hub_model_id if trainer.args.push_to_hub else None, summary.finetuned_from
+    hub_id, base = trainer.hub_model_id, summary.finetuned_from  # an id, once there is a repository
     has_tokenizer = trainer.processing_class is not None
     folder = Path(trainer.args.output_dir or ".").absolute().name
     is_known = has_tokenizer or not base or Path(base).is_absolute()

@@ -755,7 +755,6 @@ class TestHowToUse:
 
     def test_id_on_the_hub(self, trained, tmp_path, monkeypatch):
         trainer = trained()
-        monkeypatch.setattr(trainer.args, "push_to_hub", True)
         monkeypatch.setattr(trainer, "hub_model_id", "me/model")
         card_of(trainer)
         assert 'model = "me/model"' in (tmp_path / "README.md").read_text()
@@ -972,6 +971,7 @@ class TestHub:
         assert message == "End of training" and text == (tmp_path / "README.md").read_text() and "s3cr3t" not in text
         assert contents.metrics["loss"] == [pytest.approx(trainer.state.best_metric, abs=1e-6)]
         assert (contents.model_name, contents.dataset_id, contents.license) == (tmp_path.name, "me/mail", "mit")
+        assert contents.model_id == "me/model"
         assert "of-the-model" in contents.tags
 
     @pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "all_checkpoints"])
