@@ -133,6 +133,14 @@ class ModelArguments:
         },
     )
 
+    fold_calibration: bool = field(
+        default=False,
+        metadata={
+            "help": "After --do_train, put the calibration, and with it --operating_point, into the weights: for stock pipelines and "
+            "servers. Takes --do_eval."
+        },
+    )
+
     def __post_init__(self):
         if self.loss not in ("focal", "cross_entropy"):
             raise ValueError(f"--loss: expected focal or cross_entropy, but got {self.loss!r}")
@@ -208,6 +216,10 @@ def check_decision(
         "wanted_precision": model_args.wanted_precision is not None,
         "wanted_recall": model_args.wanted_recall is not None,
     }
+    if model_args.fold_calibration and not (training_args.do_train and training_args.do_eval):
+        raise ValueError(
+            "--fold_calibration: it follows --do_train, with the validation split of --do_eval, so it takes both"
+        )
     given = [f"--{name}" for name, is_given in aims.items() if is_given]
     if model_args.operating_point == "thresholds" and training_args.do_train:
         given.append("--operating_point thresholds")
@@ -246,6 +258,22 @@ def calibrate(
         return
     if trainer.is_world_process_zero():
         print_calibration(found, len(dataset))
+
+
+def fold(trainer: FocalTrainer, dataset: Dataset, predictions: PredictionOutput) -> None:
+    point = operating_point_of(trainer.model.config)
+    chosen = {} if point == "as_trained" else {"operating_point": point}
+    try:
+        found = trainer.fold_calibration(dataset, predictions=predictions, **chosen)
+    except ValueError as error:  # the model is as it was
+        logger.warning(f"The calibration is not folded: {error}")
+        return
+    if trainer.is_world_process_zero():
+        print(
+            f"\nThe calibration is in the weights, {'exactly' if found['exact'] else 'as near as they can hold it'}: largest "
+            f"difference {found['largest_difference']:.2g} to the posterior, negative log likelihood "
+            f"{found['negative_log_likelihood_before']:.4f} before, {found['negative_log_likelihood_after']:.4f} now"
+        )
 
 
 def choose_operating_point(config: PretrainedConfig, name: str | None, is_trained: bool) -> None:
@@ -459,6 +487,8 @@ def run(
             outputs["validation"] = trainer.predict(datasets["validation"], metric_key_prefix="eval")
             calibrate(trainer, datasets["validation"], outputs["validation"], model_args)
         choose_operating_point(model.config, model_args.operating_point, is_trained=True)
+        if model_args.fold_calibration:
+            fold(trainer, datasets["validation"], outputs.pop("validation"))  # of which the logits are others now
         trainer.save_model()
         trainer.save_state()
         trainer.log_metrics("train", result.metrics)

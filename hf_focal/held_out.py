@@ -85,6 +85,10 @@ def calibrate_config(
     ```
     """
     recorded = FocalSettings.from_config(config)
+    if recorded.folded is not None:
+        raise ValueError(
+            "config: calibration is folded into the weights; unfold_calibration(model) takes that back first"
+        )
     if is_multi_label(config) is None and labels.shape == logits.shape:
         raise ValueError(
             "config: labels of the shape of the logits take a problem_type, 'single_label_classification' for class "

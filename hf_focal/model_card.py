@@ -409,6 +409,15 @@ def _body(contents: ModelCardContents, pictures: dict[str, str]) -> str:
     return "\n\n".join([f"# {escape_markdown(contents.model_name)}", intro, *written]) + "\n"
 
 
+def _folded(folded: dict[str, Any]) -> str:
+    if not any(folded["shift"]):
+        return "A score is the class posterior, calibrated on held-out data, which is folded into the weights: of any pipeline."
+    return (
+        "Folded into the weights is a decision: the largest score, or each of 0.5 or more. The scores are no probabilities where "
+        "classes occur as in training; those are what `hf_focal.posterior_from_config` gives."
+    )
+
+
 def _how_to_use(contents: ModelCardContents) -> str:
     """Code that runs beside the model's folder."""
     settings, model_id, tokenizer_id = contents.settings, contents.model_id, contents.tokenizer_id
@@ -416,7 +425,7 @@ def _how_to_use(contents: ModelCardContents) -> str:
         return ""
     pipeline_class, example = _PIPELINES[contents.task]
     is_of_texts = contents.task == "text-classification"
-    is_ours = has_posterior(settings, len(contents.label_names), contents.multi_label)
+    is_ours = settings.folded is None and has_posterior(settings, len(contents.label_names), contents.multi_label)
     calibrated = "" if settings.temperature is None else ", calibrated on held-out data"
     arguments = {
         "model=model": True,
@@ -435,7 +444,9 @@ def _how_to_use(contents: ModelCardContents) -> str:
         f"print(classify([{_quoted(example)}]))",
     ]
     scores = f"A score is the class posterior{calibrated}; what decides is `{settings.operating_point}`."
-    if not is_ours:
+    if settings.folded is not None:
+        scores = _folded(settings.folded)
+    elif not is_ours:
         scores = "The score is what the model was trained to say, which is no probability."
     return "\n".join(["```python", *lines, "```", "", scores])
 
@@ -516,7 +527,7 @@ def _shown_settings(contents: ModelCardContents) -> dict[str, Value]:
     return {
         name: value
         for name, (value, default) in values.items()
-        if name in ("gamma", "alpha") or (name not in ("label_counts", "class_prior") and value != default)
+        if name in ("gamma", "alpha") or (name not in ("label_counts", "class_prior", "folded") and value != default)
     }
 
 
@@ -536,7 +547,10 @@ def _limits(contents: ModelCardContents) -> list[str]:
     reading = "Sigmoid" if contents.multi_label else "Softmax"
     applies = {
         f"{reading} of the logits is not the class posterior, from which focal loss and alpha lead away; {remedy}.": (
-            _is_focal(contents) or alpha is not None
+            settings.folded is None and (_is_focal(contents) or alpha is not None)
+        ),
+        "The stock scores are shifted for a decision, so they are no probabilities.": (
+            settings.folded is not None and any(settings.folded["shift"])
         ),
         "Alpha shifts decisions towards the classes that weigh more, at the expense of the others.": alpha is not None,
         "Not for data where classes occur much more or less often than in training, unless the posterior is shifted "

@@ -93,6 +93,8 @@ def posterior_from_settings(logits: Tensor, settings: FocalSettings, *, multi_la
         )
     if logits.dim():
         settings.check_fits(logits.shape[-1], multi_label)
+    if settings.folded is not None:
+        return _folded_posterior(logits, settings.folded["shift"], multi_label)
     if multi_label:
         posterior = sigmoid_class_posterior(
             logits, gamma=gamma, gamma_neg=gamma_neg, margin=settings.margin, alpha=alpha
@@ -103,6 +105,12 @@ def posterior_from_settings(logits: Tensor, settings: FocalSettings, *, multi_la
     if temperature is None and bias is None:
         return posterior
     return apply_temperature(posterior, temperature or 1.0, bias=bias, multi_label=multi_label)
+
+
+def _folded_posterior(logits: Tensor, shift: list[float], multi_label: bool) -> Tensor:
+    """Of logits into whose weights it was folded, for the decision of an operating point with a shift of each class."""
+    wide = logits.double() - torch.tensor(shift, dtype=torch.float64, device=logits.device)
+    return (wide.sigmoid() if multi_label else wide.softmax(-1)).to(loss_dtype(logits))
 
 
 def has_posterior(settings: FocalSettings, num_labels: int, multi_label: bool) -> bool:

@@ -14,6 +14,7 @@ from transformers import TextClassificationPipeline, TokenClassificationPipeline
 from transformers.pipelines.token_classification import AggregationStrategy
 
 from ._model_kinds import is_multi_label
+from .folding import check_folded_weights
 from .operating_points import decide, decision_scores, posterior_from_config
 from .settings import FocalSettings
 
@@ -314,6 +315,7 @@ def _check_model(pipe: Any, adapter: str | Path | None) -> None:
     names = _class_names(config)
     FocalSettings.from_config(config).check_fits(len(names), bool(is_multi_label(config)))
     posterior_from_config(torch.zeros(1, len(names)), config)
+    check_folded_weights(pipe.model)
     _check_tokenizer(pipe.tokenizer, pipe.model)
     if names == [f"LABEL_{k}" for k in range(len(names))]:
         warnings.warn(

@@ -65,6 +65,10 @@ class FocalSettings:
         threshold_criterion (`str`): What they were chosen for on held-out data: ``"f1"`` or another F-beta, ``"f2"`` say;
             ``"precision 0.9"``, the largest recall with this precision; or ``"recall 0.9"``, the reverse.
         positive_label (`int`): Of two classes, the id of the one that the threshold is for.
+        folded (`dict`, *optional*): After [`fold_calibration`], which has put the calibrated posterior into the weights: then gamma,
+            alpha, temperature and biases are those of the weights before. The ``shift`` of each class that an operating
+            point took; and for [`unfold_calibration`] ``scale``, ``unfolded_bias``, ``residual`` (what rounding took from the
+            weights), ``dtype``, and the ``norm`` of the folded weights.
         operating_point (`str`): How the model decides unless it is told otherwise, one of `OPERATING_POINTS`; see [`decide`].
 
     Raises:
@@ -96,6 +100,7 @@ class FocalSettings:
     thresholds: list[float] | None = None
     threshold_criterion: str = "f1"
     positive_label: int = 1
+    folded: dict[str, Any] | None = None
     operating_point: str = "as_trained"
 
     def __post_init__(self) -> None:
@@ -132,6 +137,8 @@ class FocalSettings:
             raise ValueError(
                 f"positive_label: expected the id of one of two classes, but got {self.positive_label!r:.80}"
             )
+        if self.folded is not None:
+            self.folded = _folded(self.folded)
         if self.operating_point not in OPERATING_POINTS:
             raise ValueError(
                 f"operating_point: expected one of {', '.join(OPERATING_POINTS)}, but got {self.operating_point!r:.80}"
@@ -332,6 +339,8 @@ class FocalSettings:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if _is_pair(self.alpha):
             values["alpha"] = values["alpha"][0]
+        if self.folded is not None:
+            values["folded"] = self.folded["shift"]
         return {name: len(value) for name, value in values.items() if isinstance(value, list)}
 
 
@@ -384,6 +393,20 @@ def _alpha(value: Any) -> float | list[float] | list[list[float]]:
             f"{', '.join(str(len(weights)) for weights in pair)}"
         )
     return pair
+
+
+def _folded(value: Any) -> dict[str, Any]:
+    names = {"shift", "scale", "dtype", "norm", "residual", "unfolded_bias"}
+    if not isinstance(value, Mapping) or value.keys() != names:
+        raise ValueError(f"folded: expected an object with {', '.join(sorted(names))}, but got {value!r:.80}")
+    bias = value["unfolded_bias"]
+    return {
+        "shift": _numbers("folded, shift", value["shift"], -_HIGHEST_BIAS, _HIGHEST_BIAS),
+        "scale": _number("folded, scale", value["scale"], 1 / HIGHEST_TEMPERATURE, 1 / LOWEST_TEMPERATURE),
+        "norm": _number("folded, norm", value["norm"], 0, math.inf),
+        "unfolded_bias": None if bias is None else _numbers("folded, unfolded_bias", bias, -1e38, 1e38),
+        **{name: str(value[name]) for name in ("dtype", "residual")},
+    }
 
 
 def _is_pair(alpha: Any) -> bool:

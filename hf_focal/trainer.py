@@ -45,6 +45,7 @@ from ._training_labels import (
 )
 from ._upstream import assert_async
 from .alpha import AlphaMethod, LabelDistribution, check_alpha_method, check_beta
+from .folding import fold_calibration
 from .held_out import calibrate_config
 from .losses import Gamma
 from .settings import FocalSettings
@@ -250,6 +251,12 @@ class FocalTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
         """As [`~transformers.Trainer.train`]; warns if a checkpoint was trained with another gamma or alpha."""
+        settings = FocalSettings.find_in(self._config())
+        if settings is not None and settings.folded is not None:
+            raise ValueError(
+                "model: calibration is folded into its head, so its logits are not those that the loss trains; take that back with "
+                "hf_focal.unfold_calibration(model)"
+            )
         self._is_resumed = bool(resume_from_checkpoint)
         if resume_from_checkpoint:
             self._compare_with_checkpoint(resume_from_checkpoint)
@@ -376,12 +383,55 @@ class FocalTrainer(Trainer):
         Raises:
             `ValueError`: Without data or labels, or as in [`calibrate_config`].
         """
+        logits, labels, weights = self._held_out(dataset, predictions)
+        return calibrate_config(
+            logits,
+            labels,
+            self._config(),
+            method=method,
+            positive_label=positive_label,
+            f_beta=f_beta,
+            wanted_precision=wanted_precision,
+            wanted_recall=wanted_recall,
+            sample_weight=weights,
+        )
+
+    def fold_calibration(
+        self,
+        dataset: Dataset | None = None,
+        *,
+        operating_point: str | None = None,
+        prior: float | Sequence[float] | Tensor | None = None,
+        predictions: PredictionOutput | None = None,
+    ) -> dict[str, Any]:
+        r"""Puts the calibration into the weights, where stock pipelines, servers and exported graphs read it.
+
+        [`hf_focal.fold_calibration`] with the model's logits of the data. Call it after `train` and `calibrate`, and before
+        `save_model`. A folded model is not trained further: [`unfold_calibration`] takes it back.
+
+        Args:
+            dataset (`Dataset`, *optional*): Labelled examples that were not trained on; by default `eval_dataset`.
+            operating_point, prior: As in [`hf_focal.fold_calibration`].
+            predictions (`PredictionOutput`, *optional*): As in `calibrate`.
+
+        Returns:
+            `dict`: What was done, and how near it came.
+
+        Raises:
+            `ValueError`: Without data or labels, or as in [`hf_focal.fold_calibration`].
+        """
+        logits, labels, _ = self._held_out(dataset, predictions)
+        return fold_calibration(self._core_model(), logits, labels, operating_point=operating_point, prior=prior)
+
+    def _held_out(
+        self, dataset: Dataset | None, predictions: PredictionOutput | None
+    ) -> tuple[Tensor, Tensor, np.ndarray | None]:
+        """Logits and labels of held-out data, and the weights of the examples; the settings are in the config."""
         dataset = self.eval_dataset if dataset is None else dataset
         if dataset is None or isinstance(dataset, dict):
             raise ValueError(f"dataset: expected one dataset of labelled examples, but got {type(dataset).__name__}")
-        config = self._config()
-        if FocalSettings.find_in(config) is None:
-            self.recorded_settings().store_in(config)
+        if FocalSettings.find_in(self._config()) is None:
+            self.recorded_settings().store_in(self._config())
         output = predictions
         if output is None:
             with self._predicting_logits():
@@ -395,17 +445,7 @@ class FocalTrainer(Trainer):
             raise ValueError("dataset: expected labelled examples, but they have no labels")
         logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
         labels = self._aligned(torch.as_tensor(output.label_ids))
-        return calibrate_config(
-            torch.as_tensor(logits),
-            labels,
-            config,
-            method=method,
-            positive_label=positive_label,
-            f_beta=f_beta,
-            wanted_precision=wanted_precision,
-            wanted_recall=wanted_recall,
-            sample_weight=weights_of(dataset, self.sample_weight_column),
-        )
+        return torch.as_tensor(logits), labels, weights_of(dataset, self.sample_weight_column)
 
     @contextmanager
     def _predicting_logits(self) -> Iterator[None]:

@@ -22,7 +22,7 @@ from hf_focal.model_card import ModelCardContents, markdown_table, read_model_ca
 
 # Nothing that writes elsewhere, talks to others or loads code.
 _FLAGS = set(
-    "loss operating_point positive_label f_beta wanted_precision wanted_recall calibration_method dataset_name "
+    "loss operating_point positive_label f_beta wanted_precision wanted_recall calibration_method fold_calibration dataset_name "
     "dataset_config_name dataset_revision text_column_names "
     "label_column_name max_seq_length max_train_samples max_eval_samples max_predict_samples train_file "
     "validation_file test_file model_name_or_path model_revision tokenizer_name ignore_mismatched_sizes "

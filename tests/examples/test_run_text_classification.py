@@ -362,6 +362,30 @@ def test_operating_points_of_other_models(model_folder):
         run(SCRIPT, *common_flags(model_folder), *flags, "balanced")
 
 
+@pytest.mark.parametrize("point", ["as_trained", "thresholds"])
+def test_calibration_in_the_weights(model_folder, capsys, point):
+    """What the report says is what the stock pipeline decides, and shows."""
+    data = two_classes_with_errors()
+    file = write(data, "data.csv")
+    flags = ["--train_file", file, "--validation_file", file, "--test_file", file, "--ignore_mismatched_sizes", "true"]
+    flags += ["--do_train", "--do_eval", "--do_predict", "--fold_calibration", "--operating_point", point]
+    run(SCRIPT, *common_flags(model_folder), *flags)
+    assert "The calibration is in the weights" in capsys.readouterr().out
+    found = pipeline("text-classification", model="out")(data["text"].tolist())
+    rows = pd.read_csv("out/predict_results.txt", sep="\t")
+    assert rows["prediction"].tolist() == [result["label"] for result in found]
+    if point == "as_trained":
+        assert rows["probability"].tolist() == pytest.approx([result["score"] for result in found], abs=1e-5)
+    results = json.loads(Path("out/test_results.json").read_text())
+    assert results["test_accuracy"] == pytest.approx(accuracy_score(data["label"], rows["prediction"]))
+    assert "FocalTextClassificationPipeline" not in Path("out/README.md").read_text().split("## Results")[0]
+    with pytest.raises(ValueError, match="--fold_calibration: it follows --do_train, with the validation split"):
+        run(SCRIPT, *common_flags("out", "again"), "--test_file", file, "--do_predict", "--fold_calibration")
+    more = ["--train_file", file, "--do_train"]
+    with pytest.raises(ValueError, match="model: calibration is folded into its head.*unfold_calibration"):
+        run(SCRIPT, *common_flags("out", "again"), *more)
+
+
 def test_the_report_counts_examples_by_their_weights(model_folder, capsys):
     data = two_classes_with_errors()
     data["weight"] = [1.0 + k % 4 for k in range(len(data))]

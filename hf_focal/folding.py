@@ -1,0 +1,360 @@
+"""Calibration that travels with the weights: folded into the head, so that the stock softmax or sigmoid is the probability.
+
+For ``logits = W h + b``, scale and biases of calibration make ``a W h + (a b + c)`` of them: weights of the same layer,
+which every library reads.
+"""
+
+import base64
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ._known_labels import known_labels
+from ._model_kinds import is_multi_label
+from .calibration import UnboundedFitError, fit_scaling
+from .operating_points import decide, has_posterior, operating_point_scores, posterior_from_settings
+from .settings import FocalSettings
+
+
+__all__ = ["check_folded_weights", "fold_calibration", "unfold_calibration"]
+
+_VIEWS = {
+    torch.float32: torch.int32,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+    torch.float64: torch.int64,
+}
+
+
+def fold_calibration(
+    model: nn.Module,
+    logits: Tensor | np.ndarray | None = None,
+    labels: Tensor | np.ndarray | None = None,
+    *,
+    operating_point: str | None = None,
+    prior: float | Sequence[float] | Tensor | None = None,
+) -> dict[str, Any]:
+    r"""Changes the last linear layer of a model so that its stock softmax or sigmoid is the calibrated class posterior.
+
+    Of a gamma of 0, alpha and what [`FocalTrainer.calibrate`] has stored are folded exactly. Of other losses no linear layer
+    has the posterior: with held-out labels the scale and biases with the largest likelihood take its place
+    ([`fit_scaling`], ``method="vector"``, on the raw logits), which are better than the closed form where they were
+    compared; without labels, the ones that are nearest to the posterior of these logits.
+
+    Afterwards [`posterior_from_config`] and the pipelines of this package give the stock probabilities too. The decision of a
+    stock pipeline is then that of the largest probability, or that of an `operating_point` or `prior`.
+    [`unfold_calibration`] gives the old weights back, bit for bit.
+
+    Args:
+        model (`nn.Module`): Trained by [`FocalTrainer`]; its head and its config are changed in place.
+        logits (`Tensor` or array, *optional*): Of the model, for held-out data, (..., C). Not needed for a gamma of 0.
+        labels (`Tensor` or array, *optional*): As in [`calibrate_config`].
+        operating_point (`str`, *optional*): ``"balanced"`` or ``"thresholds"``, which the stock decision is to be. After
+            ``"thresholds"`` the stock probabilities are none.
+        prior (as in [`decide`], *optional*): Frequencies of the classes that the stock probabilities are to be for.
+
+    Returns:
+        `dict`: ``scale`` and ``bias`` of the logits, and whether they are ``exact``. With logits, the ``largest_difference`` and
+        the ``mean_difference`` between the new probabilities and the posterior before, and the share of
+        ``equal_decisions`` between the new and the old decision of the stock pipeline. With labels too, the
+        ``negative_log_likelihood_before`` (of the stock probabilities), ``..._of_posterior`` and ``..._after``.
+
+    Raises:
+        `ValueError`: If it is folded already, there is no posterior, there are no logits where they are needed, or the head
+            cannot be found or changed. The model is then as it was.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig, BertForSequenceClassification
+    >>> from hf_focal import fold_calibration, posterior_from_config
+    >>> settings = {"gamma": 0.0, "alpha": [0.5, 2.0], "class_prior": [0.8, 0.2]}
+    >>> shape = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=20)
+    >>> model = BertForSequenceClassification(BertConfig(**shape, num_labels=2, focal_loss=settings)).eval()
+    >>> before = posterior_from_config(model(torch.tensor([[1, 2]])).logits, model.config)
+    >>> fold_calibration(model)["exact"]
+    True
+    >>> torch.allclose(model(torch.tensor([[1, 2]])).logits.softmax(-1), before, atol=1e-6)
+    True
+
+    ```
+    """
+    config: Any = model.config
+    settings, multi_label = FocalSettings.from_config(config), bool(is_multi_label(config))
+    if settings.folded is not None:
+        raise ValueError("model: its calibration is folded already; unfold_calibration(model) takes that back")
+    if not has_posterior(settings, config.num_labels, multi_label):
+        raise ValueError(
+            "model: it has no class posterior to fold: its gamma follows p_t, or a class has no weight in alpha"
+        )
+    if operating_point is not None and prior is not None:
+        raise ValueError(f"prior: it is an operating point itself, but got {operating_point!r} as well")
+    head = find_head(model)
+    seen = None if logits is None else torch.as_tensor(logits).detach().cpu().double()
+    truth = None if labels is None else torch.as_tensor(labels).detach().cpu()
+    if seen is None and truth is not None:
+        raise ValueError("logits: expected those of the labels, but got none")
+
+    is_exact = _is_affine(settings, multi_label)
+    if is_exact:
+        scale, bias = _exact(settings, config.num_labels, multi_label)
+    else:
+        scale, bias = _fitted(seen, truth, settings, multi_label, head)
+    shift = _shift(config, settings, multi_label, operating_point, prior)
+    total = bias + shift
+    if not multi_label:
+        total = total - total.mean()  # which softmax does not see
+    if head.bias is None and total.abs().max() > 1e-9:
+        raise ValueError(
+            f"model: the head of {type(model).__name__} has no bias, which alpha, another class prior or thresholds would "
+            "take; train it without alpha, or use hf_focal's pipeline"
+        )
+    folded = {
+        "shift": shift.tolist(),
+        **_change(head, scale, total),
+    }
+    found: dict[str, Any] = {"scale": scale, "bias": total.tolist(), "exact": is_exact}
+    if seen is not None:
+        found |= _compare(seen, truth, seen * scale + total, shift, settings, config, multi_label)
+    replace(settings, folded=folded, operating_point="as_trained").store_in(config)
+    return found
+
+
+def unfold_calibration(model: nn.Module) -> None:
+    """Takes [`fold_calibration`] back: the weights of the head, bit for bit, and the record.
+
+    Args:
+        model (`nn.Module`): A folded one, also from a saved folder, in the precision in which it was folded.
+
+    Raises:
+        `ValueError`: If it is not folded, or its weights are not those that were.
+    """
+    config: Any = model.config
+    settings = FocalSettings.from_config(config)
+    if settings.folded is None:
+        raise ValueError("model: its calibration is not folded")
+    check_folded_weights(model)
+    head, folded = find_head(model), settings.folded
+    dtype = str(head.weight.dtype).removeprefix("torch.")
+    if dtype != folded["dtype"]:
+        raise ValueError(f"model: it was folded in {folded['dtype']}, so unfold it in that, but got {dtype}")
+    with torch.no_grad():
+        head.weight.copy_(_restored(head.weight, folded["scale"], folded["residual"]))
+        if head.bias is not None:
+            head.bias.copy_(torch.tensor(folded["unfolded_bias"], dtype=torch.float64))
+    replace(settings, folded=None).store_in(config)
+
+
+def check_folded_weights(model: nn.Module) -> None:
+    """Whether the weights are those that the record says were folded; nothing for a model that is not.
+
+    Raises:
+        `ValueError`: If they are others, so that the record would be wrong of them.
+    """
+    settings = FocalSettings.find_in(getattr(model, "config", None))
+    if settings is None or settings.folded is None:
+        return
+    norm = find_head(model).weight.detach().double().norm().item()
+    if not math.isclose(norm, settings.folded["norm"], rel_tol=5e-3):
+        raise ValueError(
+            "model: its config says that calibration is folded into the head, but its weights are others; load the weights that "
+            "were saved with this config"
+        )
+
+
+def find_head(model: nn.Module) -> nn.Linear:
+    """The one linear layer whose outputs are the logits, found by what it does where the model takes tokens.
+
+    Raises:
+        `ValueError`: If there is none, several could be it, or its weights cannot be changed: those of a quantised layer, an
+            adapter's, or ones that another layer shares.
+    """
+    config: Any = model.config
+    linear = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and layer.out_features == config.num_labels
+    }
+    heads = _heads_by_output(model, linear) or linear
+    if len(heads) != 1:
+        raise ValueError(
+            f"model: expected one linear layer of {type(model).__name__} whose outputs are the {config.num_labels} logits, but "
+            f"found {len(heads)}: {', '.join(heads) or 'none'}"
+        )
+    ((name, head),) = heads.items()
+    if name.endswith("base_layer"):
+        raise ValueError("model: its head has an adapter of its own; merge it before (model.merge_and_unload())")
+    if not head.weight.is_floating_point() or head.weight.dtype not in _VIEWS:
+        raise ValueError(f"model: its head is quantised ({head.weight.dtype}); fold before quantising")
+    sharing = [other for other, p in model.named_parameters(remove_duplicate=False) if p is head.weight]
+    if len(sharing) > 1:
+        raise ValueError(f"model: its head shares its weights with others, {', '.join(sharing)}")
+    return head
+
+
+def _heads_by_output(model: nn.Module, linear: dict[str, nn.Linear]) -> dict[str, nn.Linear]:
+    """Those whose outputs the logits of a few tokens are; none where the model takes something else."""
+    config: Any = model.config
+    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    last = getattr(text_config, "eos_token_id", None)
+    last = last if isinstance(last, int) else 1
+    device = next(model.parameters()).device
+    ids = torch.tensor([[1, 1, last]], device=device)  # some heads read the last end of a sentence
+    outputs: dict[str, Tensor] = {}
+
+    def remember(name: str) -> Any:
+        return lambda layer, inputs, output: outputs.__setitem__(name, output)
+
+    hooks = [layer.register_forward_hook(remember(name)) for name, layer in linear.items()]
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            logits = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    except Exception:  # pixels or sound, say
+        return {}
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    rows = logits.reshape(-1, 1, logits.shape[-1])
+    return {
+        name: linear[name]
+        for name, output in outputs.items()
+        if isinstance(output, Tensor) and (rows == output.reshape(1, -1, output.shape[-1])).all(-1).any(-1).all()
+    }
+
+
+def _is_affine(settings: FocalSettings, multi_label: bool) -> bool:
+    """Whether the log odds of the posterior are linear in the logits."""
+    focusing = [settings.gamma, settings.gamma_neg or 0, settings.margin]
+    smoothing = 0 if multi_label else settings.label_smoothing
+    return not any(np.any(value) for value in [*focusing, smoothing])
+
+
+def _exact(settings: FocalSettings, num_labels: int, multi_label: bool) -> tuple[float, Tensor]:
+    """Scale and biases from logits to those of the calibrated posterior."""
+    scale, bias = 1 / (settings.temperature or 1.0), torch.zeros(num_labels, dtype=torch.float64)
+    weights = settings.class_weights(num_labels, multi_label)
+    if weights is not None:
+        log_weights = weights.double().log()
+        bias = bias - scale * (log_weights[1] - log_weights[0] if multi_label else log_weights)
+    if settings.calibration_bias is not None:
+        bias = bias + torch.tensor(settings.calibration_bias, dtype=torch.float64)
+    return scale, bias
+
+
+def _fitted(
+    logits: Tensor | None, labels: Tensor | None, settings: FocalSettings, multi_label: bool, head: nn.Linear
+) -> tuple[float, Tensor]:
+    if logits is None:
+        raise ValueError(
+            "logits: expected those of held-out data, with their labels, as no linear layer has the posterior of this loss (gamma, "
+            "a margin or label smoothing): it has to be fitted"
+        )
+    stock = logits.sigmoid() if multi_label else logits.softmax(-1)
+    class_prior = settings.class_prior
+    if labels is None:
+        labels, class_prior = posterior_from_settings(logits, settings, multi_label=multi_label), None
+    method = "temperature" if head.bias is None else "vector"
+    try:
+        scaling = fit_scaling(stock, labels, method=method, class_prior=class_prior, multi_label=multi_label)
+    except UnboundedFitError as error:
+        raise ValueError(f"{error}; fold with other held-out data") from error
+    bias = torch.zeros(logits.shape[-1]).double() if scaling.bias is None else torch.tensor(scaling.bias).double()
+    return 1 / scaling.temperature, bias
+
+
+def _shift(
+    config: Any,
+    settings: FocalSettings,
+    multi_label: bool,
+    operating_point: str | None,
+    prior: float | Sequence[float] | Tensor | None,
+) -> Tensor:
+    """What takes the log posterior to what the stock decision is to be made by, (C)."""
+    num_labels = config.num_labels
+    if operating_point in (None, "most_likely") and prior is None:
+        return torch.zeros(num_labels, dtype=torch.float64)
+    # Of equal probabilities, as an operating point shifts all of them alike.
+    even = torch.full((num_labels,), 0.5 if multi_label else 1 / num_labels, dtype=torch.float64)
+    scores = operating_point_scores(even, config, operating_point or "most_likely", prior=prior)
+    shift = scores.logit() if multi_label else scores.log()
+    if not shift.isfinite().all():
+        raise ValueError("prior: expected shares above 0, as a weight cannot be infinite")
+    return shift if multi_label else shift - shift.mean()
+
+
+def _change(head: nn.Linear, scale: float, bias: Tensor) -> dict[str, Any]:
+    """Changes the head, and gives what it takes to change it back and to know it again."""
+    weight = head.weight.detach()
+    changed = (weight.double() * scale).to(weight.dtype)
+    if not changed.isfinite().all():
+        raise ValueError(f"model: a scale of {scale:g} is more than the {weight.dtype} of its head holds")
+    view = _VIEWS[weight.dtype]
+    residual = weight.view(view).long() - (changed.double() / scale).to(weight.dtype).view(view).long()
+    packed = zlib.compress(residual.cpu().numpy().astype("<i4").tobytes(), 9)
+    folded = {
+        "scale": scale,
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "norm": changed.double().norm().item(),
+        "residual": base64.b64encode(packed).decode(),
+        "unfolded_bias": None if head.bias is None else head.bias.detach().double().tolist(),
+    }
+    with torch.no_grad():
+        head.weight.copy_(changed)
+        if head.bias is not None:
+            head.bias.copy_(head.bias.double() * scale + bias.to(head.bias.device))
+    return folded
+
+
+def _restored(weight: Tensor, scale: float, residual: str) -> Tensor:
+    """The weights before the fold: what rounding has taken from them is in the residual."""
+    view = _VIEWS[weight.dtype]
+    steps = np.frombuffer(zlib.decompress(base64.b64decode(residual)), "<i4").astype(np.int64)
+    near = (weight.detach().double() / scale).to(weight.dtype).view(view).long().cpu()
+    return (near + torch.from_numpy(steps).reshape(weight.shape)).to(view).view(weight.dtype)
+
+
+def _compare(
+    logits: Tensor,
+    labels: Tensor | None,
+    after: Tensor,
+    shift: Tensor,
+    settings: FocalSettings,
+    config: Any,
+    multi_label: bool,
+) -> dict[str, float]:
+    """The stock probabilities after the fold, less the shift of an operating point, beside what they were and the posterior."""
+
+    def stock(logits: Tensor) -> Tensor:
+        return logits.sigmoid() if multi_label else logits.softmax(-1)
+
+    posterior = posterior_from_settings(logits, settings, multi_label=multi_label)
+    probabilities = {"before": stock(logits), "of_posterior": posterior, "after": stock(after - shift)}
+    difference = (probabilities["after"] - posterior).abs()
+    as_trained = decide(logits, config, "as_trained")
+    decided = (after > 0).long() if multi_label else after.argmax(-1)
+    found = {
+        "largest_difference": difference.max().item(),
+        "mean_difference": difference.mean().item(),
+        "equal_decisions": (as_trained == decided).double().mean().item(),
+    }
+    if labels is not None:
+        is_known, targets = known_labels(logits.shape, labels, multi_label)
+        for name, p in probabilities.items():
+            p = p.flatten(0, -2)[is_known].clamp(1e-300, 1 - 1e-16)
+            if multi_label:
+                known = targets != -100
+                of_answers = torch.where(targets > 0.5, p, 1 - p)[known]
+            else:
+                classes = targets if targets.dim() == 1 else targets.argmax(-1)
+                of_answers = p.gather(-1, classes.long()[:, None])
+            found[f"negative_log_likelihood_{name}"] = -of_answers.log().mean().item()
+    return found

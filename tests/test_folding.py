@@ -1,0 +1,346 @@
+"""After a fold the stock softmax or sigmoid, of the saved weights alone, is the calibrated posterior."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from exactness import tiny_model
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
+
+from hf_focal import (
+    FocalSettings,
+    FocalTextClassificationPipeline,
+    calibrate_config,
+    decide,
+    fold_calibration,
+    posterior_from_config,
+    unfold_calibration,
+)
+from hf_focal.folding import check_folded_weights, find_head
+
+
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "vocab_size": 40,
+    "max_position_embeddings": 64,
+}
+OTHERS = {
+    "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 16, "vocab_size": 40},
+    "albert": {**SIZES, "embedding_size": 16},
+    "electra": {**SIZES, "embedding_size": 16},
+    "longformer": {**SIZES, "attention_window": 4},
+    "bart": {
+        "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "vocab_size": 40, "max_position_embeddings": 64,
+        "decoder_start_token_id": 2, "forced_eos_token_id": None,
+    },
+    "t5": {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 40},
+    "gpt2": {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 40, "n_positions": 64},
+    "llama": {**SIZES, "num_key_value_heads": 2},
+    "qwen2": {**SIZES, "num_key_value_heads": 2},
+}  # fmt: skip
+WITH_BIAS = ["bert", "roberta", "distilbert", "deberta-v2", "modernbert", "electra", "albert", "mpnet", "longformer"]
+SEQUENCES = [*WITH_BIAS, "bart"]
+TOKENS = [*WITH_BIAS, "t5"]
+WITHOUT_BIAS = ["gpt2", "llama", "qwen2"]
+WORDS = ["ball", "goal", "bank", "share", "king", "queen"]
+
+
+def make(kind, task, num_labels=3, multi_label=False, **settings):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind,
+        **OTHERS.get(kind, SIZES),
+        num_labels=num_labels,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=2,
+        cls_token_id=2,
+        sep_token_id=2,
+        problem_type=f"{'multi' if multi_label else 'single'}_label_classification",
+        id2label={k: f"class {k}" for k in range(num_labels)},
+    )
+    auto = AutoModelForTokenClassification if task == "token-classification" else AutoModelForSequenceClassification
+    model = auto.from_config(config).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    FocalSettings(**{"gamma": 0.0, **settings}).store_in(model.config)
+    return model
+
+
+def save_tokenizer(folder):
+    vocabulary = {word: k for k, word in enumerate(["[PAD]", "[UNK]", "[EOS]", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A [EOS]", special_tokens=[("[EOS]", 2)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        eos_token="[EOS]",
+        model_max_length=60,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    fast.save_pretrained(folder)
+    return fast
+
+
+STOCK = """
+import json, sys
+sys.modules["hf_focal"] = None  # not importable
+from transformers import pipeline
+found = {}
+for folder, task, function in json.loads(sys.argv[1]):
+    more = {"top_k": None} if task == "text-classification" else {"ignore_labels": []}
+    pipe = pipeline(task, model=folder, **more)
+    results = pipe(["ball bank", "king queen share"])
+    if task == "text-classification":
+        found[folder] = [{r["label"]: r["score"] for r in row} for row in results]
+    else:
+        found[folder] = [[[r["entity"], float(r["score"])] for r in row] for row in results]
+print(json.dumps(found))
+"""
+
+
+def test_the_stock_pipeline_of_every_kind_of_model(tmp_path):
+    """Saved, and read in a process that does not know this package."""
+    alpha = [0.4, 1.0, 5.0]
+    cases, expected = [], {}
+    tasks = [("text-classification", kind, multi) for kind in SEQUENCES for multi in (False, True)]
+    for task, kind, multi_label in [*tasks, *(("token-classification", kind, False) for kind in TOKENS)]:
+        folder = str(tmp_path / f"{kind}_{task}_{multi_label}")
+        weights = [[1.0, 1.0, 2.0], alpha] if multi_label else alpha
+        calibrated = {"temperature": 1.3, "calibration_bias": [0.2, 0.0, -0.4]}
+        model = make(kind, task, multi_label=multi_label, alpha=weights, **calibrated)
+        tokenizer = save_tokenizer(folder)
+        rows = []
+        for text in ("ball bank", "king queen share"):
+            with torch.no_grad():
+                logits = model(**tokenizer(text, return_tensors="pt")).logits[0].double()
+            rows.append(posterior_from_config(logits, model.config))
+        found = fold_calibration(model)
+        assert found["exact"]
+        model.save_pretrained(folder)
+        cases.append((folder, task, multi_label))
+        expected[folder] = rows
+    command = [sys.executable, "-c", STOCK, json.dumps(cases)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    of_stock = json.loads(result.stdout.splitlines()[-1])
+    for folder, task, _ in cases:
+        for row, posterior in zip(of_stock[folder], expected[folder]):
+            if task == "text-classification":
+                scores = torch.tensor([row[f"class {k}"] for k in range(3)], dtype=torch.float64)
+                torch.testing.assert_close(scores, posterior, atol=1e-6, rtol=0, msg=folder)
+            else:
+                best = posterior[:-1].max(-1)  # without the end of the sentence
+                assert [label for label, _ in row] == [f"class {k}" for k in best.indices.tolist()]
+                scores = torch.tensor([score for _, score in row], dtype=torch.float64)
+                torch.testing.assert_close(scores, best.values, atol=1e-6, rtol=0, msg=folder)
+
+
+@pytest.mark.parametrize("kind", WITHOUT_BIAS)
+def test_heads_without_biases_take_a_scale_alone(kind):
+    model = make(kind, "text-classification", temperature=2.0)
+    ids = torch.tensor([[3, 4, 2]])
+    before = posterior_from_config(model(ids).logits, model.config)
+    assert fold_calibration(model)["exact"]
+    torch.testing.assert_close(model(ids).logits.softmax(-1), before, atol=1e-6, rtol=0)
+    model = make(kind, "text-classification", alpha=[1.0, 2.0, 3.0])
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=f"{type(model).__name__} has no bias, which alpha"):
+        fold_calibration(model)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert model.config.focal_loss["folded"] is None
+
+
+def logits_and_labels(model, num_examples=1500, sharpness=0.5):
+    """Random texts, and labels drawn from what softmax or sigmoid makes of a multiple of their logits."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 40, (num_examples, 6), generator=generator)
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits.double()
+    wide = sharpness * logits
+    if model.config.problem_type.startswith("multi"):
+        return logits, wide.sigmoid().bernoulli(generator=generator), ids
+    return logits, wide.softmax(-1).multinomial(1, generator=generator)[:, 0], ids
+
+
+class TestNotLinear:
+    @pytest.mark.parametrize("multi_label", [False, True])
+    def test_labels_make_it_likelier_than_softmax(self, multi_label):
+        model = make("bert", "text-classification", multi_label=multi_label, gamma=2.0)
+        logits, labels, ids = logits_and_labels(model)
+        found = fold_calibration(model, logits, labels)
+        assert not found["exact"] and found["negative_log_likelihood_after"] < found["negative_log_likelihood_before"]
+        assert 0.5 < found["equal_decisions"] <= 1
+        with torch.no_grad():
+            after = model(input_ids=ids).logits.double()
+        torch.testing.assert_close(after, logits * found["scale"] + torch.tensor(found["bias"]), atol=1e-5, rtol=0)
+        posterior = posterior_from_config(after, model.config)
+        stock = after.sigmoid() if multi_label else after.softmax(-1)
+        torch.testing.assert_close(posterior, stock)
+        stock_nll = torch.nn.functional.binary_cross_entropy(stock, labels) if multi_label else None
+        expected = stock_nll if multi_label else torch.nn.functional.nll_loss(stock.log(), labels)
+        assert found["negative_log_likelihood_after"] == pytest.approx(expected.item(), rel=1e-4)
+
+    @pytest.mark.parametrize("multi_label", [False, True])
+    def test_without_labels_it_is_as_near_as_a_linear_layer_comes(self, multi_label):
+        model = make("bert", "text-classification", multi_label=multi_label, gamma=2.0)
+        logits, *_ = logits_and_labels(model)
+        before = posterior_from_config(logits, model.config)
+        found = fold_calibration(model, logits)
+        after = logits * found["scale"] + torch.tensor(found["bias"])
+        stock = after.sigmoid() if multi_label else after.softmax(-1)
+        assert found["largest_difference"] == pytest.approx((stock - before).abs().max().item())
+        assert found["mean_difference"] < found["largest_difference"] < (0.01 if multi_label else 0.1)
+        if multi_label:  # the slope of THEORY: [1 + 2 g + g (g - 1) ln 2] / (1 + g ln 2)
+            assert found["scale"] == pytest.approx(2.676, rel=0.02)
+
+    def test_held_out_data_are_needed(self):
+        model = make("bert", "text-classification", gamma=2.0)
+        with pytest.raises(ValueError, match="logits: expected those of held-out data"):
+            fold_calibration(model)
+        with pytest.raises(ValueError, match="logits: expected those of the labels"):
+            fold_calibration(model, labels=torch.tensor([0, 1]))
+        assert model.config.focal_loss["folded"] is None
+
+
+class TestDecisions:
+    @pytest.mark.parametrize("multi_label", [False, True])
+    @pytest.mark.parametrize(
+        "chosen", [{"operating_point": "balanced"}, {"prior": 0.3}, {"operating_point": "thresholds"}]
+    )
+    def test_are_those_of_the_stock_argmax(self, chosen, multi_label):
+        num_labels = 3 if multi_label else 2
+        shares = [0.7, 0.2, 0.4] if multi_label else [0.8, 0.2]
+        thresholds = [0.2, 0.6, 0.5] if multi_label else [0.3]
+        model = make(
+            "bert",
+            "text-classification",
+            num_labels,
+            multi_label,
+            class_prior=shares,
+            thresholds=thresholds,
+            temperature=1.5,
+        )
+        if "prior" in chosen and not multi_label:
+            chosen = {"prior": [0.7, 0.3]}
+        logits, _, ids = logits_and_labels(model, 200)
+        expected, posterior = decide(logits, model.config, **chosen), posterior_from_config(logits, model.config)
+        assert not torch.equal(expected, decide(logits, model.config))
+        fold_calibration(model, **chosen)
+        with torch.no_grad():
+            after = model(input_ids=ids).logits.double()
+        stock = (after > 0).long() if multi_label else after.argmax(-1)
+        assert torch.equal(stock, expected) and torch.equal(decide(after, model.config), expected)
+        # What this package shows is the posterior still, and it decides otherwise on request.
+        torch.testing.assert_close(posterior_from_config(after, model.config), posterior, atol=1e-5, rtol=0)
+
+
+class TestUnfold:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_bit_for_bit_from_a_saved_folder(self, tmp_path, dtype):
+        model = make("bert", "text-classification", alpha=[0.3, 1.0, 2.0], temperature=0.77).to(dtype)
+        before, record = (
+            {name: value.clone() for name, value in model.state_dict().items()},
+            dict(model.config.focal_loss),
+        )
+        fold_calibration(model)
+        assert not torch.equal(find_head(model).weight, before["classifier.weight"])
+        model.save_pretrained(tmp_path)
+        loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=dtype)
+        unfold_calibration(loaded)
+        assert all(torch.equal(value, before[name]) for name, value in loaded.state_dict().items())
+        assert loaded.config.focal_loss == record
+        with pytest.raises(ValueError, match="model: its calibration is not folded"):
+            unfold_calibration(loaded)
+
+    def test_twice_is_refused(self):
+        model = make("bert", "text-classification", temperature=2.0)
+        fold_calibration(model)
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        with pytest.raises(ValueError, match="folded already; unfold_calibration"):
+            fold_calibration(model)
+        with pytest.raises(ValueError, match="folded into the weights; unfold_calibration"):
+            calibrate_config(torch.randn(9, 3), torch.arange(9) % 3, model.config)
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+    def test_weights_that_are_not_those_of_the_record(self, tmp_path):
+        model = make("bert", "text-classification", temperature=2.0)
+        original = find_head(model).weight.detach().clone()
+        fold_calibration(model)
+        find_head(model).weight.data = original
+        for refuses in (check_folded_weights, unfold_calibration):
+            with pytest.raises(ValueError, match="folded into the head, but its weights are others"):
+                refuses(model)
+        model.save_pretrained(tmp_path)
+        save_tokenizer(tmp_path)
+        with pytest.raises(ValueError, match="folded into the head, but its weights are others"):
+            pipeline("text-classification", model=str(tmp_path), pipeline_class=FocalTextClassificationPipeline)
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        "message, settings",
+        [
+            ("no class posterior to fold", {"alpha": [0.0, 1.0, 1.0]}),
+            ("no class posterior to fold", {"gamma": "flsd_53"}),
+        ],
+    )
+    def test_what_has_no_posterior(self, message, settings):
+        model = make("bert", "text-classification", **settings)
+        with pytest.raises(ValueError, match=message):
+            fold_calibration(model, torch.randn(9, 3), torch.arange(9) % 3)
+
+    def test_heads_that_share_their_weights(self):
+        model = make("bert", "text-classification", temperature=2.0)
+        model.other = torch.nn.Linear(16, 5)
+        model.other.weight = model.classifier.weight
+        with pytest.raises(ValueError, match="shares its weights with others"):
+            fold_calibration(model)
+
+    def test_no_head(self):
+        model = make("bert", "text-classification", temperature=2.0)
+        model.classifier = torch.nn.Sequential(torch.nn.Linear(16, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4))
+        with pytest.raises(ValueError, match="expected one linear layer .* but found 0: none"):
+            fold_calibration(model)
+
+    def test_another_layer_of_that_size_is_no_head(self):
+        model = make("bert", "text-classification", temperature=2.0)
+        model.unused = torch.nn.Linear(16, 3)
+        assert find_head(model) is model.classifier
+
+
+def test_our_pipeline_says_what_the_stock_one_does(tmp_path):
+    model = make("bert", "text-classification", alpha=[0.2, 1.0, 4.0], class_prior=[0.7, 0.2, 0.1], temperature=1.4)
+    save_tokenizer(tmp_path)
+    model.save_pretrained(tmp_path)
+    texts, arguments = ["ball bank", "king"], {"top_k": None, "model": str(tmp_path)}
+    ours = {"pipeline_class": FocalTextClassificationPipeline}
+    before = pipeline("text-classification", **arguments, **ours)(texts, operating_point="most_likely")
+    fold_calibration(model)
+    model.save_pretrained(tmp_path)
+    after = pipeline("text-classification", **arguments, **ours)(texts)
+    of_stock = pipeline("text-classification", **arguments)(texts)
+    for one, two, three in zip(before, after, of_stock):
+        assert [r["label"] for r in one] == [r["label"] for r in two] == [r["label"] for r in three]
+        for other in (two, three):
+            assert [r["score"] for r in other] == pytest.approx([r["score"] for r in one], abs=1e-6)
+
+
+def test_a_tiny_model_of_the_other_tests_has_a_head():
+    for task in ("single_label", "tokens", "multi_label"):
+        assert find_head(tiny_model(task)).out_features == 3
