@@ -40,6 +40,8 @@ from transformers import (
     HfArgumentParser,
     PretrainedConfig,
     PreTrainedModel,
+    ProgressCallback,
+    Trainer,
     TrainerCallback,
     set_seed,
 )
@@ -58,7 +60,7 @@ from hf_focal import (
 )
 from hf_focal.calibration import METHODS
 from hf_focal.evaluation import operating_points_of
-from hf_focal.operating_points import decision_scores
+from hf_focal.operating_points import decision_scores, has_posterior
 from hf_focal.settings import OPERATING_POINTS
 from hf_focal.thresholds import ThresholdCriterion
 
@@ -193,6 +195,35 @@ def model_path(model_args: ModelArguments) -> str:
     from data.bbc_longtail import minilm_path
 
     return minilm_path()
+
+
+class NamedProgress(ProgressCallback):
+    """The bars of the trainer, which say what they are for."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+
+    def on_train_begin(self, *args, **kwargs):
+        super().on_train_begin(*args, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("training")
+
+    def on_prediction_step(self, *args, **kwargs):
+        is_new = self.prediction_bar is None
+        super().on_prediction_step(*args, **kwargs)
+        if is_new and self.prediction_bar is not None:
+            self.prediction_bar.set_description(self.name)
+
+
+def name_bars(trainer: Trainer, name: str) -> None:
+    """What is evaluated or predicted from now on; a trainer without bars, or in a notebook, is left as it is."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, NamedProgress):
+            callback.name = name
+            return
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(NamedProgress(name))
 
 
 def own_logits(predictions: np.ndarray | tuple) -> Tensor:
@@ -340,12 +371,19 @@ def print_report(
     names: list[str],
     points: dict,
     chosen: str,
-    weights: np.ndarray | None,
+    weights: np.ndarray | None = None,
 ) -> None:
     """Per class as the model decides, and a row for each way that it can be told to decide."""
-    classes = range(len(names))
+    # The means are over the same classes as those of the metrics: all of several labels, and otherwise those that occur.
+    classes = range(len(names)) if labels.ndim == 2 else np.union1d(labels, decided)
     report = classification_report(
-        labels, decided, labels=classes, target_names=names, digits=3, zero_division=0, sample_weight=weights
+        labels,
+        decided,
+        labels=classes,
+        target_names=[names[k] for k in classes],
+        sample_weight=weights,
+        digits=3,
+        zero_division=0,
     )
     shown = ("accuracy", "f1_micro" if labels.ndim == 2 else "balanced_accuracy", "f1_macro", "f1_tail")
     rows = {
@@ -355,6 +393,8 @@ def print_report(
         for point, metrics in points.items()
     }
     print(f"\nResults on the {split} split, of {len(labels)} examples, decided {chosen}\n{report}")
+    if absent := [name for k, name in enumerate(names) if k not in classes]:
+        print(f"Neither in the split nor decided: {', '.join(absent)}\n")
     print(f"{pd.DataFrame(rows).T.to_string()}\nIn brackets: 95 % intervals of a bootstrap over the examples")
 
 
@@ -480,6 +520,7 @@ def run(
         callbacks=callbacks,
     )
     outputs: dict[str, PredictionOutput] = {}
+    name_bars(trainer, "validation split")
     if training_args.do_train:
         checkpoint = training_args.resume_from_checkpoint
         result = trainer.train(resume_from_checkpoint=True if checkpoint == "True" else checkpoint)
@@ -504,6 +545,7 @@ def run(
         if split not in datasets:
             continue
         if split not in outputs:
+            name_bars(trainer, f"{split} split")
             outputs[split] = trainer.predict(datasets[split], metric_key_prefix=prefix)
         output = outputs[split]
         logits, metrics = own_logits(output.predictions), dict(output.metrics)
@@ -524,11 +566,11 @@ def run(
                 write_predictions(path, decided, probabilities, names)
             if output.label_ids is not None:
                 chosen = operating_point_of(config)
-                print_report(
-                    split, output.label_ids.astype(int), decided.numpy(), names, points, chosen, known["sample_weight"]
-                )
+                weights = known["sample_weight"]
+                print_report(split, output.label_ids.astype(int), decided.numpy(), names, points, chosen, weights)
     if writes_card:
         said = {"dataset": data_name(data_args), "dataset_args": data_args.dataset_config_name}
+        name_bars(trainer, "results for the card")
         publish(trainer, datasets, outputs, tasks="text-classification", **said)
     return trainer, outputs
 
@@ -554,9 +596,40 @@ def publish(
         trainer.create_model_card(**said)
 
 
+def print_next_steps(trainer: FocalTrainer, path: str, task: str, example: str, **options: str) -> None:
+    """Where everything is, and lines of Python that use the model.
+
+    Args:
+        path: Where the model is from.
+        task: Of the pipeline.
+        example: A text for it.
+        options: Of the pipeline, beside its model.
+    """
+    if not trainer.is_world_process_zero():
+        return
+    args, config = trainer.args, trainer.model.config
+    folder = args.output_dir if args.do_train else path
+    card, predictions = Path(folder, "README.md"), Path(args.output_dir, "predict_results.txt")
+    print(f"\nThe model is in {folder}" + (f", its card is {card}" if args.do_train and card.is_file() else ""))
+    if args.do_predict:
+        print(f"The predictions of the test split are in {predictions}")
+    settings = FocalSettings.find_in(config)
+    imports, arguments = ["from transformers import pipeline"], [repr(task), f"model={folder!r}"]
+    is_ours = settings is not None and settings.folded is None
+    if is_ours and has_posterior(settings, config.num_labels, config.problem_type == "multi_label_classification"):
+        pipeline_class = f"Focal{task.title().replace('-', '')}Pipeline"
+        imports.append(f"from hf_focal import {pipeline_class}")
+        arguments.append(f"pipeline_class={pipeline_class}")
+    arguments += [f"{name}={value!r}" for name, value in options.items()]
+    lines = [*imports, f"classify = pipeline({', '.join(arguments)})", f"print(classify({example!r}))"]
+    print("To use it, in Python:\n\n    " + "\n    ".join(lines) + "\n")
+
+
 def main() -> None:
     model_args, data_args, training_args = parse_arguments(DataArguments, EMBEDDED_DEFAULT)
-    run(model_args, data_args, training_args, writes_card=training_args.do_train or training_args.push_to_hub)
+    writes_card = training_args.do_train or training_args.push_to_hub
+    trainer, _ = run(model_args, data_args, training_args, writes_card=writes_card)
+    print_next_steps(trainer, model_path(model_args), "text-classification", "Profits doubled.")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from toy_texts import run
 from transformers import AutoConfig
 
 
-def test_quickstart(shorten_bbc, capsys):
+def test_quickstart(shorten_bbc, capsys, recwarn):
     shorten_bbc(imbalance=2, head=24, validation=10, test=1)
     run("quickstart.py")
     settings = AutoConfig.from_pretrained("outputs/quickstart").focal_loss
@@ -13,3 +13,4 @@ def test_quickstart(shorten_bbc, capsys):
     printed = [line.split() for line in capsys.readouterr().out.splitlines()[-3:]]
     assert [words[0] for words in printed] == ["sports", "business", "tech"]
     assert all(0.2 < float(words[1]) <= 1 for words in printed)
+    assert not [str(warning.message) for warning in recwarn if "pin_memory" in str(warning.message)]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from toy_texts import (
     common_flags,
     counted_predictions,
     multi_label_data,
+    python_in,
     run,
     single_label_data,
     write,
@@ -56,7 +58,9 @@ def test_embedded_default_without_arguments(shorten_bbc, capsys):
     assert lines[header].split() == ["accuracy", "balanced_accuracy", "f1_macro", "f1_tail"]
     shown = [line.split("  ")[0].strip() for line in lines[header + 1 : header + 4]]
     assert shown == ["as_trained (in force)", "most_likely", "balanced"]
-    assert "48/48" in progress
+    assert "training: 100%" in progress and "48/48" in progress
+    for name in ("calibration on the validation split", "validation split", "test split"):
+        assert f"\r{name}: 100%" in progress
 
     folder = Path("outputs/bbc_longtail")
     scores = json.loads((folder / "test_results.json").read_text())
@@ -246,6 +250,49 @@ def test_names_in_chinese_are_aligned(model_folder, capsys):
     )
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("體育", "財"))]
     assert len(lines) == 2 and len({line.index("0.") + sum(ord(c) > 255 for c in line) for line in lines}) == 1
+@pytest.mark.parametrize("is_multi_label", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_one_macro_f1(model_folder, capsys, is_multi_label, weighted):
+    """That of the report is that of the table, also where classes of the training are not in the split."""
+    data = multi_label_data() if is_multi_label else single_label_data()
+    data["importance"] = [1.0, 2.0] * 10
+    kind = "json" if is_multi_label else "csv"
+    train = write(data, f"train.{kind}")
+    test = write(data[[row != "money" and row != ["money"] for row in data["label"]]], f"test.{kind}")
+    flags = ["--focal_sample_weight_column", "importance"] * weighted
+    files = ["--train_file", train, "--test_file", test, "--do_train", "--do_predict"]
+    run(
+        SCRIPT, *common_flags(model_folder), *files, *flags, "--num_train_epochs", 4, "--operating_point", "as_trained"
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert ("Neither in the split nor decided: money" in lines) == (not is_multi_label)
+    (of_report,) = (line.split()[4] for line in lines if line.strip().startswith("macro avg"))
+    at = next(i for i, line in enumerate(lines) if line.startswith("as_trained (in force)"))
+    of_table = re.findall(r"([\d.]+) \(", lines[at])[lines[at - 1].split().index("f1_macro")]
+    of_results = json.loads(Path("out/test_results.json").read_text())["test_f1_macro"]
+    assert of_report == of_table == f"{of_results:.3f}"
+    assert 0.1 < of_results < 1
+
+
+def test_the_last_lines_run_as_they_stand(model_folder, capsys):
+    file = write(single_label_data(), "data.csv")
+    flags = ["--train_file", file, "--test_file", file, "--do_train", "--do_predict"]
+    run(SCRIPT, *common_flags(model_folder), *flags)
+    printed = capsys.readouterr().out
+    assert f"The model is in out, its card is {Path('out/README.md')}" in printed
+    assert f"The predictions of the test split are in {Path('out/predict_results.txt')}" in printed
+    exec(python_in(printed), {})
+    assert "'label'" in capsys.readouterr().out
+
+
+def test_the_last_lines_of_a_model_that_was_not_trained_here(model_folder, capsys):
+    """It is where it was, and without settings the stock pipeline serves it."""
+    file = write(single_label_data().drop(columns="label"), "data.csv")
+    run(SCRIPT, *common_flags(model_folder), "--test_file", file, "--do_predict")
+    printed = capsys.readouterr().out
+    assert f"The model is in {model_folder}\n" in printed and "Focal" not in python_in(printed)
+    exec(python_in(printed), {})
+    assert "'label'" in capsys.readouterr().out
 
 
 def test_thresholds_of_three_classes_are_refused_before_the_training(model_folder):

@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from exactness import tiny_model
 from processes import run_in_two_processes
 from tokenizers import Tokenizer, models, pre_tokenizers
-from toy_texts import common_flags, counted_predictions, run
+from toy_texts import common_flags, counted_predictions, python_in, run
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_focal.model_card import read_model_card
@@ -55,7 +55,11 @@ def test_train_and_predict_from_strings(model_folder, capsys):
     assert {"eval_entity_f1_micro", "eval_f1_macro"} <= json.loads(Path("out/eval_results.json").read_text()).keys()
     lines = Path("out/predict_results.txt").read_text().splitlines()
     assert [len(line.split()) for line in lines] == [len(sentence) for sentence in SENTENCES]
-    assert "f1-score" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "f1-score" in printed and "reports only what is surer" in printed
+    assert "pipeline_class=FocalTokenClassificationPipeline, aggregation_strategy='first'" in python_in(printed)
+    exec(python_in(printed), {})
+    assert capsys.readouterr().out.startswith("[")
 
 
 def test_class_labels_and_unlabelled_test_data(model_folder):

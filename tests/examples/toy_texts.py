@@ -3,6 +3,7 @@
 import re
 import runpy
 import sys
+import textwrap
 from pathlib import Path
 
 import pandas as pd
@@ -82,6 +83,12 @@ def markdown_rows(text: str) -> pd.DataFrame:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     rows = [row for row in rows if not all(re.fullmatch(":?-+:?", cell) for cell in row)]
     return pd.DataFrame(rows[1:], columns=rows[0])
+
+
+def python_in(printed: str) -> str:
+    """The lines of Python that a script ends with."""
+    lines = printed.partition("To use it, in Python:")[2].splitlines()
+    return textwrap.dedent("\n".join(line for line in lines if line.startswith("    ")))
 
 
 def common_flags(model_folder: str | Path, output_dir: str = "out") -> list[str]:
