@@ -15,14 +15,20 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import PartialState
 from data.labelled_texts import DataArguments, check_columns, load_splits
 from datasets import ClassLabel, Dataset, DatasetDict
 from run_text_classification import (
+    calibrate,
+    check_decision,
+    choose_operating_point,
     data_name,
+    fold,
     model_path,
     name_bars,
+    operating_point_of,
     parse_arguments,
     print_label_distribution,
     print_next_steps,
@@ -38,7 +44,14 @@ from transformers import (
     set_seed,
 )
 
-from hf_focal import FocalSettings, FocalTrainer, compute_metrics, decide
+from hf_focal import (
+    FocalSettings,
+    FocalTrainer,
+    compute_metrics,
+    decide,
+    evaluate_model,
+    evaluate_operating_points,
+)
 
 
 EMBEDDED_DEFAULT = (
@@ -115,13 +128,32 @@ def tag_sequences(predictions: np.ndarray, labels: np.ndarray, names: list[str])
 
 
 def scores(prediction: EvalPrediction, names: list[str]) -> dict[str, float]:
-    report = classification_report(
-        *tag_sequences(prediction.predictions.argmax(-1), prediction.label_ids, names),
-        output_dict=True,
-        zero_division=0,
-    )
-    entities = {f"entity_f1_{average}": float(report[f"{average} avg"]["f1-score"]) for average in ("micro", "macro")}
+    """Of the logits' own decisions, which the training is followed by."""
+    entities = entity_scores(prediction.predictions.argmax(-1), prediction.label_ids, names)
     return {**entities, **compute_metrics(prediction, label_names=names)}
+
+
+def entity_scores(decided: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, float]:
+    report = classification_report(*tag_sequences(decided, labels, names), output_dict=True, zero_division=0)
+    return {f"entity_f1_{average}": float(report[f"{average} avg"]["f1-score"]) for average in ("micro", "macro")}
+
+
+def print_report(
+    split: str, decided: np.ndarray, labels: np.ndarray, names: list[str], points: dict, chosen: str
+) -> None:
+    """The entities as the model decides, and a row for each way that it can be told to decide."""
+    report = classification_report(*tag_sequences(decided, labels, names), digits=3, zero_division=0)
+    rows = {
+        f"{point} (in force)" if point == chosen else point: {
+            name: "{:.3f} ({:.3f} to {:.3f})".format(*value) if isinstance(value, tuple) else f"{value:.3f}"
+            for name, value in metrics.items()
+        }
+        for point, metrics in points.items()
+    }
+    print(f"\nEntities of the {split} split, {len(labels)} sentences, decided {chosen}\n{report}")
+    print(
+        f"{pd.DataFrame(rows).T.to_string()}\nIn brackets, of tokens: 95 % intervals of a bootstrap over the sentences"
+    )
 
 
 def main() -> None:
@@ -155,6 +187,7 @@ def main() -> None:
         config.label2id = {name: i for i, name in enumerate(names)}
     else:
         names = [config.id2label[k] for k in range(config.num_labels)]
+    check_decision(model_args, training_args, names, multi_label=False)
 
     # Tokens.
     tokenizer = AutoTokenizer.from_pretrained(model_args.tokenizer_name or path, add_prefix_space=True, **hub)
@@ -193,10 +226,17 @@ def main() -> None:
         data_collator=DataCollatorForTokenClassification(tokenizer),
         compute_metrics=partial(scores, names=names),
     )
+    outputs = {}
     name_bars(trainer, "validation split")
     if training_args.do_train:
         checkpoint = training_args.resume_from_checkpoint
         result = trainer.train(resume_from_checkpoint=True if checkpoint == "True" else checkpoint)
+        if "validation" in datasets:
+            outputs["validation"] = trainer.predict(datasets["validation"], metric_key_prefix="eval")
+            calibrate(trainer, datasets["validation"], outputs["validation"], model_args)
+        choose_operating_point(model.config, model_args.operating_point, is_trained=True)
+        if model_args.fold_calibration:
+            fold(trainer, datasets["validation"], outputs.pop("validation"))
         trainer.save_model()
         trainer.save_state()
         trainer.log_metrics("train", result.metrics)
@@ -204,21 +244,35 @@ def main() -> None:
         if trainer.is_world_process_zero():
             settings = FocalSettings.from_config(model.config)
             print_label_distribution(settings, names, sum(settings.label_counts), multi_label=False)
-    outputs = {}
+    else:
+        choose_operating_point(model.config, model_args.operating_point, is_trained=False)
+    config = model.config
     for split, prefix in (("validation", "eval"), ("test", "test")):
         if split not in datasets:
             continue
-        name_bars(trainer, f"{split} split")
-        outputs[split] = output = trainer.predict(datasets[split], metric_key_prefix=prefix)
-        trainer.log(output.metrics)
-        trainer.save_metrics(prefix, output.metrics)
+        if split not in outputs:
+            name_bars(trainer, f"{split} split")
+            outputs[split] = trainer.predict(datasets[split], metric_key_prefix=prefix)
+        output, metrics = outputs[split], dict(outputs[split].metrics)
+        logits, labels, points = torch.as_tensor(output.predictions), output.label_ids, {}
+        decided = decide(logits, config).numpy()
+        if labels is not None:
+            in_force = {
+                **evaluate_model(logits, labels, config, label_names=names),
+                **entity_scores(decided, labels, names),
+            }
+            del in_force["per_class"]
+            metrics |= {f"{prefix}_{name}": value for name, value in in_force.items()}
+            points = {
+                point: {**entity_scores(decide(logits, config, point).numpy(), labels, names), **of_tokens}
+                for point, of_tokens in evaluate_operating_points(logits, labels, config).items()
+            }
+        trainer.log(metrics)
+        trainer.save_metrics(prefix, metrics | ({f"{prefix}_operating_points": points} if points else {}))
         if not trainer.is_world_process_zero():
             continue
-        decided = decide(torch.as_tensor(output.predictions), model.config).numpy()
-        if output.label_ids is not None:
-            truth, predictions = tag_sequences(decided, output.label_ids, names)
-            report = classification_report(truth, predictions, digits=3, zero_division=0)
-            print(f"\nEntities of the {split} split\n{report}")
+        if labels is not None:
+            print_report(split, decided, labels, names, points, operating_point_of(config))
         if split == "test":
             sentences = splits[split][words][: len(datasets[split])]
             _, starts = tokenize(sentences, tokenizer, max_length)

@@ -59,7 +59,7 @@ def test_embedded_default_without_arguments(shorten_bbc, capsys):
     shown = [line.split("  ")[0].strip() for line in lines[header + 1 : header + 4]]
     assert shown == ["as_trained (in force)", "most_likely", "balanced"]
     assert "training: 100%" in progress and "48/48" in progress
-    for name in ("calibration on the validation split", "validation split", "test split"):
+    for name in ("validation split", "test split"):
         assert f"\r{name}: 100%" in progress
 
     folder = Path("outputs/bbc_longtail")
@@ -250,6 +250,8 @@ def test_names_in_chinese_are_aligned(model_folder, capsys):
     )
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("體育", "財"))]
     assert len(lines) == 2 and len({line.index("0.") + sum(ord(c) > 255 for c in line) for line in lines}) == 1
+
+
 @pytest.mark.parametrize("is_multi_label", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_one_macro_f1(model_folder, capsys, is_multi_label, weighted):
