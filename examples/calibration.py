@@ -73,7 +73,20 @@ def readings(
             scaling = Scaling("none")
         scaled = apply_temperature(posterior, scaling.temperature, bias=scaling.bias)
         found[name] = where_it_is_tested(scaled), scaling.method if method == "auto" else ""
+    found["folded into the head"] = where_it_is_tested(folded(logits, held_out, settings)), ""
     return found
+
+
+def folded(logits: Tensor, held_out: tuple[Tensor, Tensor], settings: FocalSettings) -> Tensor:
+    """The stock softmax after [`fold_calibration`]."""
+    held_out_logits, labels = held_out
+    try:
+        scaling = fit_scaling(
+            held_out_logits.softmax(-1), labels, method="vector", class_prior=settings.class_prior, multi_label=False
+        )
+    except UnboundedFitError:
+        scaling = Scaling("none")
+    return apply_temperature(logits.softmax(-1), scaling.temperature, bias=scaling.bias)
 
 
 def measure(folder: Path) -> tuple[list[dict], dict[str, tuple[np.ndarray, np.ndarray]]]:

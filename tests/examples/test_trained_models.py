@@ -29,7 +29,7 @@ def test_calibration(data_flags, capsys):
     run(script, "--seeds", 1, *data_flags)
     printed = capsys.readouterr().out
     rows, ways = markdown_rows(printed), ["raw softmax", "closed form", "temperature", "vector scaling"]
-    assert rows["loss"].tolist() == ["cross entropy"] * 5 + ["focal"] * 5 + ["focal, alpha"] * 5
+    assert rows["loss"].tolist() == ["cross entropy"] * 6 + ["focal"] * 6 + ["focal, alpha"] * 6
     assert rows["probabilities"].tolist()[:4] == ways and rows["probabilities"][4].startswith("chosen (")
     cells = pd.read_json("out/calibration.jsonl", lines=True).set_index(["loss", "probabilities"])
     # They are fitted on the validation split, which is the test split here: they cannot make the likelihood worse.
@@ -43,7 +43,7 @@ def test_calibration(data_flags, capsys):
     assert len(finished) == 3 and all(path.stat().st_mtime_ns == time for path, time in finished.items())
     assert markdown_rows(capsys.readouterr().out).equals(rows)
     run(script, "--seeds", 1, "--losses", "focal", *data_flags)
-    assert markdown_rows(capsys.readouterr().out)["loss"].tolist() == ["focal"] * 5
+    assert markdown_rows(capsys.readouterr().out)["loss"].tolist() == ["focal"] * 6
 
 
 def test_posteriors_are_shifted_to_balanced_held_out_data():
