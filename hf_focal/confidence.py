@@ -50,7 +50,9 @@ def fit_min_confidence(
     What is decided is reported if it is none of `ignore_labels` and its probability reaches the cutoff. Of the cutoffs with
     the wanted precision it is the smallest, which reports the most; of those with the wanted recall the largest, which
     errs the least. Where only the first token of a word has a label, as in `run_token_classification.py`, precision and
-    recall are those of words with ``aggregation_strategy="first"``; entities of several words have the mean of their scores.
+    recall are those of the words of the data. With ``aggregation_strategy="first"`` the pipeline decides for the same words,
+    but where the tokenizer splits at more than blanks: of "12%" it makes two words, the second of which no training has
+    labelled. Entities of several words have the mean of their scores.
 
     Args:
         logits (`Tensor` or array): Of held-out data, (N, L, C) or (N, C), as `trainer.predict(dataset).predictions` has them.
