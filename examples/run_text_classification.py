@@ -616,7 +616,7 @@ def print_next_steps(trainer: FocalTrainer, path: str, task: str, example: str, 
     settings = FocalSettings.find_in(config)
     imports, arguments = ["from transformers import pipeline"], [repr(task), f"model={folder!r}"]
     is_ours = settings is not None and settings.folded is None
-    if is_ours and has_posterior(settings, config.num_labels, config.problem_type == "multi_label_classification"):
+    if is_ours and has_posterior(settings, config.problem_type == "multi_label_classification"):
         pipeline_class = f"Focal{task.title().replace('-', '')}Pipeline"
         imports.append(f"from hf_focal import {pipeline_class}")
         arguments.append(f"pipeline_class={pipeline_class}")

@@ -24,6 +24,7 @@ _MODULE_OF = {
     "apply_temperature": "calibration",
     "fit_temperature": "calibration",
     "calibrate_config": "held_out",
+    "export_posterior": "export",
     "fold_calibration": "folding",
     "unfold_calibration": "folding",
     "decide": "operating_points",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from .confidence import fit_min_confidence as fit_min_confidence
     from .evaluation import evaluate_model as evaluate_model
     from .evaluation import evaluate_operating_points as evaluate_operating_points
+    from .export import export_posterior as export_posterior
     from .folding import fold_calibration as fold_calibration
     from .folding import unfold_calibration as unfold_calibration
     from .held_out import calibrate_config as calibrate_config

@@ -36,7 +36,7 @@ _MIN_POSITIVES = 10
 def readings(logits: Tensor, settings: FocalSettings, multi_label: bool) -> dict[str, Tensor]:
     """The probabilities that can be read out of logits (..., C), by name; the class posterior where there is one."""
     found = {"raw sigmoid": logits.sigmoid()} if multi_label else {"raw softmax": logits.softmax(-1)}
-    if not has_posterior(settings, logits.shape[-1], multi_label):
+    if not has_posterior(settings, multi_label):
         return found
     return {**found, "posterior": posterior_from_settings(logits, settings, multi_label=multi_label)}
 

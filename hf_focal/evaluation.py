@@ -84,7 +84,7 @@ def operating_points_of(config: Any) -> list[str]:
     ```
     """
     settings, multi_label = FocalSettings.find_in(config), bool(is_multi_label(config))
-    if settings is None or not has_posterior(settings, config.num_labels, multi_label):
+    if settings is None or not has_posterior(settings, multi_label):
         return ["as_trained"]
     shares = settings.class_prior or [0.0]  # from a share of 0, or with several labels of 1, nothing can be shifted
     has_prior = all(0 < share < 1 + (not multi_label) for share in shares)

@@ -90,7 +90,7 @@ def fold_calibration(
     settings, multi_label = FocalSettings.from_config(config), bool(is_multi_label(config))
     if settings.folded is not None:
         raise ValueError("model: its calibration is folded already; unfold_calibration(model) takes that back")
-    if not has_posterior(settings, config.num_labels, multi_label):
+    if not has_posterior(settings, multi_label):
         raise ValueError(
             "model: it has no class posterior to fold: its gamma follows p_t, or a class has no weight in alpha"
         )

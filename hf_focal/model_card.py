@@ -425,7 +425,7 @@ def _how_to_use(contents: ModelCardContents) -> str:
         return ""
     pipeline_class, example = _PIPELINES[contents.task]
     is_of_texts = contents.task == "text-classification"
-    is_ours = settings.folded is None and has_posterior(settings, len(contents.label_names), contents.multi_label)
+    is_ours = settings.folded is None and has_posterior(settings, contents.multi_label)
     calibrated = "" if settings.temperature is None else ", calibrated on held-out data"
     arguments = {
         "model=model": True,

@@ -113,12 +113,22 @@ def _folded_posterior(logits: Tensor, shift: list[float], multi_label: bool) -> 
     return (wide.sigmoid() if multi_label else wide.softmax(-1)).to(loss_dtype(logits))
 
 
-def has_posterior(settings: FocalSettings, num_labels: int, multi_label: bool) -> bool:
+def has_posterior(settings: FocalSettings, multi_label: bool) -> bool:
     """Whether the class posterior can be read out of the logits: not for a gamma that follows p_t, nor for a class, or an answer
     for a label, without weight."""
-    weights = settings.class_weights(num_labels, multi_label)
     is_function = isinstance(settings.gamma, str) or isinstance(settings.gamma_neg, str)
-    return not is_function and (weights is None or bool((weights > 0).all()))
+    return not is_function and all(weight > 0 for weight in _weights(settings.alpha, multi_label))
+
+
+def _weights(alpha: Any, multi_label: bool) -> list[float]:
+    """All weights in alpha: of classes, or of both answers of labels. Numbers, by which an exported graph can be decided."""
+    if alpha is None:
+        return []
+    weights = alpha if isinstance(alpha, list) else [alpha]
+    if isinstance(weights[0], list):
+        return [*weights[0], *weights[1]]
+    is_share = multi_label or not isinstance(alpha, list)  # the others have the rest
+    return [*weights, *(1 - weight for weight in weights if is_share)]
 
 
 def decide(
@@ -229,7 +239,7 @@ def decision_scores(
         scores = logits.double().sigmoid() if multi_label else logits.double().softmax(-1)
         if multi_label:  # a logit of 0 is a "no", as in the metrics
             scores = torch.where(logits > 0, scores.clamp_min(0.5), scores.clamp_max(0.5 - 2**-54))
-        if not has_posterior(settings, logits.shape[-1], multi_label):
+        if not has_posterior(settings, multi_label):
             return scores, scores
         return scores, posterior_from_settings(logits, settings, multi_label=multi_label)
     posterior = posterior_from_settings(logits, settings, multi_label=multi_label)
