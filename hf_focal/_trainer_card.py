@@ -278,7 +278,7 @@ def _fitted_on(trainer: Trainer, settings: FocalSettings, results: _Results) -> 
     if not any(_is_same(results.dataset, one) for one in known):
         return []
     fitted = {
-        "the calibration": settings.temperature is not None,
+        "the calibration": settings.temperature is not None or settings.calibration_bias is not None,
         "the thresholds": settings.thresholds is not None,
         "the choice of the checkpoint": _is_best(trainer),
     }

@@ -251,12 +251,6 @@ class FocalTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
         """As [`~transformers.Trainer.train`]; warns if a checkpoint was trained with another gamma or alpha."""
-        settings = FocalSettings.find_in(self._config())
-        if settings is not None and settings.folded is not None:
-            raise ValueError(
-                "model: calibration is folded into its head, so its logits are not those that the loss trains; take that back with "
-                "hf_focal.unfold_calibration(model)"
-            )
         self._is_resumed = bool(resume_from_checkpoint)
         if resume_from_checkpoint:
             self._compare_with_checkpoint(resume_from_checkpoint)
@@ -1005,6 +999,12 @@ class FocalTrainer(Trainer):
 
     def _prepare_model(self) -> None:
         """Starts its head, and stores the settings in its config before any callback reads it."""
+        earlier = FocalSettings.find_in(self._config())
+        if earlier is not None and earlier.folded is not None:
+            raise ValueError(
+                "model: calibration is folded into its head, so its logits are not those that the loss trains; take that back with "
+                "hf_focal.unfold_calibration(model)"
+            )
         self._check_settings()  # a search has changed them since the trainer was made
         if not self._is_resumed:
             was_started = self._has_prior_bias and self.model_init is None  # by an earlier call of `train`

@@ -628,7 +628,7 @@ class TestWhichSplit:
     def test_what_was_fitted_on_the_same_examples(self, trained, tmp_path):
         trainer = trained("best")
         assert card_of(trainer).fitted_on_split == ["the choice of the checkpoint"]
-        trainer.calibrate(method="none")
+        replace(trainer.recorded_settings(), temperature=1.5).store_in(trainer.model.config)
         assert card_of(trainer).fitted_on_split == ["the calibration", "the choice of the checkpoint"]
         text = (tmp_path / "README.md").read_text()
         assert "## Results on the evaluation data, " in text
