@@ -22,6 +22,8 @@ __all__ = ["calibrate_config"]
 
 # Of several labels, one whose best F1 is less is not worth its false positives: 8 for each hit, or more.
 _MIN_F1 = 0.2
+# Fewer do not tell the best threshold of a label, which then is that of all such labels together.
+_MIN_POSITIVES = 10
 
 
 def calibrate_config(
@@ -39,8 +41,8 @@ def calibrate_config(
     r"""Fits what only held-out data can tell, and stores it in the model's config.
 
     That is a temperature for the class posterior, with a bias for each class where that is better ([`fit_scaling`]); and, for
-    two classes and for multi-label, the best threshold of each label ([`fit_thresholds`]; one of several labels that does
-    not reach an F1 of 0.2 keeps 0.5). Of two classes it is that of the rarer one, whatever its id is. What was stored before
+    two classes and for multi-label, the best threshold of each label ([`fit_thresholds`]; of several labels, those with fewer
+    than 10 positives share the one of their best F1, and what does not reach an F1 of 0.2 keeps 0.5). Of two classes it is that of the rarer one, whatever its id is. What was stored before
     is forgotten, unless nothing can be fitted.
 
     Args:
@@ -147,8 +149,7 @@ def calibrate_config(
             posterior, answers, names = posterior[:, [k]], (answers == k).long()[:, None], [names[k]]
         per_example = len(is_known) // len(logits)
         weights = as_weights(sample_weight, len(logits)).repeat(per_example)[is_known.numpy()]
-        min_f1 = _MIN_F1 if multi_label else 0.0
-        fitted, about = _thresholds(posterior, answers, names, criterion, weights, min_f1)
+        fitted, about = _thresholds(posterior, answers, names, criterion, weights, multi_label)
         stored, found = stored | fitted, found | about
     point = recorded.operating_point
     if point == "thresholds" and "thresholds" not in stored:
@@ -180,10 +181,13 @@ def _thresholds(
     names: Sequence[str],
     criterion: ThresholdCriterion,
     weights: np.ndarray,
-    min_f1: float,
+    multi_label: bool,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What is stored, and what else there is to say: of labels with names, from probabilities and answers (n, L)."""
-    thresholds = fit_thresholds(posterior, answers, **asdict(criterion), min_f1=min_f1, sample_weight=weights)
+    rare: dict[str, Any] = (
+        {"min_f1": _MIN_F1, "min_positives": _MIN_POSITIVES} if multi_label and criterion.is_f_beta else {}
+    )
+    thresholds = fit_thresholds(posterior, answers, **asdict(criterion), **rare, sample_weight=weights)
     not_reachable = [name for name, threshold in zip(names, thresholds) if math.isnan(threshold)]
     if not_reachable:
         is_of_all = len(not_reachable) == len(names)

@@ -50,6 +50,11 @@ class ThresholdCriterion:
     def _wanted(self) -> tuple[tuple[str, float | None], ...]:
         return ("wanted_precision", self.wanted_precision), ("wanted_recall", self.wanted_recall)
 
+    @property
+    def is_f_beta(self) -> bool:
+        """Whether it is an F-beta."""
+        return all(value is None for _, value in self._wanted)
+
     def __str__(self) -> str:
         """As in a record."""
         wanted = [f"{name.removeprefix('wanted_')} {value:g}" for name, value in self._wanted if value is not None]
