@@ -22,7 +22,7 @@ from .operating_points import decide, has_posterior, operating_point_scores, pos
 from .settings import FocalSettings
 
 
-__all__ = ["check_folded_weights", "fold_calibration", "unfold_calibration"]
+__all__ = ["check_folded_weights", "find_head", "fold_calibration", "unfold_calibration"]
 
 _VIEWS = {
     torch.float32: torch.int32,
