@@ -183,14 +183,14 @@ def find_head(model: nn.Module) -> nn.Linear:
         if isinstance(layer, nn.Linear) and layer.out_features == config.num_labels
     }
     heads = _heads_by_output(model, linear) or linear
+    if any(name.endswith("base_layer") for name in heads):
+        raise ValueError("model: its head has an adapter of its own; merge it before, with model.merge_and_unload()")
     if len(heads) != 1:
         raise ValueError(
             f"model: expected one linear layer of {type(model).__name__} whose outputs are the {config.num_labels} logits, but "
             f"found {len(heads)}: {', '.join(heads) or 'none'}"
         )
-    ((name, head),) = heads.items()
-    if name.endswith("base_layer"):
-        raise ValueError("model: its head has an adapter of its own; merge it before (model.merge_and_unload())")
+    (head,) = heads.values()
     if not head.weight.is_floating_point() or head.weight.dtype not in _VIEWS:
         raise ValueError(f"model: its head is quantised ({head.weight.dtype}); fold before quantising")
     sharing = [other for other, p in model.named_parameters(remove_duplicate=False) if p is head.weight]

@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
-from exactness import tiny_model
+from exactness import tiny_dataset, tiny_model
+from test_trainer import make_trainer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
@@ -344,3 +346,59 @@ def test_our_pipeline_says_what_the_stock_one_does(tmp_path):
 def test_a_tiny_model_of_the_other_tests_has_a_head():
     for task in ("single_label", "tokens", "multi_label"):
         assert find_head(tiny_model(task)).out_features == 3
+
+
+class TestAdapters:
+    def lora(self, **settings):
+        peft = pytest.importorskip("peft")
+        model = make("bert", "text-classification", temperature=2.0)
+        config = peft.LoraConfig(r=2, init_lora_weights=False, **settings)
+        return peft.get_peft_model(model, config).eval()
+
+    def test_the_head_that_is_saved_with_one(self):
+        model, ids = self.lora(target_modules=["query"], modules_to_save=["classifier"]), torch.tensor([[3, 4, 2]])
+        with torch.no_grad():
+            before = posterior_from_config(model(input_ids=ids).logits, model.config)
+            assert fold_calibration(model)["exact"]
+            torch.testing.assert_close(model(input_ids=ids).logits.softmax(-1), before, atol=1e-6, rtol=0)
+            with model.disable_adapter():  # of the model below, nothing is changed
+                logits = model(input_ids=ids).logits
+            original = make("bert", "text-classification")
+            torch.testing.assert_close(logits, original(input_ids=ids).logits, atol=1e-5, rtol=0)
+
+    def test_an_adapter_of_the_head_is_refused_until_it_is_merged(self):
+        model = self.lora(target_modules=["query", "classifier"])
+        with pytest.raises(ValueError, match="merge"):
+            fold_calibration(model)
+        assert fold_calibration(model.merge_and_unload())["exact"]
+
+
+class TestTrainer:
+    def trainer(self, folder, **settings):
+        return make_trainer(folder, max_steps=2, train_dataset=tiny_dataset(), **settings)
+
+    def test_folds_what_it_has_calibrated(self, tmp_path):
+        trainer = self.trainer(tmp_path, gamma=0.0, alpha=[0.5, 1.0, 3.0], eval_dataset=tiny_dataset(num_examples=30))
+        trainer.train()
+        replace(trainer.recorded_settings(), temperature=0.7).store_in(trainer.model.config)
+        logits = torch.tensor(trainer.predict(trainer.eval_dataset).predictions)
+        before = posterior_from_config(logits, trainer.model.config)
+        found = trainer.fold_calibration()
+        assert found["exact"] and found["largest_difference"] < 1e-6
+        after = torch.tensor(trainer.predict(trainer.eval_dataset).predictions)
+        torch.testing.assert_close(after.softmax(-1), before, atol=1e-5, rtol=0)
+
+    def test_does_not_train_what_is_folded(self, tmp_path):
+        trainer = self.trainer(tmp_path, gamma=0.0, alpha=[0.5, 1.0, 3.0], eval_dataset=tiny_dataset(num_examples=30))
+        trainer.train()
+        weights = trainer.model.classifier.weight.clone()
+        trainer.fold_calibration()
+        with pytest.raises(ValueError, match="folded into its head.*unfold_calibration"):
+            trainer.train()
+        unfold_calibration(trainer.model)
+        assert torch.equal(trainer.model.classifier.weight, weights)
+        trainer.train()
+
+    def test_data_are_needed(self, tmp_path):
+        with pytest.raises(ValueError, match="dataset: expected one dataset of labelled examples"):
+            self.trainer(tmp_path).fold_calibration()
