@@ -17,7 +17,7 @@ The tables of the README, some minutes each and half an hour the first time, whi
 Each cell is one run of `run_text_classification.py` with one loss and one seed; other flags are handed on to it, or are
 those of `python -m baselines cell`. Finished cells are not repeated. What is fitted is fitted on the validation split, and
 everything is measured on the test split, as mean and 95 % interval (Student's t) over the seeds: negative log likelihood,
-Brier score, accuracy, and expected calibration error (15 bins of equal mass) beside what a perfectly calibrated model would
+Brier score, accuracy, macro-F1, and expected calibration error (15 bins of equal mass) beside what a perfectly calibrated model would
 have. Where validation and test split are balanced and the training data are not, posteriors are shifted there. Beside the
 table it draws reliability diagrams.
 """
@@ -49,6 +49,7 @@ METRICS = {
     "negative_log_likelihood": "NLL",
     "brier_score": "Brier",
     "accuracy": "accuracy",
+    "f1_macro": "macro-F1",
     "expected_calibration_error": "ECE",
     "expected_calibration_error_floor": "ECE floor",
 }

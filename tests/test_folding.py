@@ -314,6 +314,13 @@ class TestRefused:
         with pytest.raises(ValueError, match="shares its weights with others"):
             fold_calibration(model)
 
+    def test_quantised_heads(self):
+        model = make("bert", "text-classification", temperature=2.0)
+        whole = torch.zeros_like(model.classifier.weight, dtype=torch.int8)
+        model.classifier.weight = torch.nn.Parameter(whole, requires_grad=False)
+        with pytest.raises(ValueError, match="its head is quantised .torch.int8.; fold before quantising"):
+            fold_calibration(model)
+
     def test_no_head(self):
         model = make("bert", "text-classification", temperature=2.0)
         model.classifier = torch.nn.Sequential(torch.nn.Linear(16, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4))
