@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any, cast
@@ -156,7 +156,7 @@ def _contents(
         fitted_on_split=_fitted_on(trainer, settings, results),
         **_where_to_find(trainer, summary),
         label_names=label_names,
-        settings=settings,
+        settings=_without_weights(settings),
         seeds=[args.seed],
         metrics={name: [value] for name, value in results.metrics.items()},
         per_class={
@@ -269,6 +269,13 @@ def _prefix(output: PredictionOutput) -> str:
     """Of the names of its metrics: "test_", say."""
     names = (name for name in output.metrics or {} if name.endswith("_runtime"))
     return next((name.removesuffix("runtime") for name in names), "test_")
+
+
+def _without_weights(settings: FocalSettings) -> FocalSettings:
+    """A card does not hold what it takes to restore the weights of a folded model, which is as large as these."""
+    if settings.folded is None:
+        return settings
+    return replace(settings, folded={**settings.folded, "residual": "", "unfolded_bias": None})
 
 
 def _fitted_on(trainer: Trainer, settings: FocalSettings, results: _Results) -> list[str]:

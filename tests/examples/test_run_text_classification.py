@@ -427,7 +427,11 @@ def test_calibration_in_the_weights(model_folder, capsys, point):
         assert rows["probability"].tolist() == pytest.approx([result["score"] for result in found], abs=1e-5)
     results = json.loads(Path("out/test_results.json").read_text())
     assert results["test_accuracy"] == pytest.approx(accuracy_score(data["label"], rows["prediction"]))
-    assert "FocalTextClassificationPipeline" not in Path("out/README.md").read_text().split("## Results")[0]
+    card = Path("out/README.md").read_text()
+    assert "FocalTextClassificationPipeline" not in card.split("## Results")[0]
+    assert ("A score is the class posterior" in card) == (point == "as_trained")
+    assert AutoConfig.from_pretrained("out").focal_loss["folded"]["residual"] not in card
+    assert read_model_card("out/README.md").settings.folded is not None
     with pytest.raises(ValueError, match="--fold_calibration: it follows --do_train, with the validation split"):
         run(SCRIPT, *common_flags("out", "again"), "--test_file", file, "--do_predict", "--fold_calibration")
     more = ["--train_file", file, "--do_train"]
