@@ -346,9 +346,11 @@ def print_calibration(found: dict, num_examples: int) -> None:
             f"{name} {value:.4f}" for name, value in found.get("negative_log_likelihood", {}).items()
         )
         left_out = f"; negative log likelihood of examples left out: {likelihood}" if likelihood else ""
-        print(
-            f"\nProbabilities calibrated by {found['method']} scaling, temperature {found['temperature']:.2f}{left_out}"
+        how = {"temperature": "a temperature", "vector": "a temperature and a bias for each class"}.get(
+            found["method"]
         )
+        done = f"calibrated by {how} (temperature {found['temperature']:.2f})" if how else "left as they are"
+        print(f"\nProbabilities {done}{left_out}")
     rows = {
         name: {score: "{:.3f} ({:.3f} to {:.3f})".format(*values) for score, values in scores.items()}
         for name, scores in found.get("reached", {}).items()

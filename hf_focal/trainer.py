@@ -18,7 +18,13 @@ from datasets import IterableDataset as HubIterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, PredictionOutput, get_last_checkpoint
+from transformers.trainer_utils import (
+    EvalLoopOutput,
+    IntervalStrategy,
+    PredictionOutput,
+    get_last_checkpoint,
+    has_length,
+)
 
 from ._checks import ArgumentError, as_gamma, as_margin, as_numbers, check_distributions, checked_gamma, extremes
 from ._class_weights import Alpha, sigmoid_weights, softmax_weights
@@ -424,6 +430,8 @@ class FocalTrainer(Trainer):
         dataset = self.eval_dataset if dataset is None else dataset
         if dataset is None or isinstance(dataset, dict):
             raise ValueError(f"dataset: expected one dataset of labelled examples, but got {type(dataset).__name__}")
+        if has_length(dataset) and len(dataset) == 0:
+            raise ValueError("dataset: expected some examples, but there are none")
         if FocalSettings.find_in(self._config()) is None:
             self.recorded_settings().store_in(self._config())
         output = predictions

@@ -1258,10 +1258,27 @@ class TestCalibrate:
         assert trainer.calibrate() == trainer.calibrate(tiny_dataset(num_examples=12))
         assert trainer.model.config.focal_loss["gamma"] == 2  # also without training
 
+    def test_what_the_metrics_are_made_of_is_not_what_is_calibrated(self, tmp_path):
+        trainer = self.trainer(tmp_path)
+        trainer.train()
+        data, *_ = self.drawn(trainer, "single_label", 2.0)
+        expected = trainer.calibrate(data)
+
+        def classes(logits, labels):
+            return logits.argmax(-1)
+
+        trainer.preprocess_logits_for_metrics = classes
+        trainer.compute_metrics = lambda prediction: pytest.fail("has nothing to do with it")
+        assert trainer.calibrate(data) == expected and trainer.preprocess_logits_for_metrics is classes
+        trainer.compute_metrics = None
+        with pytest.raises(ValueError, match="predictions: expected logits, but preprocess_logits_for_metrics"):
+            trainer.calibrate(data, predictions=trainer.predict(data))
+
     @pytest.mark.parametrize(
         "message, dataset, kwargs",
         [
             ("dataset: expected one dataset of labelled examples, but got NoneType", None, {}),
+            ("dataset: expected some examples", tiny_dataset().select([]), {}),
             ("dataset: expected one dataset", {"a": tiny_dataset()}, {}),
             ("dataset: expected labelled examples", tiny_dataset().remove_columns("labels"), {}),
             ("config: trained with gamma 'flsd_53'", tiny_dataset(), {"gamma": flsd_53}),
