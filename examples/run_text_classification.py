@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import PartialState
+from data.data_check import check_data
 from data.labelled_texts import (
     DataArguments,
     check_columns,
@@ -445,6 +446,9 @@ def run(
     labels = {split: read_labels(splits[split], column) for split in needed}
     if unlabelled := [split for split in needed if labels[split] is None and split != "test"]:
         raise ValueError(f"the {unlabelled[0]} split is unlabelled")
+    if found := check_data(splits, labels, data_args.text_columns):
+        lines = "\n".join(f"- {line}" for line in found)
+        logger.warning(f"Is this meant? Rows are counted from 1, without the header.\n{lines}")
     path = model_path(model_args)
     hub = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir}
     config = AutoConfig.from_pretrained(path, **hub)

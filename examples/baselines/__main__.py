@@ -1,5 +1,6 @@
 """Losses compared over several seeds, each with the learning rate that suits it, and a model card for each of them.
 
+    python -m baselines --train_file mine.csv --minutes 30                               # your own texts, see own_data.py
     python -m baselines sweep baselines/recipes/bbc_longtail.yaml
     python -m baselines sweep baselines/recipes/reuters90.yaml --dataset_name FOLDER     # other flags win over the recipe
     python -m baselines report outputs/baselines/bbc_longtail/results.jsonl              # of what a sweep has done so far
@@ -115,6 +116,12 @@ def main() -> None:
     command = commands.add_parser("cell", help="one training and its test", add_help=False, allow_abbrev=False)
     command.set_defaults(run=cell, takes_flags=True)
 
+    if sys.argv[1:] and sys.argv[1].startswith("--") and sys.argv[1] != "--help":
+        from baselines.own_data import compare
+
+        compare(sys.argv[1:])
+        end_processes()
+        return
     args, flags = parser.parse_known_args()
     if flags and not args.takes_flags:
         parser.error(f"unrecognized arguments: {' '.join(flags)}")

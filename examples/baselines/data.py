@@ -41,8 +41,8 @@ def load_baseline_splits(
     return splits
 
 
-def cut_validation(splits: DatasetDict, data_args: DataArguments, share: float) -> DatasetDict:
-    """Moves distinct texts from `train` to `validation`, the same ones every time.
+def cut_validation(splits: DatasetDict, data_args: DataArguments, share: float, seed: int = 0) -> DatasetDict:
+    """Moves distinct texts from `train` to `validation`, the same ones for a seed.
 
     Each label gives away this share of its distinct texts, rounded, as far as texts of several labels allow: labels of few
     texts give none, and no text is in both.
@@ -58,7 +58,7 @@ def cut_validation(splits: DatasetDict, data_args: DataArguments, share: float) 
         label: round(share * count) for label, count in Counter(l for ls in labels_of.values() for l in ls).items()
     }
     candidates = sorted(labels_of, key=repr)
-    Random(0).shuffle(candidates)
+    Random(seed).shuffle(candidates)
     held_out = set()
     for text in candidates:
         if all(quota[label] for label in labels_of[text]):

@@ -1,11 +1,21 @@
 """Texts with labels, your own too: the flags that name them, the splits from the hub or from files, and their checks."""
 
+import codecs
+import csv
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
+from transformers.utils import logging
+
+
+logger = logging.get_logger("labelled_texts")
+_DECIMAL = re.compile(r"-?[0-9]*\.[0-9]+")
 
 
 @dataclass
@@ -13,9 +23,19 @@ class DataArguments:
     dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the hub or local folder."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the dataset."})
-    train_file: str | None = field(default=None, metadata={"help": "Training data: csv, json or parquet."})
-    validation_file: str | None = field(default=None, metadata={"help": "Validation data: csv, json or parquet."})
-    test_file: str | None = field(default=None, metadata={"help": "Test data: csv, json or parquet."})
+    train_file: str | None = field(default=None, metadata={"help": "Training data: csv, tsv, json or parquet."})
+    validation_file: str | None = field(default=None, metadata={"help": "Validation data: csv, tsv, json or parquet."})
+    test_file: str | None = field(default=None, metadata={"help": "Test data: csv, tsv, json or parquet."})
+    delimiter: str | None = field(
+        default=None,
+        metadata={
+            "help": "Between the columns of csv files. Default: that of comma, semicolon, tab and | which the header has."
+        },
+    )
+    encoding: str | None = field(
+        default=None,
+        metadata={"help": "Of csv files. Default: UTF-8, or what a byte order mark says, or else Windows-1252."},
+    )
     text_column_names: str = field(
         default="text", metadata={"help": "Column with the text; several, separated by commas, are joined by a space."}
     )
@@ -31,6 +51,10 @@ class DataArguments:
         for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):
             if (limit := getattr(self, name)) is not None and limit < 1:
                 raise ValueError(f"--{name}: expected at least 1, but got {limit}")
+
+        if self.dataset_name is not None and self.files:
+            given = ", ".join(f"--{split}_file" for split in self.files)
+            raise ValueError(f"--dataset_name: expected it or files, but got {self.dataset_name!r} and {given}")
 
     @property
     def text_columns(self) -> list[str]:
@@ -57,19 +81,62 @@ def load_splits(
         return embedded_default()
     splits = DatasetDict()
     for split, file in data_args.files.items():
-        kind = Path(file).suffix.lstrip(".").replace("jsonl", "json")
-        if kind not in ("csv", "json", "parquet"):
-            raise ValueError(f"--{split}_file: expected a csv, json or parquet file, but got {file}")
+        kind = Path(file).suffix.lstrip(".").lower().replace("jsonl", "json")
+        if kind not in ("csv", "tsv", "json", "parquet"):
+            raise ValueError(f"--{split}_file: expected a csv, tsv, json or parquet file, but got {file}")
         if not Path(file).is_file():
             raise ValueError(f"--{split}_file: {file} does not exist")
         try:
-            splits[split] = load_dataset(kind, data_files={"data": file}, cache_dir=cache_dir)["data"]
+            if kind in ("csv", "tsv"):
+                splits[split] = _read_csv(file, data_args)
+            else:
+                splits[split] = load_dataset(kind, data_files={"data": file}, cache_dir=cache_dir)["data"]
         except Exception as error:  # each reader has its own
             cause = error.__cause__ or error
+            flags = "; --delimiter and --encoding say how a csv file is written" if kind in ("csv", "tsv") else ""
             raise ValueError(
-                f"--{split}_file: {file} cannot be read as {kind} (is it empty or damaged?): {cause!r}"
+                f"--{split}_file: {file} cannot be read as {kind} (is it empty or damaged?{flags}): {cause!r}"
             ) from error
     return splits
+
+
+def _read_csv(file: str, data_args: DataArguments) -> Dataset:
+    """Texts and labels as they are written: 01 is not 1, and NA is no gap. Other columns are numbers, if all their cells are."""
+    content = Path(file).read_bytes()
+    encoding = data_args.encoding or _encoding(content)
+    text = content.decode(encoding)
+    wanted = [*data_args.text_columns, data_args.label_column_name]
+    delimiter = data_args.delimiter or _delimiter(text.split("\n", 1)[0].rstrip("\r"), wanted)
+    table = pd.read_csv(StringIO(text), sep=delimiter, dtype=str, keep_default_na=False)
+    for column in table.columns.difference(wanted):
+        numbers = pd.to_numeric(table[column], errors="coerce")
+        if numbers.notna().all():
+            table[column] = numbers
+    return Dataset.from_pandas(table, preserve_index=False)
+
+
+def _encoding(content: bytes) -> str:
+    marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+    for mark, encoding in marks.items():
+        if content.startswith(mark):
+            return encoding
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        row = content[: error.start].count(b"\n")
+        logger.warning(f"Row {row} is not UTF-8, so the file is read as Windows-1252; --encoding names another")
+        return "cp1252"
+    return "utf-8"
+
+
+def _delimiter(header: str, wanted: list[str]) -> str:
+    """The one with which the header has the most of the columns that are looked for, and then the most columns."""
+
+    def columns(delimiter: str) -> tuple[int, int]:
+        names = next(csv.reader([header], delimiter=delimiter), [])
+        return sum(name in names for name in wanted), len(names)
+
+    return max(",;\t|", key=columns)
 
 
 def check_columns(splits: DatasetDict, data_args: DataArguments, needed: list[str]) -> None:
@@ -86,10 +153,12 @@ def check_columns(splits: DatasetDict, data_args: DataArguments, needed: list[st
         if missing:
             raise ValueError(f"the {split} split has no column {sorted(missing)}, only {dataset.column_names}")
         for column in {*columns} & {*dataset.column_names}:
-            if empty := sum(value is None for value in dataset[column]):
+            is_label = column == data_args.label_column_name
+            empty = [n for n, value in enumerate(dataset[column], 1) if value is None or (is_label and value == "")]
+            if empty and not (is_label and split == "test" and len(empty) == len(dataset)):
+                shown = ", ".join(map(str, empty[:5])) + (" and more" if len(empty) > 5 else "")
                 raise ValueError(
-                    f"column {column!r} of the {split} split is empty in {empty} rows (csv readers take NA and None "
-                    "for empty)"
+                    f"column {column!r} of the {split} split is empty in {len(empty)} rows: {shown}, counted from 1"
                 )
 
 
@@ -105,8 +174,10 @@ def read_labels(dataset: Dataset, column: str) -> list[list[str]] | None:
         if {label for row in labels for label in row} <= {0, 1} and any(len({*row}) < len(row) for row in labels):
             raise ValueError(f"column {column!r}: expected lists of labels; rows of 0 and 1 are not supported")
         labels = [[*dict.fromkeys(row)] for row in labels]  # a row of Reuters-21578 holds a label twice
-    elif all(label == -1 for label in labels):  # how the test splits of challenges are published
+    elif all(label in (-1, "-1", "") for label in labels):  # how the test splits of challenges are published
         return None
+    elif feature.dtype in ("string", "large_string") and all(_DECIMAL.fullmatch(label) for label in labels):
+        raise ValueError(f"column {column!r}: expected labels as strings or integers, but got {labels[0]}")
     else:
         labels = [[label] for label in labels]
     if not isinstance(feature, (ClassLabel, Value)) or feature.dtype.startswith("float"):
@@ -119,7 +190,9 @@ def class_names(dataset: Dataset, column: str, labels: list[list[str]]) -> list[
     feature = getattr(dataset.features[column], "feature", dataset.features[column])
     if isinstance(feature, ClassLabel):
         return feature.names
-    return sorted({name for row in labels for name in row}, key=int if "int" in feature.dtype else None)
+    names = {name for row in labels for name in row}
+    are_integers = all(re.fullmatch("0|-?[1-9][0-9]*", name) for name in names)  # not those that begin with a 0
+    return sorted(names, key=int if are_integers else None)
 
 
 def encode_labels(labels: list[list[str]], names: list[str], multi_label: bool, split: str) -> list:

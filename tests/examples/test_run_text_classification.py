@@ -603,7 +603,7 @@ def with_column(name, value):
             {"validation.csv": lambda: single_label_data().drop(columns="label")},
         ),
         (
-            "--test_file: test.csv cannot be read as csv .is it empty",
+            "the test split is empty",
             "--do_predict",
             {"test.csv": lambda: single_label_data().iloc[:0]},
         ),
@@ -639,7 +639,7 @@ def with_column(name, value):
         ("--train_file: nothing.json cannot be read as json", "--train_file nothing.json", {}),
         ("a validation split is needed, but the dataset has only train", "--do_eval", {}),
         ("--train_file: missing.csv does not exist", "--train_file missing.csv", {}),
-        ("--train_file: expected a csv, json or parquet file, but got train.txt", "--train_file train.txt", {}),
+        ("--train_file: expected a csv, tsv, json or parquet file, but got train.txt", "--train_file train.txt", {}),
         ("--train_file: broken.parquet cannot be read as parquet", "--train_file broken.parquet", {}),
         ("--train_file: broken.json cannot be read as json", "--train_file broken.json", {}),
         ("--train_file: broken.csv cannot be read as csv", "--train_file broken.csv", {}),

@@ -1,0 +1,240 @@
+"""Your own texts, from files to a model: which loss is worth it, and the best one trained, calibrated and saved.
+
+    python -m baselines --train_file mine.csv --minutes 30
+
+What is missing of validation and test split is cut off the training file. Four losses are compared, each with its own
+learning rate, and with several seeds if the time allows; the loss is chosen on the validation split.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from data.labelled_texts import DataArguments, load_splits, read_labels
+from datasets import Dataset, DatasetDict
+from run_text_classification import load_embedded_default, model_path, parse_flags, print_next_steps, run
+from transformers import AutoConfig, AutoModelForSequenceClassification, HfArgumentParser
+
+from baselines.cell import FROZEN_LAYERS_CACHE
+from baselines.data import cut_validation
+from baselines.frozen_layers import freeze_layers
+from baselines.recipe import Recipe
+from baselines.report import difference_table, differences, report_table
+from baselines.sweep import Sweep
+
+
+ARMS = {
+    "cross entropy": {"loss": "cross_entropy"},
+    "weighted cross entropy": {"focal_gamma": 0, "focal_alpha": "sqrt_inverse"},
+    "focal": {"focal_alpha": "none"},
+    "focal, square-root alpha": {"focal_alpha": "sqrt_inverse"},
+}
+HELD_OUT = {"test": 0.2, "validation": 0.15}
+# What is handed on to `run_text_classification.py`.
+_OF_DATA = ("text_column_names", "label_column_name", "max_seq_length")
+_OF_DECISION = ("wanted_precision", "wanted_recall", "positive_label")
+
+
+@dataclass
+class OwnDataArguments(DataArguments):
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Model on the hub or local folder. Default: MiniLM-L6 from its package."}
+    )
+    minutes: float = field(default=30.0, metadata={"help": "What it may take, about."})
+    seed: int = field(default=1, metadata={"help": "Of the splits, and the first one of the trainings."})
+    output_dir: str | None = field(default=None, metadata={"help": "Default: outputs/ and the name of the file."})
+    wanted_precision: float | None = field(default=None, metadata={"help": "As in run_text_classification.py."})
+    wanted_recall: float | None = field(default=None, metadata={"help": "As in run_text_classification.py."})
+    positive_label: str | None = field(default=None, metadata={"help": "As in run_text_classification.py."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.train_file is None:
+            raise ValueError("--train_file: expected the file with the training data, but got none")
+        if not self.minutes > 0:
+            raise ValueError(f"--minutes: expected a number above 0, but got {self.minutes}")
+
+
+def compare(flags: list[str]) -> None:
+    """The whole command."""
+    (arguments,) = HfArgumentParser(OwnDataArguments).parse_args_into_dataclasses(flags, look_for_args_file=False)
+    folder = Path(arguments.output_dir or Path("outputs", Path(arguments.train_file).stem))
+    files = write_splits(arguments, folder / "data")
+    common = {f"{split}_file": file for split, file in files.items()}
+    common |= {name: getattr(arguments, name) for name in _OF_DATA}
+    if arguments.model_name_or_path is not None:
+        common["model_name_or_path"] = arguments.model_name_or_path
+    recipe = planned(common, arguments, folder)
+    records = Sweep(recipe, folder).run()
+    first = next(iter(recipe.arms))
+    tables = f"{report_table(records, first)}\n\n{difference_table(records, first)}\n"
+    (folder / "results.md").write_text(tables)
+    print(f"\n{tables}")
+    arm, record = best_arm(records)
+    print(recommendation(records, arm, first))
+    save_best(arm, record, arguments, folder)
+    print(f"The tables are in {folder / 'results.md'}, the splits in {folder / 'data'}.")
+
+
+def write_splits(arguments: OwnDataArguments, folder: Path) -> dict[str, str]:
+    """A file for each split, the same ones every time; the numbers of examples are printed."""
+    splits = load_splits(arguments, None, load_embedded_default)
+    column = arguments.label_column_name
+    for split, share in HELD_OUT.items():
+        if split not in splits:
+            cut = cut_validation(DatasetDict(train=splits["train"]), arguments, share, seed=arguments.seed)
+            splits["train"], splits[split] = cut["train"], cut["validation"]
+            if len(splits[split]) == 0:
+                raise ValueError(
+                    f"--{split}_file: the training data are too few to cut {share:.0%} off for it, so it has to be given"
+                )
+    folder.mkdir(parents=True, exist_ok=True)
+    files, counts = {}, {}
+    for split, dataset in splits.items():
+        files[split] = str(folder / f"{split}.parquet")
+        dataset.to_parquet(files[split])
+        names = [name for row in read_labels(dataset, column) or [] for name in row]
+        counts[split] = {name: names.count(name) for name in {*names}}
+    classes = sorted(counts["train"], key=lambda name: -counts["train"][name])
+    print("Examples of each class: " + ", ".join(f"{split} {len(splits[split])}" for split in splits))
+    for name in classes[:20]:
+        print(f"  {name}: " + ", ".join(f"{split} {counts[split].get(name, 0)}" for split in splits))
+    if len(classes) > 20:
+        print(f"  and {len(classes) - 20} more")
+    missing = [name for name in classes if any(not of_split.get(name) for of_split in counts.values())]
+    if missing:
+        print(f"Too rare to be in every split: {', '.join(missing[:20])}")
+    return files
+
+
+def planned(common: dict, arguments: OwnDataArguments, folder: Path) -> Recipe:
+    """What fits into the time: how many layers are trained, for how long, how often."""
+    kept = folder / "plan.json"  # of a run that goes on
+    if kept.exists():
+        plan = json.loads(kept.read_text())
+    else:
+        plan = _plan(common, arguments)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(plan))
+    print(plan["said"])
+    return Recipe(
+        title=folder.name,
+        flags=common | plan["flags"],
+        arms=ARMS,
+        grid={"learning_rate": plan["learning_rates"]},
+        seeds=[arguments.seed + k for k in range(plan["num_seeds"])],
+    )
+
+
+def _plan(common: dict, arguments: OwnDataArguments) -> dict:
+    size, batch = len(Dataset.from_parquet(common["train_file"])), 16
+    config = AutoConfig.from_pretrained(arguments.model_name_or_path or model_path(parse_flags([])[0]))
+    seconds = _seconds_per_example(config, arguments)
+    epochs, budget = (5 if size < 3000 else 3), arguments.minutes * 60
+    one_training = size * epochs * seconds
+    frozen, rates = 0, [2e-5, 5e-5]
+    if config.hidden_size < 512:  # small models take larger steps
+        rates = [1e-4, 3e-4]
+    can_freeze = config.model_type == "bert" and config.num_hidden_layers > 1
+    if can_freeze and one_training * 4 * len(rates) > budget:
+        frozen, rates = config.num_hidden_layers - 1, [5e-4, 1e-3]
+        one_training = size * seconds / 2 + size * epochs * seconds / config.num_hidden_layers
+        epochs *= 2
+    # The grid with one seed and a test of the best of each arm; each more seed is a training of each arm.
+    trainings, per_seed = 4 * len(rates) + 4, 4
+    if one_training * trainings > budget:
+        rates, trainings = rates[-1:], 4
+    num_seeds = 1 + int(np.clip((budget - one_training * trainings) / (one_training * per_seed), 0, 4))
+    minutes = one_training * (trainings + per_seed * (num_seeds - 1)) / 60
+    flags = {
+        "num_train_epochs": epochs,
+        "per_device_train_batch_size": batch,
+        "per_device_eval_batch_size": 64,
+        "warmup_steps": max(1, size * epochs // batch // 10),
+    }
+    if frozen:
+        flags["frozen_layers"] = frozen
+    if not torch.cuda.is_available():
+        flags["use_cpu"] = "true"
+    layers = f"the last layer and the head ({frozen} layers frozen to save time)" if frozen else "all layers"
+    seeds = f"{num_seeds} seed{'s' if num_seeds > 1 else ', as there is no time for more'}"
+    said = (
+        f"Planned: 4 losses, {layers}, {epochs} epochs, learning rates {', '.join(f'{rate:g}' for rate in rates)}, {seeds}; "
+        f"about {minutes:.0f} minutes"
+    )
+    return {"flags": flags, "learning_rates": rates, "num_seeds": num_seeds, "said": said}
+
+
+def _seconds_per_example(config, arguments: OwnDataArguments) -> float:
+    """Of a training step, measured on a model of this shape."""
+    model = AutoModelForSequenceClassification.from_config(config)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device).train()
+    length = min(arguments.max_seq_length, getattr(config, "max_position_embeddings", 512))
+    ids = torch.ones(8, length, dtype=torch.long, device=device)
+    labels = torch.zeros(8, dtype=torch.long, device=device)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        model(input_ids=ids, labels=labels).loss.backward()
+        times.append(time.perf_counter() - start)
+    return min(times) / 8
+
+
+def best_arm(records: Sequence[dict]) -> tuple[str, dict]:
+    """The arm that is best on the validation split, over its seeds, and the record of its best training there."""
+    tested = [record for record in records if record["stage"] == "test"]
+    scores: dict[str, list[float]] = {}
+    for record in tested:
+        scores.setdefault(record["arm"], []).append(record["validation_metrics"]["f1_macro"])
+    arm = max(scores, key=lambda name: np.mean(scores[name]))
+    of_arm = [record for record in tested if record["arm"] == arm]
+    return arm, max(of_arm, key=lambda record: record["validation_metrics"]["f1_macro"])
+
+
+def recommendation(records: list[dict], arm: str, first: str) -> str:
+    """One sentence: what was chosen on the validation split, and whether the test split can tell it from the first arm."""
+    if arm == first:
+        return f"Recommended: {first}, the best on the validation split; no other loss is worth its settings here."
+    table = differences(records, first)
+    ((gap, low, high),) = table.loc[
+        (table["arm"] == arm) & (table["metric"] == "f1_macro"), ["difference", "low", "high"]
+    ].to_numpy()
+    verdict = "does not differ" if low <= 0 <= high else "is better" if low > 0 else "is worse"
+    return (
+        f"Recommended: {arm}, the best on the validation split; on the test split it {verdict} "
+        f"{'from' if low <= 0 <= high else 'than'} {first}: {gap:+.3f} macro-F1 ({low:+.3f} to {high:+.3f})."
+    )
+
+
+def save_best(arm: str, record: dict, arguments: OwnDataArguments, folder: Path) -> None:
+    """Trains it once more, the same way, to be calibrated, decided as wanted, and saved with its card."""
+    model_folder = folder / "model"
+    taken = dict(zip(record["flags"][::2], record["flags"][1::2]))
+    frozen = taken.pop("--frozen_layers", None)
+    flags = [part for pair in taken.items() for part in pair]
+    for name in _OF_DECISION:
+        if (value := getattr(arguments, name)) is not None:
+            flags += [f"--{name}", str(value)]
+    flags += ["--output_dir", str(model_folder), "--do_train", "--do_eval", "--do_predict", "--report_to", "none"]
+    flags += [
+        "--eval_strategy",
+        "epoch",
+        "--save_strategy",
+        "epoch",
+        "--save_total_limit",
+        "1",
+        "--load_best_model_at_end",
+    ]
+    model_args, data_args, training_args = parse_flags(flags)
+    prepare = None
+    if frozen is not None:
+        prepare = partial(freeze_layers, frozen_layers=int(frozen), cache_dir=FROZEN_LAYERS_CACHE)
+    print(f"\nThe best one, {arm}, is trained once more, to be calibrated and saved.")
+    trainer, _ = run(model_args, data_args, training_args, prepare_model=prepare, writes_card=True)
+    print_next_steps(trainer, str(model_folder), "text-classification", "Profits doubled.")

@@ -1,0 +1,121 @@
+"""From a csv to a model that decides, with one command."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from data.labelled_texts import DataArguments
+from datasets import Dataset
+from toy_texts import WORDS, multi_label_data, python_in, run_baselines, single_label_data, write
+from transformers import AutoConfig
+
+from hf_focal.model_card import read_model_card
+
+
+# Of a few texts that a model has learned by heart.
+pytestmark = pytest.mark.filterwarnings("ignore:labels. the (more|less)")
+
+
+def numbered(data, times=4):
+    """Distinct texts: the words of a class, and a number."""
+    rows = pd.concat([data] * times, ignore_index=True)
+    rows["text"] = [f"{text} {WORDS['sport'][k % 3]} number{k}" for k, text in enumerate(rows["text"])]
+    return rows
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """One epoch of one learning rate."""
+    from baselines import own_data
+
+    plan = {
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 64,
+        "use_cpu": "true",
+    }
+    said = {"flags": plan, "learning_rates": [0.01], "num_seeds": 1, "said": "Planned: little"}
+    monkeypatch.setattr(own_data, "_plan", lambda common, arguments: said)
+
+
+@pytest.mark.parametrize("is_multi_label", [False, True])
+def test_from_a_file_to_a_model(model_folder, capsys, quick, is_multi_label):
+    data = numbered(multi_label_data() if is_multi_label else single_label_data())
+    file = write(data, "mine.json" if is_multi_label else "mine.csv")
+    flags = ["--train_file", file, "--model_name_or_path", model_folder, "--max_seq_length", "8"]
+    run_baselines(*flags)
+    printed = capsys.readouterr().out
+    splits = {
+        split: Dataset.from_parquet(f"outputs/mine/data/{split}.parquet") for split in ("train", "validation", "test")
+    }
+    texts = [text for split in splits.values() for text in split["text"]]
+    assert sorted(texts) == sorted(data["text"]) and len({*texts}) == len(texts)
+    assert f"Examples of each class: train {len(splits['train'])}" in printed and "  sport: train " in printed
+    assert all(arm in printed for arm in ("cross entropy (baseline)", "weighted cross entropy", "square-root alpha"))
+    assert printed.count("Recommended: ") == 1
+    assert (Path("outputs/mine/model") / "model.safetensors").exists()
+    card = read_model_card("outputs/mine/model/README.md")
+    assert (card.dataset_split, card.num_examples) == ("test", len(splits["test"]))
+    exec(python_in(printed), {})
+    records = [json.loads(line) for line in Path("outputs/mine/results.jsonl").read_text().splitlines()]
+    assert [record["stage"] for record in records] == ["test"] * 4
+    # What has been done is not done again.
+    run_baselines(*flags)
+    assert len(Path("outputs/mine/results.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_wanted_precision_is_handed_on(model_folder, quick):
+    data = numbered(single_label_data({"sport": 12, "money": 6}))
+    data.loc[::9, "label"] = "money"
+    flags = ["--train_file", write(data, "mine.csv"), "--model_name_or_path", model_folder, "--max_seq_length", "8"]
+    save = tmp_model_of_two(model_folder)
+    run_baselines(
+        *flags[:2], "--model_name_or_path", save, *flags[4:], "--wanted_recall", "0.8", "--output_dir", "out"
+    )
+    record = AutoConfig.from_pretrained("out/model").focal_loss
+    assert record["threshold_criterion"] == "recall 0.8" and record["operating_point"] == "thresholds"
+
+
+def tmp_model_of_two(folder):
+    from toy_texts import save_toy_model
+
+    return save_toy_model(Path("model_of_two"), num_labels=2)
+
+
+def test_what_is_wrong_is_said(model_folder):
+    with pytest.raises(ValueError, match="--train_file: expected the file with the training data"):
+        run_baselines("--minutes", "3")
+    with pytest.raises(ValueError, match="--minutes: expected a number above 0"):
+        run_baselines("--train_file", "a.csv", "--minutes", "0")
+    with pytest.raises(ValueError, match="not used by the HfArgumentParser.*--learning_rate"):
+        run_baselines("--train_file", "a.csv", "--learning_rate", "1")
+    file = write(single_label_data({"sport": 2, "money": 2}), "mine.csv")
+    with pytest.raises(ValueError, match="--test_file: the training data are too few to cut 20% off"):
+        run_baselines("--train_file", file, "--model_name_or_path", model_folder)
+
+
+def test_more_time_is_more_of_everything(model_folder, capsys):
+    from baselines.own_data import OwnDataArguments, planned, write_splits
+
+    file, plans = write(numbered(single_label_data(), 20), "mine.csv"), []
+    for minutes in (1e-4, 60):
+        arguments = OwnDataArguments(
+            train_file=file, model_name_or_path=str(model_folder), minutes=minutes, max_seq_length=8
+        )
+        files = write_splits(arguments, Path(f"out{minutes}/data"))
+        common = {f"{split}_file": path for split, path in files.items()}
+        plans.append(planned({**common, "model_name_or_path": str(model_folder)}, arguments, Path(f"out{minutes}")))
+    short, long = plans
+    assert len(short.seeds) == 1 and len(short.grid["learning_rate"]) == 1
+    assert len(long.seeds) == 5 and len(long.grid["learning_rate"]) == 2
+    assert "as there is no time for more" in capsys.readouterr().out
+
+
+def test_seeds_cut_other_texts():
+    from baselines.data import cut_validation
+    from datasets import DatasetDict
+
+    data = DatasetDict(train=Dataset.from_pandas(numbered(single_label_data())))
+    cuts = [cut_validation(data, DataArguments(), 0.2, seed=seed)["validation"]["text"][:] for seed in (0, 0, 1)]
+    assert cuts[0] == cuts[1] != cuts[2]
