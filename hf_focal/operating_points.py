@@ -247,16 +247,19 @@ def decision_scores(
     if prior is not None:
         posterior = scores
     if costs is not None:
-        matrix = torch.as_tensor(costs, dtype=torch.float64, device=posterior.device)
         num_classes = posterior.shape[-1]
         if multi_label:
             raise ValueError(
                 "costs: they are for one class per example; of several labels, each has a threshold of its own"
             )
+        try:
+            matrix = torch.as_tensor(costs, dtype=torch.float64, device=posterior.device)
+        except (TypeError, ValueError, RuntimeError):
+            matrix = torch.full((), torch.nan)
         if matrix.shape != (num_classes, num_classes) or not matrix.isfinite().all():
             raise ValueError(
                 f"costs: expected a finite number for each of {num_classes} classes that are right and each that is decided, "
-                f"but got {matrix.tolist()}"
+                f"but got {costs!r:.200}"
             )
         scores = -(posterior.double() @ matrix)
     return scores, posterior

@@ -261,8 +261,9 @@ class FocalTokenClassificationPipeline(TokenClassificationPipeline):
         """What decides, and the probabilities, of each token, (T, C)."""
         config = self.model.config
         scores, probabilities = decision_scores(logits, config, **_by_class_id(chosen, config))
-        point = chosen.get("operating_point", FocalSettings.from_config(config).operating_point)
-        if point == "as_trained" and not chosen.keys() & {"prior", "costs"}:
+        is_of_its_own = not (chosen.get("prior") is None and chosen.get("costs") is None)
+        point = chosen.get("operating_point") or FocalSettings.from_config(config).operating_point
+        if point == "as_trained" and not is_of_its_own:
             # In the precision of the stock pipeline, where tokens that are sure are equal, and the first of them decides.
             of_stock = softmax(logits.float().numpy(), axis=-1)
             is_softmax = np.allclose(probabilities, of_stock, rtol=1e-6, atol=1e-7)  # as after cross entropy
@@ -282,6 +283,11 @@ def _label(entity: dict[str, Any]) -> str:
 def _chosen(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What is chosen among the choices of both pipelines, and the other arguments."""
     chosen = {name: kwargs[name] for name in _CHOICES if kwargs.get(name) is not None}
+    # What a call says takes the place of what the pipeline was made with.
+    if chosen.keys() & {"prior", "costs"}:
+        chosen.setdefault("operating_point", None)
+    elif "operating_point" in chosen:
+        chosen |= {"prior": None, "costs": None}
     return chosen, {name: value for name, value in kwargs.items() if name not in _CHOICES}
 
 

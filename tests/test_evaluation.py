@@ -107,6 +107,7 @@ class TestDecide:
             ("costs: it is an operating point itself", {"operating_point": "balanced", "costs": [[0, 1], [1, 0]]}),
             ("costs: expected a finite number for each of 3", {"costs": [[0, 1], [1, 0]]}),
             ("costs: expected a finite number", {"costs": [[0, 1, float("nan")]] * 3}),
+            ("costs: expected a finite number .* but got 'high'", {"costs": "high"}),
             ("min_confidence: expected a probability, but got 2", {"min_confidence": 2}),
             ("config: focal_loss holds no thresholds", {"operating_point": "thresholds"}),
         ],

@@ -129,6 +129,17 @@ def test_operating_point_of_the_pipeline_and_of_a_call(folder):
     assert balanced(TEXTS) != load(folder, top_k=None)(TEXTS)
 
 
+def test_a_call_wins_over_what_the_pipeline_was_made_with(folder):
+    prior = {"ham": 0.1, "spam": 0.1, "eggs": 0.8}
+    plain, balanced, shifted = load(folder), load(folder, operating_point="balanced"), load(folder, prior=prior)
+    assert balanced(TEXTS, prior=prior) == plain(TEXTS, prior=prior) == shifted(TEXTS)
+    assert shifted(TEXTS, operating_point="balanced") == balanced(TEXTS)
+    costs = [[0, 1, 1], [9, 0, 1], [99, 9, 0]]
+    assert balanced(TEXTS, costs=costs) == plain(TEXTS, costs=costs)
+    with pytest.raises(ValueError, match="operating point itself"):
+        plain(TEXTS, prior=prior, operating_point="balanced")
+
+
 def test_prior_by_label(folder):
     classify = load(folder, top_k=None)
     prior = {"eggs": 0.8, "ham": 0.15, "spam": 0.05}
