@@ -5,10 +5,16 @@ import gc
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 
+_PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360606060000000050001a5f64540"
+    "0000000049454e44ae426082"
+)
 _cache = tempfile.mkdtemp(prefix="hf_focal_tests_")
 atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 os.environ.update(HF_HOME=_cache, HF_HUB_OFFLINE="1")
@@ -20,6 +26,16 @@ def without_settings_of_accelerate():
     yield
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
         del os.environ[name]
+
+
+@pytest.fixture
+def without_drawing(monkeypatch):
+    """Pictures are files of one pixel: drawing those of a card takes longer than training a tiny model."""
+
+    def save(figure, path, **options):
+        Path(path).write_bytes(_PIXEL + bytes(2000))
+
+    monkeypatch.setattr(Figure, "savefig", save)
 
 
 def pytest_collection_finish():

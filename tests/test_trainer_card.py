@@ -162,6 +162,7 @@ def test_signature_begins_with_that_of_trainer():
     assert all(kind == inspect.Parameter.KEYWORD_ONLY for _, _, kind in own[len(theirs) :])
 
 
+@pytest.mark.usefixtures("without_drawing")
 class TestWhichModel:
     def test_the_best_and_not_the_last(self, trained):
         trainer = trained("best")
@@ -239,6 +240,7 @@ class TestWhichModel:
         assert is_own_of_trainer(tmp_path)
 
 
+@pytest.mark.usefixtures("without_drawing")
 class TestNoTrace:
     def test_in_log_and_callbacks(self, trained):
         events = []
@@ -513,6 +515,7 @@ class TestTasks:
         assert contents.task == "token-classification" and contents.settings == FocalSettings.from_config(model.config)
 
 
+@pytest.mark.usefixtures("without_drawing")
 class TestEvalDataset:
     def test_several(self, trained):
         trainer = trained("several")
@@ -609,6 +612,7 @@ class TestEvalDataset:
         assert (contents.dataset_revision, contents.dataset_name) == ("1.2.0", "an unknown dataset")
 
 
+@pytest.mark.usefixtures("without_drawing")
 class TestWhichSplit:
     def test_another_than_that_of_the_trainer(self, trained, tmp_path):
         trainer = trained()
@@ -730,6 +734,7 @@ def snippets(tmp_path_factory):
     return dict(zip(SNIPPETS, zip(codes.values(), printed, strict=True), strict=True))
 
 
+@pytest.mark.usefixtures("without_drawing")
 class TestHowToUse:
     @pytest.mark.parametrize("name", ["one class", "tokenizer elsewhere"])
     def test_one_class_per_text(self, snippets, name):
@@ -768,6 +773,7 @@ class TestHowToUse:
         assert "How to use" not in (tmp_path / "README.md").read_text()
 
 
+@pytest.mark.usefixtures("without_drawing")
 class TestMetricsOfTheUser:
     def test_those_that_are_numbers_are_kept(self, trained):
         def metrics(prediction):
@@ -808,6 +814,7 @@ class TestMetricsOfTheUser:
         assert any("those in the log of the training" in limit for limit in again.limits)
 
 
+@pytest.mark.usefixtures("without_drawing")
 class TestCommand:
     @pytest.mark.parametrize(
         "given, kept",
@@ -863,6 +870,7 @@ class TestCommand:
         assert contents.wall_seconds == [trainer.state.log_history[-1]["train_runtime"]]
 
 
+@pytest.mark.usefixtures("without_drawing")
 class TestExistingReadme:
     @pytest.mark.parametrize(
         "text, tags, license",
@@ -899,6 +907,7 @@ class TestExistingReadme:
         assert card_of(trainer) == contents and tags == ["mine"]
 
 
+@pytest.mark.usefixtures("without_drawing")
 class TestNeverAReasonToFail:
     def test_refused_contents(self, tmp_path, trained, monkeypatch):
         trainer = trained()
@@ -939,6 +948,7 @@ class TestNeverAReasonToFail:
         assert card_of(trainer).multi_label and trainer.calibrate()["thresholds"]
 
 
+@pytest.mark.usefixtures("without_drawing")
 class TestHub:
     @pytest.fixture
     def uploads(self, monkeypatch):

@@ -12,6 +12,9 @@ from safetensors.torch import load_file
 from toy_texts import multi_label_data, single_label_data, write
 
 
+pytestmark = pytest.mark.usefixtures("without_drawing")
+
+
 def cell_flags(model_folder, data, kind="csv", **flags):
     files = {f"{split}_file": write(data, f"{split}.{kind}") for split in ("train", "validation", "test")}
     defaults = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 0.01, "use_cpu": True}

@@ -14,6 +14,9 @@ from toy_texts import run, run_baselines, single_label_data, write
 from hf_focal.model_card import read_model_card, write_model_card
 
 
+pytestmark = pytest.mark.usefixtures("without_drawing")
+
+
 CARD = Path("outputs/baselines/words/focal_inverse_alpha/README.md")
 
 

@@ -16,7 +16,10 @@ from hf_focal.model_card import read_model_card
 
 
 # Of a few sentences that a model has learned by heart.
-pytestmark = pytest.mark.filterwarnings("ignore:labels. the (more|less)")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:labels. the (more|less)"),
+    pytest.mark.usefixtures("without_drawing"),
+]
 SCRIPT = "run_token_classification.py"
 SENTENCES = [["Ann", "likes", "tea"], ["Bob", "and", "Ann", "run"], ["tea", "is", "hot"], ["Ann", "sees", "Oslo"]] * 4
 TAGS = [["PER", "O", "O"], ["PER", "O", "PER", "O"], ["O", "O", "O"], ["PER", "O", "LOC"]] * 4
