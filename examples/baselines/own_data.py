@@ -6,18 +6,27 @@ What is missing of validation and test split is cut off the training file. Four 
 learning rate, and with several seeds if the time allows; the loss is chosen on the validation split.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from data.labelled_texts import DataArguments, load_splits, read_labels
+from data.data_check import check_data
+from data.labelled_texts import DataArguments, check_columns, class_names, load_splits, read_labels
 from datasets import Dataset, DatasetDict
-from run_text_classification import load_embedded_default, model_path, parse_flags, print_next_steps, run
+from run_text_classification import (
+    check_decision,
+    load_embedded_default,
+    model_path,
+    parse_flags,
+    print_next_steps,
+    run,
+)
 from transformers import AutoConfig, AutoModelForSequenceClassification, HfArgumentParser
 
 from baselines.cell import FROZEN_LAYERS_CACHE
@@ -64,7 +73,9 @@ def compare(flags: list[str]) -> None:
     """The whole command."""
     (arguments,) = HfArgumentParser(OwnDataArguments).parse_args_into_dataclasses(flags, look_for_args_file=False)
     folder = Path(arguments.output_dir or Path("outputs", Path(arguments.train_file).stem))
+    check_folder(arguments, folder)
     files = write_splits(arguments, folder / "data")
+    check_wanted(arguments, files)
     common = {f"{split}_file": file for split, file in files.items()}
     common |= {name: getattr(arguments, name) for name in _OF_DATA}
     if arguments.model_name_or_path is not None:
@@ -81,10 +92,44 @@ def compare(flags: list[str]) -> None:
     print(f"The tables are in {folder / 'results.md'}, the splits in {folder / 'data'}.")
 
 
+def check_folder(arguments: OwnDataArguments, folder: Path) -> None:
+    """Whether what is there, if anything, is of the same data and flags, so that it may go on."""
+    values = {name: value for name, value in asdict(arguments).items() if name != "output_dir"}
+    digest = hashlib.sha256(json.dumps(values).encode())
+    for file in arguments.files.values():
+        if Path(file).is_file():  # reading says what is wrong with others
+            digest.update(Path(file).read_bytes())
+    made_from = folder / "made_from.txt"
+    if made_from.exists() and made_from.read_text() != digest.hexdigest():
+        raise ValueError(f"--output_dir: {folder} holds a run of other data or with other flags; name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    made_from.write_text(digest.hexdigest())
+
+
+def check_wanted(arguments: OwnDataArguments, files: dict[str, str]) -> None:
+    """Refuses, before any training, decisions that these labels do not have."""
+    train, column = Dataset.from_parquet(files["train"]), arguments.label_column_name
+    names = class_names(train, column, read_labels(train, column))
+    model_args, _, training_args = parse_flags(
+        ["--output_dir", "unused", "--do_train", "--do_eval", *_decision(arguments)]
+    )
+    check_decision(model_args, training_args, names, hasattr(train.features[column], "feature"))
+
+
+def _decision(arguments: OwnDataArguments) -> list[str]:
+    """The flags of `run_text_classification.py`."""
+    given = {name: getattr(arguments, name) for name in _OF_DECISION}
+    return [part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))]
+
+
 def write_splits(arguments: OwnDataArguments, folder: Path) -> dict[str, str]:
     """A file for each split, the same ones every time; the numbers of examples are printed."""
     splits = load_splits(arguments, None, load_embedded_default)
+    check_columns(splits, arguments, [*splits])
     column = arguments.label_column_name
+    labels = {split: read_labels(dataset, column) for split, dataset in splits.items()}
+    if found := check_data(splits, labels, arguments.text_columns):
+        print("Is this meant? Rows are counted from 1, without the header.", *found, sep="\n- ")
     for split, share in HELD_OUT.items():
         if split not in splits:
             cut = cut_validation(DatasetDict(train=splits["train"]), arguments, share, seed=arguments.seed)
@@ -218,9 +263,7 @@ def save_best(arm: str, record: dict, arguments: OwnDataArguments, folder: Path)
     taken = dict(zip(record["flags"][::2], record["flags"][1::2]))
     frozen = taken.pop("--frozen_layers", None)
     flags = [part for pair in taken.items() for part in pair]
-    for name in _OF_DECISION:
-        if (value := getattr(arguments, name)) is not None:
-            flags += [f"--{name}", str(value)]
+    flags += _decision(arguments)
     flags += ["--output_dir", str(model_folder), "--do_train", "--do_eval", "--do_predict", "--report_to", "none"]
     flags += [
         "--eval_strategy",

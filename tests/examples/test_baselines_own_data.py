@@ -97,6 +97,25 @@ def test_what_is_wrong_is_said(model_folder):
         run_baselines("--train_file", file, "--model_name_or_path", model_folder)
 
 
+def test_nothing_is_trained_for_what_cannot_be_decided(model_folder, capsys):
+    file = write(numbered(single_label_data()), "mine.csv")
+    with pytest.raises(ValueError, match="--wanted_precision: thresholds are for two classes or several labels"):
+        run_baselines("--train_file", file, "--model_name_or_path", model_folder, "--wanted_precision", "0.9")
+    assert not Path("outputs/mine/results.jsonl").exists()
+
+
+def test_a_folder_of_other_data_is_not_gone_on_with(model_folder, quick, capsys):
+    data = numbered(single_label_data())
+    data.loc[:3, "text"] = ""
+    flags = ["--train_file", write(data, "mine.csv"), "--model_name_or_path", model_folder, "--wanted_recall", "0.9"]
+    with pytest.raises(ValueError, match="thresholds are for"):
+        run_baselines(*flags)
+    assert "- train split, rows 1, 2, 3, 4: blank text" in capsys.readouterr().out
+    write(numbered(single_label_data(), 5), "mine.csv")
+    with pytest.raises(ValueError, match="--output_dir: outputs/mine holds a run of other data or with other flags"):
+        run_baselines(*flags)
+
+
 def test_more_time_is_more_of_everything(model_folder, capsys):
     from baselines.own_data import OwnDataArguments, planned, write_splits
 
