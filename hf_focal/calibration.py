@@ -63,6 +63,7 @@ def fit_scaling(
     *,
     method: str = "auto",
     class_prior: Sequence[float] | Tensor | None = None,
+    ridge: float = _RIDGE,
     sample_weight: Sequence[float] | np.ndarray | Tensor | None = None,
     multi_label: bool | None = None,
 ) -> Scaling:
@@ -87,6 +88,8 @@ def fit_scaling(
         method (`str`): One of the names above.
         class_prior (sequence of C `float`, *optional*): Frequencies of the classes that the probabilities are for, those of
             training; for several labels, the share of examples with each. Without, those of the held-out data.
+        ridge (`float`): Half of it, times the squares of the biases less what the log prior makes of them, is added to the
+            negative log likelihood of all examples; 0 where probabilities stand for labels, without chance.
         sample_weight (sequence of N `float`, *optional*): How much each entry of the first dimension counts.
         multi_label (`bool`, *optional*): Whether an example has several labels; by default, if the labels have the shape
             of `posterior`.
@@ -118,9 +121,9 @@ def fit_scaling(
         shift = held_out.log_shift(class_prior)
         held_out = replace(held_out, logits=held_out.logits + shift)
         log_prior = _log_prior(held_out.logits, class_prior, held_out.multi_label)
-        scores = {} if method != "auto" else _cross_fitted(held_out, log_prior)
+        scores = {} if method != "auto" else _cross_fitted(held_out, log_prior, ridge)
         chosen = min(scores, key=scores.__getitem__) if scores else method
-        fitted = held_out.fitted(chosen, log_prior)
+        fitted = held_out.fitted(chosen, log_prior, ridge)
         if chosen != "none" and (end := held_out.end_of(fitted)) is not None:
             raise UnboundedFitError(end)
         bias = fitted.scale * shift + fitted.bias - shift
@@ -231,7 +234,7 @@ class _HeldOut:
             losses = F.cross_entropy(logits, self.targets, reduction="none")
         return (losses * self.weights).sum()
 
-    def fitted(self, method: str, log_prior: Tensor) -> _Fitted:
+    def fitted(self, method: str, log_prior: Tensor, ridge: float = _RIDGE) -> _Fitted:
         log_scale, of_prior, bias = torch.zeros(()).to(log_prior), torch.zeros(()).to(log_prior), log_prior * 0
         parameters = {"none": [], "temperature": [log_scale], "vector": [log_scale, of_prior, bias]}[method]
         if not parameters:
@@ -246,7 +249,7 @@ class _HeldOut:
         def objective() -> Tensor:
             optimizer.zero_grad()
             value = self.negative_log_likelihood(_scale(log_scale), of_prior * log_prior + bias)
-            value = (value + _RIDGE / 2 * bias.square().sum()) / total
+            value = (value + ridge / 2 * bias.square().sum()) / total
             value.backward()
             return value
 
@@ -358,14 +361,14 @@ def _log_prior(logits: Tensor, class_prior: Sequence[float] | Tensor | None, mul
     return prior.clamp_max(prior[prior < 1].max()).logit() if multi_label else prior.log()
 
 
-def _cross_fitted(held_out: _HeldOut, log_prior: Tensor) -> dict[str, float]:
+def _cross_fitted(held_out: _HeldOut, log_prior: Tensor, ridge: float) -> dict[str, float]:
     """The mean negative log likelihood of examples by what the others say, for each method."""
     folds, methods = _folds(held_out), [method for method in METHODS if method != "auto"]
     sums = dict.fromkeys(methods, 0.0)
     for fold in range(min(_FOLDS, int(folds.max()) + 1)):
         rest, left_out = held_out.rows(folds != fold), held_out.rows(folds == fold)
         for method in methods:
-            fitted = rest.fitted(method if len(rest.targets) else "none", log_prior)
+            fitted = rest.fitted(method if len(rest.targets) else "none", log_prior, ridge)
             sums[method] += left_out.negative_log_likelihood(*fitted).item()
     return {method: value / held_out.weights.sum().item() for method, value in sums.items()}
 

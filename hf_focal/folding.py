@@ -6,6 +6,7 @@ which every library reads.
 
 import base64
 import math
+import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -45,7 +46,8 @@ def fold_calibration(
     Of a gamma of 0, alpha and what [`FocalTrainer.calibrate`] has stored are folded exactly. Of other losses no linear layer
     has the posterior: with held-out labels the scale and biases with the largest likelihood take its place
     ([`fit_scaling`], ``method="vector"``, on the raw logits), which are better than the closed form where they were
-    compared; without labels, the ones that are nearest to the posterior of these logits.
+    compared; without labels, with a warning, the ones that are nearest to the posterior of these logits. Of sigmoid losses
+    without a margin that is near enough to need no data: for gamma 2 within 0.001 without alpha.
 
     Afterwards [`posterior_from_config`] and the pipelines of this package give the stock probabilities too. The decision of a
     stock pipeline is then that of the largest probability, or that of an `operating_point` or `prior`.
@@ -103,6 +105,8 @@ def fold_calibration(
         raise ValueError("logits: expected those of the labels, but got none")
 
     is_exact = _is_affine(settings, multi_label)
+    if not is_exact and seen is None and multi_label and not settings.margin:
+        seen = torch.linspace(-8, 8, 321, dtype=torch.float64)[:, None].expand(-1, config.num_labels)
     if is_exact:
         scale, bias = _exact(settings, config.num_labels, multi_label)
     else:
@@ -124,6 +128,12 @@ def fold_calibration(
     if seen is not None:
         found |= _compare(seen, truth, seen * scale + total, shift, settings, config, multi_label)
     replace(settings, folded=folded, operating_point="as_trained").store_in(config)
+    if not is_exact and truth is None:
+        warnings.warn(
+            "labels: without held-out ones the fold is fitted to the formula of the posterior, from which it is up to "
+            f"{found['largest_difference']:.2g} away",
+            stacklevel=2,
+        )
     return found
 
 
@@ -259,12 +269,12 @@ def _fitted(
             "a margin or label smoothing): it has to be fitted"
         )
     stock = logits.sigmoid() if multi_label else logits.softmax(-1)
-    class_prior = settings.class_prior
+    more: dict[str, Any] = {"class_prior": settings.class_prior}
     if labels is None:
-        labels, class_prior = posterior_from_settings(logits, settings, multi_label=multi_label), None
+        labels, more = posterior_from_settings(logits, settings, multi_label=multi_label), {"ridge": 0.0}
     method = "temperature" if head.bias is None else "vector"
     try:
-        scaling = fit_scaling(stock, labels, method=method, class_prior=class_prior, multi_label=multi_label)
+        scaling = fit_scaling(stock, labels, method=method, **more, multi_label=multi_label)
     except UnboundedFitError as error:
         raise ValueError(f"{error}; fold with other held-out data") from error
     bias = torch.zeros(logits.shape[-1]).double() if scaling.bias is None else torch.tensor(scaling.bias).double()

@@ -203,13 +203,23 @@ class TestNotLinear:
         model = make("bert", "text-classification", multi_label=multi_label, gamma=2.0)
         logits, *_ = logits_and_labels(model)
         before = posterior_from_config(logits, model.config)
-        found = fold_calibration(model, logits)
+        with pytest.warns(UserWarning, match="without held-out ones the fold is fitted to the formula"):
+            found = fold_calibration(model, logits)
         after = logits * found["scale"] + torch.tensor(found["bias"])
         stock = after.sigmoid() if multi_label else after.softmax(-1)
         assert found["largest_difference"] == pytest.approx((stock - before).abs().max().item())
         assert found["mean_difference"] < found["largest_difference"] < (0.01 if multi_label else 0.1)
         if multi_label:  # the slope of THEORY: [1 + 2 g + g (g - 1) ln 2] / (1 + g ln 2)
             assert found["scale"] == pytest.approx(2.676, rel=0.02)
+
+    @pytest.mark.parametrize("gamma, slope", [(1.0, 1.772), (2.0, 2.676), (3.0, 3.624)])
+    def test_of_sigmoid_losses_no_data_are_needed(self, gamma, slope):
+        model = make("bert", "text-classification", multi_label=True, gamma=gamma, alpha=[[1.0, 1, 1], [1.0, 2, 5]])
+        with pytest.warns(UserWarning, match="from which it is up to 0.0"):
+            found = fold_calibration(model)
+        assert found["scale"] == pytest.approx(slope, rel=0.03) and found["largest_difference"] < 0.02
+        expected = -torch.tensor([1.0, 2, 5]).log()
+        torch.testing.assert_close(torch.tensor(found["bias"]), expected, atol=0.2, rtol=0, check_dtype=False)
 
     def test_held_out_data_are_needed(self):
         model = make("bert", "text-classification", gamma=2.0)
