@@ -53,7 +53,9 @@ def cut_validation(splits: DatasetDict, data_args: DataArguments, share: float, 
     texts = list(zip(*(train[column] for column in data_args.text_columns)))
     labels_of = defaultdict(set)
     for text, labels in zip(texts, read_labels(train, data_args.label_column_name)):
-        labels_of[text].update(labels)
+        labels_of[text].update(
+            labels or [None]
+        )  # without a label is a label of its own, or all of them would be moved
     quota = {
         label: round(share * count) for label, count in Counter(l for ls in labels_of.values() for l in ls).items()
     }

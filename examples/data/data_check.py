@@ -79,14 +79,15 @@ def _spellings(labels: Mapping[str, Sequence[Sequence[str]] | None]) -> list[str
 def _contradictions(
     texts: Mapping[str, Sequence[str]], labels: Mapping[str, Sequence[Sequence[str]] | None]
 ) -> list[str]:
-    """The same text with other labels, in one split."""
+    """The same text with other labels, in one split or in two."""
+    labels_of = defaultdict(set)
+    for split, of_split in texts.items():
+        for text, names in zip(of_split, labels[split] or []):
+            labels_of[text].add(frozenset(names))
     found = []
     for split, of_split in texts.items():
-        rows_of = defaultdict(list)
-        for row, (text, names) in enumerate(zip(of_split, labels[split] or []), 1):
-            rows_of[text].append((row, frozenset(names)))
-        rows = [row for same in rows_of.values() if len({names for _, names in same}) > 1 for row, _ in same]
-        found += _finding(sorted(rows), split, "the same text with different labels")
+        rows = [n for n, (text, _) in enumerate(zip(of_split, labels[split] or []), 1) if len(labels_of[text]) > 1]
+        found += _finding(rows, split, "the same text has other labels elsewhere")
     return found
 
 
@@ -102,7 +103,8 @@ def _duplicates(texts: Mapping[str, Sequence[str]]) -> list[str]:
 
 def _rare_classes(labels: Mapping[str, Sequence[Sequence[str]] | None]) -> list[str]:
     def counted(split: str) -> Counter:
-        return Counter(name for row in labels.get(split) or [] for name in row)
+        names = (name for row in labels.get(split) or [] for name in row)
+        return Counter(name for name in names if not _LIST_AS_TEXT.fullmatch(name))  # of which there is another line
 
     train, found = counted("train"), []
     single = sorted(name for name, count in train.items() if count == 1)

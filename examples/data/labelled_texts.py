@@ -88,7 +88,7 @@ def load_splits(
             raise ValueError(f"--{split}_file: {file} does not exist")
         try:
             if kind in ("csv", "tsv"):
-                splits[split] = _read_csv(file, data_args)
+                splits[split] = _read_csv(file, split, data_args)
             else:
                 splits[split] = load_dataset(kind, data_files={"data": file}, cache_dir=cache_dir)["data"]
         except Exception as error:  # each reader has its own
@@ -100,14 +100,23 @@ def load_splits(
     return splits
 
 
-def _read_csv(file: str, data_args: DataArguments) -> Dataset:
+def _read_csv(file: str, split: str, data_args: DataArguments) -> Dataset:
     """Texts and labels as they are written: 01 is not 1, and NA is no gap. Other columns are numbers, if all their cells are."""
     content = Path(file).read_bytes()
-    encoding = data_args.encoding or _encoding(content)
-    text = content.decode(encoding)
+    encoding = data_args.encoding or _encoding(content, f"--{split}_file {file}")
+    text = content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+    delimiter = data_args.delimiter
+    if text.lower().startswith("sep="):  # which Excel reads and writes
+        first, _, text = text.partition("\n")
+        delimiter = delimiter or first[4:5]
     wanted = [*data_args.text_columns, data_args.label_column_name]
-    delimiter = data_args.delimiter or _delimiter(text.split("\n", 1)[0].rstrip("\r"), wanted)
+    delimiter = delimiter or _delimiter(text.partition("\n")[0], wanted)
     table = pd.read_csv(StringIO(text), sep=delimiter, dtype=str, keep_default_na=False)
+    if not isinstance(table.index, pd.RangeIndex):  # or the first columns would be taken for the names of the rows
+        raise ValueError(
+            f"rows have more fields than the header has names; a text that holds {delimiter!r} takes quotes"
+        )
+    table.columns = table.columns.str.strip()
     for column in table.columns.difference(wanted):
         numbers = pd.to_numeric(table[column], errors="coerce")
         if numbers.notna().all():
@@ -115,16 +124,21 @@ def _read_csv(file: str, data_args: DataArguments) -> Dataset:
     return Dataset.from_pandas(table, preserve_index=False)
 
 
-def _encoding(content: bytes) -> str:
+def _encoding(content: bytes, source: str) -> str:
     marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
     for mark, encoding in marks.items():
         if content.startswith(mark):
             return encoding
+    if b"\0" in content:
+        raise ValueError("it holds zeros, as UTF-16 does, but no byte order mark; --encoding utf-16-le, say, names it")
     try:
         content.decode("utf-8")
     except UnicodeDecodeError as error:
-        row = content[: error.start].count(b"\n")
-        logger.warning(f"Row {row} is not UTF-8, so the file is read as Windows-1252; --encoding names another")
+        line = content[: error.start].count(b"\n") + 1
+        logger.warning(
+            f"{source}: line {line} is not UTF-8, so the file is read as Windows-1252; if letters come out wrong, --encoding "
+            "names another"
+        )
         return "cp1252"
     return "utf-8"
 
@@ -133,7 +147,7 @@ def _delimiter(header: str, wanted: list[str]) -> str:
     """The one with which the header has the most of the columns that are looked for, and then the most columns."""
 
     def columns(delimiter: str) -> tuple[int, int]:
-        names = next(csv.reader([header], delimiter=delimiter), [])
+        names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
         return sum(name in names for name in wanted), len(names)
 
     return max(",;\t|", key=columns)
@@ -151,7 +165,12 @@ def check_columns(splits: DatasetDict, data_args: DataArguments, needed: list[st
         if split == "test":  # it may come without labels, and is then predicted but not scored
             missing -= {data_args.label_column_name}
         if missing:
-            raise ValueError(f"the {split} split has no column {sorted(missing)}, only {dataset.column_names}")
+            is_of_tokens = {"tokens", "ner_tags"} <= {*dataset.column_names} and not {*columns} & {
+                "tokens",
+                "ner_tags",
+            }
+            hint = "; words and their tags are for run_token_classification.py" if is_of_tokens else ""
+            raise ValueError(f"the {split} split has no column {sorted(missing)}, only {dataset.column_names}{hint}")
         for column in {*columns} & {*dataset.column_names}:
             is_label = column == data_args.label_column_name
             empty = [n for n, value in enumerate(dataset[column], 1) if value is None or (is_label and value == "")]

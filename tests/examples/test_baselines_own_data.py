@@ -140,3 +140,13 @@ def test_seeds_cut_other_texts():
     data = DatasetDict(train=Dataset.from_pandas(numbered(single_label_data())))
     cuts = [cut_validation(data, DataArguments(), 0.2, seed=seed)["validation"]["text"][:] for seed in (0, 0, 1)]
     assert cuts[0] == cuts[1] != cuts[2]
+
+
+def test_texts_without_a_label_are_in_every_split():
+    from baselines.data import cut_validation
+    from datasets import DatasetDict
+
+    labels = [["a"], []] * 50
+    data = DatasetDict(train=Dataset.from_dict({"text": [f"text {k}" for k in range(100)], "label": labels}))
+    cut = cut_validation(data, DataArguments(), 0.2)
+    assert len(cut["validation"]) == 20 and sum(not row for row in cut["validation"]["label"]) == 10

@@ -2,7 +2,7 @@
 
 import pytest
 from data.data_check import check_data
-from data.labelled_texts import DataArguments, class_names, load_splits, read_labels
+from data.labelled_texts import DataArguments, check_columns, class_names, load_splits, read_labels
 from datasets import Dataset, DatasetDict
 
 
@@ -30,7 +30,8 @@ def test_clean_data():
         ("train split, rows 1, 3 and 2 more", {"train": (TEXTS, ["['a', 'b']", "spam"] * 4)}),
         ("a list of labels written as text", {"train": (TEXTS, ['["a","b"]', "spam"] * 4)}),
         ("validation split, row 1: the text is in the train split too", {"validation": (["text 3", "x"], ["ham", "spam"])}),
-        ("train split, rows 1, 8: the same text with different labels", {"train": ([*TEXTS[:7], "text 0"], LABELS)}),
+        ("train split, rows 1, 8: the same text has other labels elsewhere", {"train": ([*TEXTS[:7], "text 0"], LABELS)}),
+        ("validation split, row 1: the same text has other labels elsewhere", {"validation": (["text 0", "x"], ["spam", "ham"])}),
         ("classes with one training example: 'eggs'", {"train": (TEXTS, [*LABELS[:7], "eggs"])}),
         ("classes without a validation example, of which nothing is known: 'spam'", {"validation": (["x"], ["ham"])}),
         ("classes with one training example: 'c'", {"train": (TEXTS, [["a", "b"], ["b", "a"]] * 3 + [["a", "c"], ["b"]])}),
@@ -39,6 +40,12 @@ def test_clean_data():
 def test_what_is_wrong(message, splits):
     shown = message.replace("rows 1, 3 and 2 more", "rows 1, 3, 5, 7")
     assert any(line.startswith(shown) or shown in line for line in found(**splits)), found(**splits)
+
+
+def test_lists_as_text_are_no_classes():
+    assert found(train=(TEXTS, [f"['a', {k}]" for k in range(8)])) == [
+        "train split, rows 1, 2, 3, 4, 5 and 3 more: a list of labels written as text; in json it is read as several labels"
+    ]
 
 
 def test_many_rows_are_counted():
@@ -85,6 +92,35 @@ class TestFiles:
             ValueError, match="--train_file: train.csv cannot be read as csv .*--delimiter and --encoding"
         ):
             self.read(b'text,label\n"a,x\n')
+
+    def test_what_excel_writes(self):
+        assert self.read(b"sep=;\r\ntext;label\r\na, b;x\r\n")["text"][:] == ["a, b"]
+        assert self.read(b"text;label\ra;x\rb;y\r")["label"][:] == ["x", "y"]
+        assert self.read(b"text, label\na,x\n")["label"][:] == ["x"]
+
+    def test_no_part_of_a_text_is_lost(self):
+        """One more comma than the header has, which makes the first column the names of the rows for pandas."""
+        with pytest.raises(
+            ValueError, match="more fields than the header has names; a text that holds ',' takes quotes"
+        ):
+            self.read(b"text,label\nlost one,kept,x\nlost two,kept,x\n")
+
+    def test_what_is_not_unicode_is_said(self, caplog):
+        with pytest.raises(ValueError, match="no byte order mark; --encoding utf-16-le"):
+            self.read("text,label\na,x\n".encode("utf-16-le"))
+        from transformers.utils import logging
+
+        logging.enable_propagation()
+        try:
+            self.read("text,label\ngroß,x\n".encode("cp1252"))
+        finally:
+            logging.disable_propagation()
+        assert "--train_file train.csv: line 2 is not UTF-8" in caplog.text
+
+    def test_words_and_tags_are_for_another_script(self):
+        data = self.read(b'{"tokens": ["a"], "ner_tags": ["O"]}\n', "train.json")
+        with pytest.raises(ValueError, match="no column .* are for run_token_classification.py"):
+            check_columns(DatasetDict(train=data), DataArguments(), ["train"])
 
     def test_labels_are_as_written(self):
         data = self.read(b"text,label,weight\nNA,01,0.5\nNone,1,2\n,NA,3\n")
