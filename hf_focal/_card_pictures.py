@@ -11,6 +11,7 @@ from torch import Tensor
 from ._picture_text import picture_names, set_plain
 from .operating_points import has_posterior, posterior_from_settings
 from .settings import FocalSettings
+from .thresholds import wilson_interval
 
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ __all__ = [
     "readings",
     "reliability_diagram",
     "spread",
-    "wilson_interval",
 ]
 
 # Of the reliability diagram, whose axes give each bin the same room: most confidences lie in a corner.
@@ -107,7 +107,7 @@ def reliability_diagram(
         found = np.clip(np.searchsorted(BIN_EDGES, confidence, side="right") - 1, 0, len(BIN_EDGES) - 2)
         bins, found, counts = np.unique(found, return_inverse=True, return_counts=True)
         means, shares = (np.bincount(found, values) / counts for values in (confidence, outcome))
-        low, high = wilson_interval(shares, counts)
+        low, high = np.transpose([wilson_interval(*pair)[1:] for pair in zip(shares * counts, counts)])
         at, mark = bins + 0.05 + width * (place + 0.5), width / 2
         above.bar(at, spread(shares), width, color=color, alpha=0.45, label=name)
         above.vlines(at, spread(low), spread(high), color=color, label="95 % interval (Wilson)" if not place else None)
@@ -189,7 +189,8 @@ def precision_recall_curves(
             of = is_known[:, k]
             draw(names[k], p[of, k], is_positive[of, k], color, None if thresholds is None else thresholds[k])
     elif len(names) == 2:
-        positive = _positive_class(settings, targets)
+        rarer = settings.rarer_class(targets.sum(0).tolist())
+        positive = rarer if thresholds is None else settings.positive_label
         truth, guess = (targets.argmax(-1) == positive).numpy(), (decided == positive).numpy()
         if not 0 < truth.sum() < len(truth):
             return None
@@ -240,22 +241,7 @@ def spread(probabilities: np.ndarray | float) -> np.ndarray:
     return np.asarray(np.interp(probabilities, BIN_EDGES, range(len(BIN_EDGES))))
 
 
-def wilson_interval(shares: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ends of the 95 % interval of a share of so many outcomes (Wilson 1927, https://doi.org/10.2307/2276774)."""
-    z = norm.isf(0.025)
-    middle = (shares + z**2 / (2 * counts)) / (1 + z**2 / counts)
-    half = z / (1 + z**2 / counts) * np.sqrt(shares * (1 - shares) / counts + z**2 / (4 * counts**2))
-    return np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
-
-
 def _point(guess: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     """Recall and precision; where nothing is decided that is a precision of 1, as at the end of a curve."""
     hits = (guess & truth).sum()
     return hits / truth.sum(), hits / guess.sum() if guess.any() else 1.0
-
-
-def _positive_class(settings: FocalSettings, targets: Tensor) -> int:
-    if settings.thresholds is not None:
-        return settings.positive_label
-    counts = settings.class_prior or settings.label_counts or targets.sum(0).tolist()
-    return 0 if counts[0] < counts[1] else 1

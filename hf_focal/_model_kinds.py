@@ -99,3 +99,9 @@ def is_multi_label(config: Any) -> bool | None:
         return None
     is_binary = problem_type == "single_label_classification" and getattr(config, "num_labels", None) == 1
     return is_binary or problem_type == "multi_label_classification"
+
+
+def class_names(config: Any, num_classes: int | None = None) -> list[str]:
+    """Of the classes, in the order of their ids, in which a file need not hold them."""
+    names = {int(k): str(name) for k, name in (getattr(config, "id2label", None) or {}).items()}
+    return [names.get(k, f"LABEL_{k}") for k in range(config.num_labels if num_classes is None else num_classes)]

@@ -22,7 +22,7 @@ from transformers.modelcard import TrainingSummary
 from transformers.trainer_utils import PredictionOutput, has_length
 
 from ._known_labels import known_labels
-from ._model_kinds import is_multi_label, task_of
+from ._model_kinds import class_names, is_multi_label, task_of
 from ._sample_weights import weights_of
 from .evaluation import evaluate_model, evaluate_operating_points
 from .model_card import TOLERANCE, ModelCardContents, describe_hardware, write_model_card
@@ -111,7 +111,7 @@ def write_trainer_card(
         dataset=_as_list(dataset) or _as_list(dataset_tags),
         dataset_args=_as_list(dataset_args),
     )
-    label_names = [str(config.id2label[k]) for k in range(config.num_labels)]
+    label_names = class_names(config)
     results = _results(trainer, model, settings, label_names, test_dataset, predictions)
     results.split = test_split
     contents = _contents(trainer, bool(is_multi_label(config)), settings, label_names, summary, results)
@@ -285,7 +285,7 @@ def _fitted_on(trainer: Trainer, settings: FocalSettings, results: _Results) -> 
     if not any(_is_same(results.dataset, one) for one in known):
         return []
     fitted = {
-        "the calibration": settings.temperature is not None or settings.calibration_bias is not None,
+        "the calibration": settings.is_calibrated,
         "the thresholds": settings.thresholds is not None,
         "the choice of the checkpoint": _is_best(trainer),
     }

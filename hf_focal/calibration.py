@@ -14,7 +14,15 @@ from ._checks import as_weights
 from ._known_labels import known_labels
 
 
-__all__ = ["METHODS", "Scaling", "UnboundedFitError", "apply_temperature", "fit_scaling", "fit_temperature"]
+__all__ = [
+    "METHODS",
+    "Scaling",
+    "UnboundedFitError",
+    "apply_temperature",
+    "fit_scaling",
+    "fit_temperature",
+    "negative_log_likelihood",
+]
 
 METHODS = ("auto", "none", "temperature", "vector")
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
@@ -168,6 +176,35 @@ def fit_temperature(posterior: Tensor, labels: Tensor, *, multi_label: bool | No
     with torch.inference_mode(False), torch.no_grad():
         held_out = _held_out(posterior, labels, None, multi_label)
         return 1 / held_out.fitted("temperature", torch.zeros_like(held_out.logits[0])).scale
+
+
+def negative_log_likelihood(
+    posterior: Tensor,
+    labels: Tensor,
+    *,
+    sample_weight: Sequence[float] | np.ndarray | Tensor | None = None,
+    multi_label: bool | None = None,
+) -> float:
+    """The mean of -log p over the labels, or of its expectation where labels are probabilities, in nats.
+
+    Args:
+        posterior, labels, sample_weight, multi_label: As in [`fit_scaling`].
+
+    Raises:
+        `ValueError`: As [`fit_scaling`] does.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_focal.calibration import negative_log_likelihood
+    >>> round(negative_log_likelihood(torch.tensor([[0.5, 0.5], [0.2, 0.8]]), torch.tensor([0, 1])), 3)
+    0.458
+
+    ```
+    """
+    held_out = _held_out(posterior, labels, sample_weight, multi_label)
+    return (held_out.negative_log_likelihood(1.0, held_out.logits[0] * 0) / held_out.weights.sum()).item()
 
 
 def apply_temperature(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._known_labels import known_labels
-from ._model_kinds import is_multi_label
+from ._model_kinds import class_names, is_multi_label
 from .operating_points import decide, decision_scores
 from .thresholds import wilson_interval
 
@@ -87,7 +87,7 @@ def fit_min_confidence(
     name, wanted = _wanted(wanted_precision, wanted_recall)
     if is_multi_label(config):
         raise ValueError("config: expected one label per target, but there are several, each with a threshold")
-    names = [config.id2label[k] for k in range(logits.shape[-1])]
+    names = class_names(config, logits.shape[-1])
     if unknown := {*ignore_labels} - {*names}:
         raise ValueError(f"ignore_labels: expected names among {names}, but got {sorted(unknown)}")
 

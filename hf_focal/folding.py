@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._known_labels import known_labels
 from ._model_kinds import is_multi_label
-from .calibration import UnboundedFitError, fit_scaling
+from .calibration import UnboundedFitError, fit_scaling, negative_log_likelihood
 from .operating_points import decide, has_posterior, operating_point_scores, posterior_from_settings
 from .settings import FocalSettings
 
 
-__all__ = ["check_folded_weights", "find_head", "fold_calibration", "unfold_calibration"]
+__all__ = ["check_folded_weights", "find_head", "fold_calibration", "needs_held_out_data", "unfold_calibration"]
 
 _VIEWS = {
     torch.float32: torch.int32,
@@ -40,6 +39,7 @@ def fold_calibration(
     *,
     operating_point: str | None = None,
     prior: float | Sequence[float] | Tensor | None = None,
+    sample_weight: Sequence[float] | np.ndarray | Tensor | None = None,
 ) -> dict[str, Any]:
     r"""Changes the last linear layer of a model so that its stock softmax or sigmoid is the calibrated class posterior.
 
@@ -60,6 +60,7 @@ def fold_calibration(
         operating_point (`str`, *optional*): ``"balanced"`` or ``"thresholds"``, which the stock decision is to be. After
             ``"thresholds"`` the stock probabilities are none.
         prior (as in [`decide`], *optional*): Frequencies of the classes that the stock probabilities are to be for.
+        sample_weight (sequence of N `float`, *optional*): How much each entry of the first dimension of the logits counts.
 
     Returns:
         `dict`: ``scale`` and ``bias`` of the logits, and whether they are ``exact``. With logits, the ``largest_difference`` and
@@ -105,12 +106,12 @@ def fold_calibration(
         raise ValueError("logits: expected those of the labels, but got none")
 
     is_exact = _is_affine(settings, multi_label)
-    if not is_exact and seen is None and multi_label and not settings.margin:
+    if seen is None and not needs_held_out_data(config) and not is_exact:
         seen = torch.linspace(-8, 8, 321, dtype=torch.float64)[:, None].expand(-1, config.num_labels)
     if is_exact:
         scale, bias = _exact(settings, config.num_labels, multi_label)
     else:
-        scale, bias = _fitted(seen, truth, settings, multi_label, head)
+        scale, bias = _fitted(seen, truth, settings, multi_label, head, sample_weight)
     shift = _shift(config, settings, multi_label, operating_point, prior)
     total = bias + shift
     if not multi_label:
@@ -120,21 +121,32 @@ def fold_calibration(
             f"model: the head of {type(model).__name__} has no bias, which alpha, another class prior or thresholds would "
             "take; train it without alpha, or use hf_focal's pipeline"
         )
-    folded = {
-        "shift": shift.tolist(),
-        **_change(head, scale, total),
-    }
-    found: dict[str, Any] = {"scale": scale, "bias": total.tolist(), "exact": is_exact}
+    done: dict[str, Any] = {"scale": scale, "bias": total.tolist(), "exact": is_exact}
+    measured: dict[str, float] = {}
     if seen is not None:
-        found |= _compare(seen, truth, seen * scale + total, shift, settings, config, multi_label)
-    replace(settings, folded=folded, operating_point="as_trained").store_in(config)
+        after = seen * scale + total
+        measured = _compare(seen, truth, after, shift, settings, config, multi_label, sample_weight)
+    weight, way_back = _scaled(head, scale)
+    folded = {**done, "measured": measured, "shift": shift.tolist(), **way_back}
+    record = replace(settings, folded=folded, operating_point="as_trained")
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        if head.bias is not None:
+            head.bias.copy_(head.bias.double() * scale + total.to(head.bias.device))
+    record.store_in(config)
     if not is_exact and truth is None:
         warnings.warn(
             "labels: without held-out ones the fold is fitted to the formula of the posterior, from which it is up to "
-            f"{found['largest_difference']:.2g} away",
+            f"{measured['largest_difference']:.2g} away",
             stacklevel=2,
         )
-    return found
+    return done | measured
+
+
+def needs_held_out_data(config: Any) -> bool:
+    """Whether [`fold_calibration`] cannot do without logits: that of one class per example with a gamma, or of a margin."""
+    settings, multi_label = FocalSettings.from_config(config), bool(is_multi_label(config))
+    return not _is_affine(settings, multi_label) and (not multi_label or bool(settings.margin))
 
 
 def unfold_calibration(model: nn.Module) -> None:
@@ -261,7 +273,12 @@ def _exact(settings: FocalSettings, num_labels: int, multi_label: bool) -> tuple
 
 
 def _fitted(
-    logits: Tensor | None, labels: Tensor | None, settings: FocalSettings, multi_label: bool, head: nn.Linear
+    logits: Tensor | None,
+    labels: Tensor | None,
+    settings: FocalSettings,
+    multi_label: bool,
+    head: nn.Linear,
+    sample_weight: Sequence[float] | np.ndarray | Tensor | None,
 ) -> tuple[float, Tensor]:
     if logits is None:
         raise ValueError(
@@ -274,7 +291,9 @@ def _fitted(
         labels, more = posterior_from_settings(logits, settings, multi_label=multi_label), {"ridge": 0.0}
     method = "temperature" if head.bias is None else "vector"
     try:
-        scaling = fit_scaling(stock, labels, method=method, **more, multi_label=multi_label)
+        scaling = fit_scaling(
+            stock, labels, method=method, **more, sample_weight=sample_weight, multi_label=multi_label
+        )
     except UnboundedFitError as error:
         raise ValueError(f"{error}; fold with other held-out data") from error
     bias = torch.zeros(logits.shape[-1]).double() if scaling.bias is None else torch.tensor(scaling.bias).double()
@@ -301,27 +320,21 @@ def _shift(
     return shift if multi_label else shift - shift.mean()
 
 
-def _change(head: nn.Linear, scale: float, bias: Tensor) -> dict[str, Any]:
-    """Changes the head, and gives what it takes to change it back and to know it again."""
+def _scaled(head: nn.Linear, scale: float) -> tuple[Tensor, dict[str, Any]]:
+    """The weights of the head times the scale; and with what, beside that, they are restored and known again."""
     weight = head.weight.detach()
-    changed = (weight.double() * scale).to(weight.dtype)
-    if not changed.isfinite().all():
+    scaled = (weight.double() * scale).to(weight.dtype)
+    if not scaled.isfinite().all():
         raise ValueError(f"model: a scale of {scale:g} is more than the {weight.dtype} of its head holds")
     view = _VIEWS[weight.dtype]
-    residual = weight.view(view).long() - (changed.double() / scale).to(weight.dtype).view(view).long()
+    residual = weight.view(view).long() - (scaled.double() / scale).to(weight.dtype).view(view).long()
     packed = zlib.compress(residual.cpu().numpy().astype("<i4").tobytes(), 9)
-    folded = {
-        "scale": scale,
+    return scaled, {
         "dtype": str(weight.dtype).removeprefix("torch."),
-        "norm": changed.double().norm().item(),
+        "norm": scaled.double().norm().item(),
         "residual": base64.b64encode(packed).decode(),
         "unfolded_bias": None if head.bias is None else head.bias.detach().double().tolist(),
     }
-    with torch.no_grad():
-        head.weight.copy_(changed)
-        if head.bias is not None:
-            head.bias.copy_(head.bias.double() * scale + bias.to(head.bias.device))
-    return folded
 
 
 def _restored(weight: Tensor, scale: float, residual: str) -> Tensor:
@@ -340,6 +353,7 @@ def _compare(
     settings: FocalSettings,
     config: Any,
     multi_label: bool,
+    sample_weight: Sequence[float] | np.ndarray | Tensor | None,
 ) -> dict[str, float]:
     """The stock probabilities after the fold, less the shift of an operating point, beside what they were and the posterior."""
 
@@ -357,14 +371,7 @@ def _compare(
         "equal_decisions": (as_trained == decided).double().mean().item(),
     }
     if labels is not None:
-        is_known, targets = known_labels(logits.shape, labels, multi_label)
+        counted: dict[str, Any] = {"sample_weight": sample_weight, "multi_label": multi_label}
         for name, p in probabilities.items():
-            p = p.flatten(0, -2)[is_known].clamp(1e-300, 1 - 1e-16)
-            if multi_label:
-                known = targets != -100
-                of_answers = torch.where(targets > 0.5, p, 1 - p)[known]
-            else:
-                classes = targets if targets.dim() == 1 else targets.argmax(-1)
-                of_answers = p.gather(-1, classes.long()[:, None])
-            found[f"negative_log_likelihood_{name}"] = -of_answers.log().mean().item()
+            found[f"negative_log_likelihood_{name}"] = negative_log_likelihood(p, labels, **counted)
     return found

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._checks import as_weights
 from ._known_labels import known_labels
-from ._model_kinds import is_multi_label
+from ._model_kinds import class_names, is_multi_label
 from .calibration import UnboundedFitError, fit_scaling
 from .operating_points import posterior_from_settings
 from .settings import SMALLEST_SHARE, FocalSettings
@@ -143,9 +143,11 @@ def calibrate_config(
 
     if multi_label or is_binary:
         posterior = posterior_from_settings(logits, settings, multi_label=multi_label).flatten(0, -2)[is_known]
-        names = _names_of_classes(config, num_classes)
+        names = class_names(config, num_classes)
         if is_binary:
-            stored["positive_label"] = k = _rarer(settings, answers) if named is None else named
+            stored["positive_label"] = k = (
+                settings.rarer_class(answers.bincount(minlength=2).tolist()) if named is None else named
+            )
             posterior, answers, names = posterior[:, [k]], (answers == k).long()[:, None], [names[k]]
         per_example = len(is_known) // len(logits)
         weights = as_weights(sample_weight, len(logits)).repeat(per_example)[is_known.numpy()]
@@ -165,14 +167,6 @@ def _answers(logits: Tensor, labels: Tensor, multi_label: bool) -> tuple[Tensor,
     if multi_label:
         return is_known, (targets > 0.5).long().where(targets != -100, -100)
     return is_known, targets if targets.dim() == 1 else targets.argmax(-1)
-
-
-def _rarer(settings: FocalSettings, answers: Tensor) -> int:
-    """Of two classes, where the model was trained; if they occurred equally often, in these data."""
-    for frequencies in (settings.class_prior, settings.label_counts, answers.bincount(minlength=2).tolist()):
-        if frequencies is not None and frequencies[0] != frequencies[1]:
-            return int(frequencies[1] < frequencies[0])
-    return 1
 
 
 def _thresholds(
@@ -210,15 +204,9 @@ def _thresholds(
     return stored, {"reached": reached, "not_reachable": not_reachable}
 
 
-def _names_of_classes(config: Any, num_classes: int) -> list[str]:
-    """Of the classes, by id."""
-    names = {int(k): str(name) for k, name in (getattr(config, "id2label", None) or {}).items()}
-    return [names.get(k, f"LABEL_{k}") for k in range(num_classes)]
-
-
 def _class_id(config: Any, label: int | str) -> int:
     """That of the class which is meant, of two."""
-    names = _names_of_classes(config, 2)
+    names = class_names(config, 2)
     found = names.index(label) if isinstance(label, str) and label in names else label
     if isinstance(found, bool) or not isinstance(found, int) or found not in (0, 1):
         raise ValueError(f"positive_label: expected 0, 1 or one of {names}, but got {label!r}")

@@ -409,13 +409,21 @@ def _body(contents: ModelCardContents, pictures: dict[str, str]) -> str:
     return "\n\n".join([f"# {escape_markdown(contents.model_name)}", intro, *written]) + "\n"
 
 
-def _folded(folded: dict[str, Any]) -> str:
-    if not any(folded["shift"]):
-        return "A score is the class posterior, calibrated on held-out data, which is folded into the weights: of any pipeline."
-    return (
-        "Folded into the weights is a decision: the largest score, or each of 0.5 or more. The scores are no probabilities where "
-        "classes occur as in training; those are what `hf_focal.posterior_from_config` gives."
+def _folded(settings: FocalSettings, folded: dict[str, Any]) -> str:
+    if any(folded["shift"]):
+        return (
+            "Folded into the weights is a decision: the largest score, or each of 0.5 or more. The scores are no probabilities "
+            "where classes occur as in training; those are what `hf_focal.posterior_from_config` gives."
+        )
+    calibrated = ", calibrated on held-out data" if settings.is_calibrated else ""
+    measured = folded["measured"]
+    how_near = (
+        f" On the data that it was folded with, it is at most {measured['largest_difference']:.2g} from that of the formula, "
+        f"on average {measured['mean_difference']:.2g}."
+        if measured and not folded["exact"]
+        else ""
     )
+    return f"A score, of any pipeline, is the class posterior{calibrated}, which is folded into the weights.{how_near}"
 
 
 def _how_to_use(contents: ModelCardContents) -> str:
@@ -426,7 +434,7 @@ def _how_to_use(contents: ModelCardContents) -> str:
     pipeline_class, example = _PIPELINES[contents.task]
     is_of_texts = contents.task == "text-classification"
     is_ours = settings.folded is None and has_posterior(settings, contents.multi_label)
-    calibrated = "" if settings.temperature is None else ", calibrated on held-out data"
+    calibrated = ", calibrated on held-out data" if settings.is_calibrated else ""
     arguments = {
         "model=model": True,
         f"tokenizer={_quoted(tokenizer_id or '')}": tokenizer_id is not None,
@@ -445,7 +453,7 @@ def _how_to_use(contents: ModelCardContents) -> str:
     ]
     scores = f"A score is the class posterior{calibrated}; what decides is `{settings.operating_point}`."
     if settings.folded is not None:
-        scores = _folded(settings.folded)
+        scores = _folded(settings, settings.folded)
     elif not is_ours:
         scores = "The score is what the model was trained to say, which is no probability."
     return "\n".join(["```python", *lines, "```", "", scores])
@@ -562,7 +570,7 @@ def _limits(contents: ModelCardContents) -> list[str]:
         "Neither revision nor fingerprint of the data is known, so they may have changed.": not (
             contents.dataset_revision or contents.dataset_fingerprint
         ),
-        "No temperature was fitted on held-out data.": settings.temperature is None,
+        "No temperature was fitted on held-out data.": not settings.is_calibrated,
         "The license is not known.": contents.license is None,
         f"Classes without a test example: {_listed(untested)}.": untested,
         f"Classes with fewer than 10 training examples: {_listed(rare)}.": rare,

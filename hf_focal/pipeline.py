@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import TextClassificationPipeline, TokenClassificationPipeline
 from transformers.pipelines.token_classification import AggregationStrategy
 
-from ._model_kinds import is_multi_label
+from ._model_kinds import class_names, is_multi_label
 from .folding import check_folded_weights
 from .operating_points import decide, decision_scores, posterior_from_config
 from .settings import FocalSettings
@@ -71,7 +71,7 @@ class FocalTextClassificationPipeline(TextClassificationPipeline):
         super().__init__(**kwargs)
         _check_model(self, adapter)
         chosen, _ = _chosen(kwargs)
-        self._decide(torch.zeros(1, len(_class_names(self.model.config))), **chosen)
+        self._decide(torch.zeros(1, len(class_names(self.model.config))), **chosen)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:  # type: ignore[override]
         chosen, kwargs = _chosen(kwargs)
@@ -99,7 +99,7 @@ class FocalTextClassificationPipeline(TextClassificationPipeline):
         **chosen: Any,
     ) -> dict[str, Any] | list[dict[str, Any]]:
         decided, scores, probabilities = self._decide(model_outputs["logits"], **chosen)
-        names = _class_names(self.model.config)
+        names = class_names(self.model.config)
         order = scores[0].argsort(descending=True, stable=True).tolist()
         results: list[dict[str, Any]] = [{"label": names[k], "score": probabilities[0, k].item()} for k in order]
         if not is_multi_label(self.model.config):
@@ -174,7 +174,7 @@ class FocalTokenClassificationPipeline(TokenClassificationPipeline):
         _check_model(self, adapter)
         chosen, _ = _chosen(kwargs)
         chosen.pop("min_confidence", None)
-        self._scores(torch.zeros(1, len(_class_names(self.model.config))), **chosen)
+        self._scores(torch.zeros(1, len(class_names(self.model.config))), **chosen)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:  # type: ignore[override]
         chosen, kwargs = _chosen(kwargs)
@@ -296,15 +296,10 @@ def _by_class_id(chosen: dict[str, Any], config: Any) -> dict[str, Any]:
     prior = chosen.get("prior")
     if not isinstance(prior, Mapping):
         return chosen
-    names = _class_names(config)
+    names = class_names(config)
     if prior.keys() != set(names):
         raise ValueError(f"prior: expected a frequency for each of {names}, but got {dict(prior)}")
     return {**chosen, "prior": [prior[name] for name in names]}
-
-
-def _class_names(config: Any) -> list[str]:
-    names: dict[Any, str] = config.id2label or {}
-    return [names[k] for k in sorted(names)]  # a file may hold them in another order
 
 
 def _check_model(pipe: Any, adapter: str | Path | None) -> None:
@@ -318,7 +313,7 @@ def _check_model(pipe: Any, adapter: str | Path | None) -> None:
             "model does not know where its adapter is from. Pass it as model is: "
             "pipeline(task, model=folder, adapter=folder, pipeline_class=...)"
         )
-    names = _class_names(config)
+    names = class_names(config)
     FocalSettings.from_config(config).check_fits(len(names), bool(is_multi_label(config)))
     posterior_from_config(torch.zeros(1, len(names)), config)
     check_folded_weights(pipe.model)

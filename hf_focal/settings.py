@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
@@ -66,9 +66,10 @@ class FocalSettings:
             ``"precision 0.9"``, the largest recall with this precision; or ``"recall 0.9"``, the reverse.
         positive_label (`int`): Of two classes, the id of the one that the threshold is for.
         folded (`dict`, *optional*): After [`fold_calibration`], which has put the calibrated posterior into the weights: then gamma,
-            alpha, temperature and biases are those of the weights before. The ``shift`` of each class that an operating
-            point took; and for [`unfold_calibration`] ``scale``, ``unfolded_bias``, ``residual`` (what rounding took from the
-            weights), ``dtype``, and the ``norm`` of the folded weights.
+            alpha, temperature and biases are those of the weights before. What was done, ``scale`` and ``bias`` of the logits
+            and whether that is ``exact``; how near it came, as ``measured``; the ``shift`` of each class that an operating
+            point took; and for [`unfold_calibration`] ``unfolded_bias``, ``residual`` (what rounding took from the weights),
+            ``dtype``, and the ``norm`` of the folded weights.
         operating_point (`str`): How the model decides unless it is told otherwise, one of `OPERATING_POINTS`; see [`decide`].
 
     Raises:
@@ -154,6 +155,24 @@ class FocalSettings:
                 raise ValueError(
                     f"{name}: expected one number for each of {lengths[first]} classes, as {first} has, but got {length}"
                 )
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether probabilities were fitted to held-out labels, before a fold or by it."""
+        if self.temperature is not None or self.calibration_bias is not None:
+            return True
+        return (
+            self.folded is not None
+            and not self.folded["exact"]
+            and "negative_log_likelihood_after" in self.folded["measured"]
+        )
+
+    def rarer_class(self, frequencies: Sequence[float]) -> int:
+        """Of two classes, the id of the one that is rarer in the training data; if they do not tell, by `frequencies`, else 1."""
+        for counts in (self.class_prior, self.label_counts, frequencies):
+            if counts is not None and counts[0] != counts[1]:
+                return int(counts[1] < counts[0])
+        return 1
 
     def check_fits(self, num_labels: int, multi_label: bool) -> None:
         """Whether what is one per class is so for a model.
@@ -340,7 +359,8 @@ class FocalSettings:
         if _is_pair(self.alpha):
             values["alpha"] = values["alpha"][0]
         if self.folded is not None:
-            values["folded"] = self.folded["shift"]
+            values |= {"folded, bias": self.folded["bias"], "folded, shift": self.folded["shift"]}
+            del values["folded"]
         return {name: len(value) for name, value in values.items() if isinstance(value, list)}
 
 
@@ -396,11 +416,14 @@ def _alpha(value: Any) -> float | list[float] | list[list[float]]:
 
 
 def _folded(value: Any) -> dict[str, Any]:
-    names = {"shift", "scale", "dtype", "norm", "residual", "unfolded_bias"}
-    if not isinstance(value, Mapping) or value.keys() != names:
+    names = {"scale", "bias", "exact", "measured", "shift", "dtype", "norm", "residual", "unfolded_bias"}
+    if not isinstance(value, Mapping) or value.keys() != names or not isinstance(value["measured"], Mapping):
         raise ValueError(f"folded: expected an object with {', '.join(sorted(names))}, but got {value!r:.80}")
-    bias = value["unfolded_bias"]
+    bias, measured = value["unfolded_bias"], value["measured"]
     return {
+        "exact": value["exact"] is True,
+        "bias": _numbers("folded, bias", value["bias"], -_HIGHEST_BIAS, _HIGHEST_BIAS),
+        "measured": {str(name): _number(f"folded, {name}", number, 0, math.inf) for name, number in measured.items()},
         "shift": _numbers("folded, shift", value["shift"], -_HIGHEST_BIAS, _HIGHEST_BIAS),
         "scale": _number("folded, scale", value["scale"], 1 / HIGHEST_TEMPERATURE, 1 / LOWEST_TEMPERATURE),
         "norm": _number("folded, norm", value["norm"], 0, math.inf),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import norm
 from sklearn.metrics import precision_recall_curve
 from torch import Tensor
 
@@ -239,5 +239,7 @@ def wilson_interval(hits: float, total: float) -> tuple[float, float, float]:
     """
     if total <= 0:
         return math.nan, math.nan, math.nan
-    interval, share = binomtest(round(hits), max(round(total), 1)).proportion_ci(method="wilson"), hits / total
-    return float(share), float(min(interval.low, share)), float(max(interval.high, share))
+    share, z2 = float(hits / total), float(norm.isf(0.025)) ** 2
+    middle = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = math.sqrt(z2 * (share * (1 - share) / total + z2 / (4 * total**2))) / (1 + z2 / total)
+    return share, min(max(middle - half, 0.0), share), max(min(middle + half, 1.0), share)

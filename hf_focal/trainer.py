@@ -51,7 +51,7 @@ from ._training_labels import (
 )
 from ._upstream import assert_async
 from .alpha import AlphaMethod, LabelDistribution, check_alpha_method, check_beta
-from .folding import fold_calibration
+from .folding import fold_calibration, needs_held_out_data
 from .held_out import calibrate_config
 from .losses import Gamma
 from .settings import FocalSettings
@@ -410,7 +410,8 @@ class FocalTrainer(Trainer):
         `save_model`. A folded model is not trained further: [`unfold_calibration`] takes it back.
 
         Args:
-            dataset (`Dataset`, *optional*): Labelled examples that were not trained on; by default `eval_dataset`.
+            dataset (`Dataset`, *optional*): Labelled examples that were not trained on; by default `eval_dataset`. A gamma of 0
+                and a sigmoid loss without a margin can do without.
             operating_point, prior: As in [`hf_focal.fold_calibration`].
             predictions (`PredictionOutput`, *optional*): As in `calibrate`.
 
@@ -418,10 +419,16 @@ class FocalTrainer(Trainer):
             `dict`: What was done, and how near it came.
 
         Raises:
-            `ValueError`: Without data or labels, or as in [`hf_focal.fold_calibration`].
+            `ValueError`: Without data where they are needed, for data without labels, or as in
+                [`hf_focal.fold_calibration`].
         """
-        logits, labels, _ = self._held_out(dataset, predictions)
-        return fold_calibration(self._core_model(), logits, labels, operating_point=operating_point, prior=prior)
+        self._record_settings()
+        has_data = not isinstance(self.eval_dataset if dataset is None else dataset, dict | None)
+        held_out: dict[str, Any] = {}
+        if has_data or needs_held_out_data(self._config()):
+            logits, labels, weights = self._held_out(dataset, predictions)
+            held_out = {"logits": logits, "labels": labels, "sample_weight": weights}
+        return fold_calibration(self._core_model(), **held_out, operating_point=operating_point, prior=prior)
 
     def _held_out(
         self, dataset: Dataset | None, predictions: PredictionOutput | None
@@ -432,8 +439,7 @@ class FocalTrainer(Trainer):
             raise ValueError(f"dataset: expected one dataset of labelled examples, but got {type(dataset).__name__}")
         if has_length(dataset) and len(dataset) == 0:
             raise ValueError("dataset: expected some examples, but there are none")
-        if FocalSettings.find_in(self._config()) is None:
-            self.recorded_settings().store_in(self._config())
+        self._record_settings()
         output = predictions
         if output is None:
             with self._predicting_logits():
@@ -448,6 +454,10 @@ class FocalTrainer(Trainer):
         logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
         labels = self._aligned(torch.as_tensor(output.label_ids))
         return torch.as_tensor(logits), labels, weights_of(dataset, self.sample_weight_column)
+
+    def _record_settings(self) -> None:
+        if FocalSettings.find_in(self._config()) is None:
+            self.recorded_settings().store_in(self._config())
 
     @contextmanager
     def _predicting_logits(self) -> Iterator[None]:

@@ -15,7 +15,6 @@ from hf_focal._card_pictures import (
     prior_note,
     reliability_diagram,
     spread,
-    wilson_interval,
 )
 
 
@@ -24,12 +23,6 @@ def without_warnings():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
-
-
-def test_wilson_interval_is_that_of_scipy():
-    hits, counts = np.array([0, 1, 30, 50, 7]), np.array([4, 1, 1000, 50, 20])
-    expected = [binomtest(int(k), int(n)).proportion_ci(method="wilson") for k, n in zip(hits, counts)]
-    np.testing.assert_allclose(np.stack(wilson_interval(hits / counts, counts), 1), expected, atol=1e-9)
 
 
 class TestReliability:

@@ -221,6 +221,33 @@ class TestNotLinear:
         expected = -torch.tensor([1.0, 2, 5]).log()
         torch.testing.assert_close(torch.tensor(found["bias"]), expected, atol=0.2, rtol=0, check_dtype=False)
 
+    @pytest.mark.parametrize("multi_label", [False, True])
+    def test_an_example_of_weight_two_counts_like_two(self, multi_label):
+        times = torch.tensor([0, 1, 2]).repeat(100)
+        found = []
+        for rows, weights in ((slice(None), times), (torch.arange(300).repeat_interleave(times), None)):
+            model = make("bert", "text-classification", multi_label=multi_label, gamma=2.0)
+            logits, labels, _ = logits_and_labels(model, 300)
+            found.append(fold_calibration(model, logits[rows], labels[rows], sample_weight=weights))
+        for name in ("scale", "bias", "negative_log_likelihood_before", "negative_log_likelihood_after"):
+            assert found[0][name] == pytest.approx(found[1][name], rel=1e-4), name
+
+    def test_soft_labels_count_by_their_expected_likelihood(self):
+        model = make("bert", "text-classification", gamma=2.0)
+        logits, *_ = logits_and_labels(model, 300)
+        labels = (0.3 * logits).softmax(-1)
+        found = fold_calibration(model, logits, labels)
+        expected = -(labels * logits.log_softmax(-1)).sum(-1).mean()
+        assert found["negative_log_likelihood_before"] == pytest.approx(expected.item())
+
+    def test_the_record_says_what_was_done_and_how_near_it_came(self):
+        model = make("bert", "text-classification", gamma=2.0)
+        logits, labels, _ = logits_and_labels(model, 300)
+        found = fold_calibration(model, logits, labels)
+        record = FocalSettings.from_config(model.config)
+        of_record = {name: record.folded[name] for name in ("scale", "bias", "exact")} | record.folded["measured"]
+        assert of_record == found and record.is_calibrated
+
     def test_held_out_data_are_needed(self):
         model = make("bert", "text-classification", gamma=2.0)
         with pytest.raises(ValueError, match="logits: expected those of held-out data"):
@@ -316,6 +343,15 @@ class TestRefused:
         model = make("bert", "text-classification", **settings)
         with pytest.raises(ValueError, match=message):
             fold_calibration(model, torch.randn(9, 3), torch.arange(9) % 3)
+
+    @pytest.mark.parametrize("labels", [torch.arange(8) % 3, torch.arange(9) % 3 + 1])
+    @pytest.mark.parametrize("settings", [{"gamma": 2.0}, {"temperature": 2.0}])
+    def test_labels_that_do_not_fit_leave_the_model_as_it_was(self, labels, settings):
+        model = make("bert", "text-classification", **settings)
+        weights, record = model.classifier.weight.clone(), model.config.focal_loss
+        with pytest.raises(ValueError, match="labels: "):
+            fold_calibration(model, torch.randn(9, 3), labels)
+        assert torch.equal(model.classifier.weight, weights) and model.config.focal_loss == record
 
     def test_heads_that_share_their_weights(self):
         model = make("bert", "text-classification", temperature=2.0)
@@ -415,6 +451,13 @@ class TestTrainer:
         unfold_calibration(trainer.model)
         assert torch.equal(trainer.model.classifier.weight, weights)
         trainer.train()
+
+    @pytest.mark.parametrize("alpha", [None, [0.5, 1.0, 3.0]])
+    def test_of_cross_entropy_no_data_are_needed(self, tmp_path, alpha):
+        trainer = self.trainer(tmp_path, gamma=0.0, alpha=alpha)
+        trainer.train()
+        assert trainer.fold_calibration()["exact"]
+        assert not FocalSettings.from_config(trainer.model.config).is_calibrated
 
     def test_data_are_needed(self, tmp_path):
         with pytest.raises(ValueError, match="dataset: expected one dataset of labelled examples"):

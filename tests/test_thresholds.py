@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 from sklearn.metrics import f1_score, fbeta_score, precision_score, recall_score
 
 from hf_focal import fit_thresholds
-from hf_focal.thresholds import ThresholdCriterion, reached_by
+from hf_focal.thresholds import ThresholdCriterion, reached_by, wilson_interval
 
 
 class TestThresholds:
@@ -204,3 +204,9 @@ class TestReachedBy:
             reached_by(some, nothing)["recall"][0]
         )
         assert reached_by(nothing, some)["f1"][0] == 0
+
+
+@pytest.mark.parametrize("hits, total", [(0, 4), (1, 1), (30, 1000), (50, 50), (7, 20)])
+def test_wilson_interval_is_that_of_scipy(hits, total):
+    expected = binomtest(hits, total).proportion_ci(method="wilson")
+    assert wilson_interval(hits, total) == pytest.approx((hits / total, *expected), abs=1e-9)

@@ -33,7 +33,7 @@ from baselines.cell import FROZEN_LAYERS_CACHE
 from baselines.data import cut_validation
 from baselines.frozen_layers import freeze_layers
 from baselines.recipe import Recipe
-from baselines.report import difference_table, differences, report_table
+from baselines.report import difference_table, differences, interval_table, report_table
 from baselines.sweep import Sweep
 
 
@@ -83,7 +83,8 @@ def compare(flags: list[str]) -> None:
     recipe = planned(common, arguments, folder)
     records = Sweep(recipe, folder).run()
     first = next(iter(recipe.arms))
-    tables = f"{report_table(records, first)}\n\n{difference_table(records, first)}\n"
+    parts = [report_table(records, first), interval_table(records, first), difference_table(records, first)]
+    tables = "\n\n".join(parts) + "\n"
     (folder / "results.md").write_text(tables)
     print(f"\n{tables}")
     arm, record = best_arm(records)
@@ -182,7 +183,7 @@ def _plan(common: dict, arguments: OwnDataArguments) -> dict:
     seconds = _seconds_per_example(config, arguments)
     epochs, budget = (5 if size < 3000 else 3), arguments.minutes * 60
     one_training = size * epochs * seconds
-    frozen, rates = 0, [2e-5, 5e-5]
+    frozen, rates, left_out = 0, [2e-5, 5e-5], []
     if config.hidden_size < 512:  # small models take larger steps
         rates = [1e-4, 3e-4]
     can_freeze = config.model_type == "bert" and config.num_hidden_layers > 1
@@ -190,10 +191,12 @@ def _plan(common: dict, arguments: OwnDataArguments) -> dict:
         frozen, rates = config.num_hidden_layers - 1, [5e-4, 1e-3]
         one_training = size * seconds / 2 + size * epochs * seconds / config.num_hidden_layers
         epochs *= 2
-    # The grid with one seed and a test of the best of each arm; each more seed is a training of each arm.
-    trainings, per_seed = 4 * len(rates) + 4, 4
+        left_out.append(f"training the other {frozen} layers")
+    # The grid with one seed, a test of the best of each arm, and the model that is saved; another seed is one of each arm.
+    trainings, per_seed = 4 * len(rates) + 5, 4
     if one_training * trainings > budget:
-        rates, trainings = rates[-1:], 4
+        left_out.append(f"learning rate {rates[0]:g}")
+        rates, trainings = rates[-1:], 5
     num_seeds = 1 + int(np.clip((budget - one_training * trainings) / (one_training * per_seed), 0, 4))
     minutes = one_training * (trainings + per_seed * (num_seeds - 1)) / 60
     flags = {
@@ -206,11 +209,13 @@ def _plan(common: dict, arguments: OwnDataArguments) -> dict:
         flags["frozen_layers"] = frozen
     if not torch.cuda.is_available():
         flags["use_cpu"] = "true"
-    layers = f"the last layer and the head ({frozen} layers frozen to save time)" if frozen else "all layers"
-    seeds = f"{num_seeds} seed{'s' if num_seeds > 1 else ', as there is no time for more'}"
+    if num_seeds == 1:
+        left_out.append("more seeds")
+    layers = "the last layer and the head" if frozen else "all layers"
+    seeds = f"{num_seeds} seed{'s' if num_seeds > 1 else ''}"
     said = (
         f"Planned: 4 losses, {layers}, {epochs} epochs, learning rates {', '.join(f'{rate:g}' for rate in rates)}, {seeds}; "
-        f"about {minutes:.0f} minutes"
+        f"about {max(minutes, 1):.0f} minutes" + (f". Left out for time: {', '.join(left_out)}" if left_out else "")
     )
     return {"flags": flags, "learning_rates": rates, "num_seeds": num_seeds, "said": said}
 
@@ -232,29 +237,38 @@ def _seconds_per_example(config, arguments: OwnDataArguments) -> float:
 
 
 def best_arm(records: Sequence[dict]) -> tuple[str, dict]:
-    """The arm that is best on the validation split, over its seeds, and the record of its best training there."""
-    tested = [record for record in records if record["stage"] == "test"]
-    scores: dict[str, list[float]] = {}
-    for record in tested:
-        scores.setdefault(record["arm"], []).append(record["validation_metrics"]["f1_macro"])
-    arm = max(scores, key=lambda name: np.mean(scores[name]))
-    of_arm = [record for record in tested if record["arm"] == arm]
+    """The arm that is best on the validation split, over its seeds, and the record of its best training there.
+
+    Of several that are equally good it is the first, which has the fewest settings.
+    """
+    scores = _validation_scores(records)
+    arm = max(scores, key=scores.__getitem__)
+    of_arm = [record for record in records if record["stage"] == "test" and record["arm"] == arm]
     return arm, max(of_arm, key=lambda record: record["validation_metrics"]["f1_macro"])
 
 
+def _validation_scores(records: Sequence[dict]) -> dict[str, float]:
+    """The mean macro-F1 of the trainings of each arm."""
+    scores: dict[str, list[float]] = {}
+    for record in records:
+        if record["stage"] == "test":
+            scores.setdefault(record["arm"], []).append(record["validation_metrics"]["f1_macro"])
+    return {arm: float(np.mean(of_arm)) for arm, of_arm in scores.items()}
+
+
 def recommendation(records: list[dict], arm: str, first: str) -> str:
-    """One sentence: what was chosen on the validation split, and whether the test split can tell it from the first arm."""
-    if arm == first:
-        return f"Recommended: {first}, the best on the validation split; no other loss is worth its settings here."
+    """One sentence: what was chosen on the validation split, and which arms the test split can tell from the first."""
+    scores = _validation_scores(records)
+    equal = [name for name, score in scores.items() if score == scores[arm] and name != arm]
+    why = f"as good on the validation split as {' and '.join(equal)}" if equal else "the best on the validation split"
     table = differences(records, first)
-    ((gap, low, high),) = table.loc[
-        (table["arm"] == arm) & (table["metric"] == "f1_macro"), ["difference", "low", "high"]
-    ].to_numpy()
-    verdict = "does not differ" if low <= 0 <= high else "is better" if low > 0 else "is worse"
-    return (
-        f"Recommended: {arm}, the best on the validation split; on the test split it {verdict} "
-        f"{'from' if low <= 0 <= high else 'than'} {first}: {gap:+.3f} macro-F1 ({low:+.3f} to {high:+.3f})."
-    )
+    compared = table[(table["metric"] == "f1_macro") & ((table["arm"] == arm) | (arm == first))]
+    verdicts = [
+        f"{row.arm} {'is better' if row.low > 0 else 'is worse' if row.high < 0 else 'does not differ'} "
+        f"({row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}])"
+        for row in compared.itertuples()
+    ]
+    return f"Recommended: {arm}, {why}; beside {first}, in macro-F1 on the test split, {', '.join(verdicts)}."
 
 
 def save_best(arm: str, record: dict, arguments: OwnDataArguments, folder: Path) -> None:

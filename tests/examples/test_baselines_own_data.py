@@ -130,7 +130,8 @@ def test_more_time_is_more_of_everything(model_folder, capsys):
     short, long = plans
     assert len(short.seeds) == 1 and len(short.grid["learning_rate"]) == 1
     assert len(long.seeds) == 5 and len(long.grid["learning_rate"]) == 2
-    assert "as there is no time for more" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Left out for time: learning rate 0.0001, more seeds" in printed and printed.count("Left out") == 1
 
 
 def test_seeds_cut_other_texts():
@@ -150,3 +151,39 @@ def test_texts_without_a_label_are_in_every_split():
     data = DatasetDict(train=Dataset.from_dict({"text": [f"text {k}" for k in range(100)], "label": labels}))
     cut = cut_validation(data, DataArguments(), 0.2)
     assert len(cut["validation"]) == 20 and sum(not row for row in cut["validation"]["label"]) == 10
+
+
+class TestRecommendation:
+    """Of 40 examples, half of them of each class."""
+
+    labels = [0, 1] * 20
+
+    def record(self, arm, score, num_errors):
+        predictions = [1 - label if k < num_errors else label for k, label in enumerate(self.labels)]
+        common = {"stage": "test", "seed": 1, "choice": {}, "wall_seconds": 1.0, "resumed": False, "metrics": {}}
+        data = {"labels": self.labels, "predictions": predictions, "label_names": ["a", "b"], "label_counts": [20, 20]}
+        return {**common, **data, "arm": arm, "validation_metrics": {"f1_macro": score}}
+
+    def said(self, *cells):
+        from baselines.own_data import best_arm, recommendation
+
+        records = [self.record(*cell) for cell in cells]
+        return recommendation(records, best_arm(records)[0], "plain")
+
+    def test_of_arms_that_are_equally_good_it_is_the_plain_one_and_the_others_are_not_called_worse(self):
+        said = self.said(("plain", 1.0, 6), ("focal", 1.0, 0), ("alpha", 0.9, 20))
+        assert said.startswith("Recommended: plain, as good on the validation split as focal; beside plain")
+        assert "focal is better (+0.1" in said and "alpha is worse (-0.3" in said and "worth" not in said
+
+    def test_a_better_arm_that_does_not_differ(self):
+        said = self.said(("plain", 0.8, 3), ("focal", 0.9, 2), ("alpha", 0.7, 20))
+        assert said.startswith("Recommended: focal, the best on the validation split; beside plain")
+        assert "focal does not differ (+0.0" in said and "alpha" not in said
+
+
+def test_each_arm_has_an_interval():
+    from baselines.report import interval_table
+
+    records = [TestRecommendation().record("plain", 1.0, 4)]
+    (row,) = [line for line in interval_table(records, "plain").splitlines() if line.startswith("| plain")]
+    assert "0.900 [0.8" in row and "0.975]" in row
