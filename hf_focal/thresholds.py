@@ -237,9 +237,10 @@ def wilson_interval(hits: float, total: float) -> tuple[float, float, float]:
 
     ```
     """
+    hits, total = float(hits), float(total)
     if total <= 0:
         return math.nan, math.nan, math.nan
-    share, z2 = float(hits / total), float(norm.isf(0.025)) ** 2
+    share, z2 = hits / total, float(norm.isf(0.025)) ** 2
     middle = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = math.sqrt(z2 * (share * (1 - share) / total + z2 / (4 * total**2))) / (1 + z2 / total)
     return share, min(max(middle - half, 0.0), share), max(min(middle + half, 1.0), share)
