@@ -13,16 +13,22 @@ The tables of the README, some minutes each and half an hour the first time, whi
     python calibration.py --losses "focal, alpha" --output_dir outputs/calibration_newsgroups \
         --dataset_name newsgroups_longtail --max_seq_length 128 --frozen_layers 5 --num_train_epochs 8 \
         --learning_rate 5e-4 --warmup_steps 50 --per_device_train_batch_size 32 --per_device_eval_batch_size 64
+    python calibration.py --losses "focal, alpha" --output_dir outputs/calibration_reuters90 --dataset_name reuters90 \
+        --label_column_name labels --validation_share 0.1 --max_seq_length 64 --frozen_layers 5 --num_train_epochs 10 \
+        --learning_rate 1e-3 --warmup_steps 100 --per_device_train_batch_size 32 --per_device_eval_batch_size 64
 
-Each cell is one run of `run_text_classification.py` with one loss and one seed; other flags are handed on to it, or are
-those of `python -m baselines cell`. Finished cells are not repeated. What is fitted is fitted on the validation split, and
-everything is measured on the test split, as mean and 95 % interval (Student's t) over the seeds: negative log likelihood,
-Brier score, accuracy, macro-F1, and expected calibration error (15 bins of equal mass) beside what a perfectly calibrated model would
-have. Where validation and test split are balanced and the training data are not, posteriors are shifted there. Beside the
-table it draws reliability diagrams.
+The last takes a folder reuters90, made as baselines/README.md says. Each cell is one run of `run_text_classification.py` with
+one loss and one seed; other flags are handed on to it, or are those of `python -m baselines cell`. Finished cells are not
+repeated. What is fitted is fitted on the validation split, and everything is measured on the test split, as mean and 95 %
+interval (Student's t) over the seeds: negative log likelihood, Brier score, accuracy, macro-F1 (of several labels, at 0.5), and
+expected calibration error (15 bins of equal mass) beside what a perfectly calibrated model would have. Where validation and test
+split are balanced and the training data are not, posteriors are shifted there. Beside the table it draws reliability diagrams.
 """
 
 from argparse import ArgumentParser
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +40,11 @@ from tqdm import tqdm
 from trained_model import held_out_logits, train
 from transformers import AutoConfig, EvalPrediction
 
-from hf_focal import FocalSettings, apply_temperature, class_posterior, compute_metrics, shift_prior
+from hf_focal import FocalSettings, apply_temperature, compute_metrics, shift_prior
 from hf_focal.calibration import Scaling, UnboundedFitError, fit_scaling
 from hf_focal.metrics import mean_and_interval
 from hf_focal.model_card import markdown_table
+from hf_focal.operating_points import posterior_from_settings
 
 
 LOSSES = {
@@ -57,61 +64,63 @@ METHODS = {"temperature": "temperature", "vector": "vector scaling", "auto": "ch
 
 
 def readings(
-    logits: Tensor, held_out: tuple[Tensor, Tensor], settings: FocalSettings
+    logits: Tensor, held_out: tuple[Tensor, Tensor], settings: FocalSettings, multi_label: bool = False
 ) -> dict[str, tuple[Tensor, str]]:
-    """The ways to read class probabilities out of logits, by name; with the method that was chosen, if there was a choice."""
-    of_loss = {"gamma": settings.gamma, "alpha": settings.alpha, "label_smoothing": settings.label_smoothing}
-    posterior, (held_out_logits, labels) = class_posterior(logits, **of_loss), held_out
-    counts = labels.bincount(minlength=logits.shape[-1])
-    is_balanced = bool((counts == counts[0]).all()) and len({*settings.class_prior}) > 1
+    """The ways to read probabilities out of logits, by name; with the method that was chosen, if there was a choice."""
+    held_out_logits, labels = held_out
+    of_loss = partial(
+        posterior_from_settings,
+        settings=replace(settings, temperature=None, calibration_bias=None),
+        multi_label=multi_label,
+    )
+    stock = torch.sigmoid if multi_label else partial(torch.softmax, dim=-1)
+    counts = None if multi_label else labels.bincount(minlength=logits.shape[-1])
+    is_balanced = counts is not None and bool((counts == counts[0]).all()) and len({*settings.class_prior}) > 1
 
     def where_it_is_tested(posterior: Tensor) -> Tensor:
-        prior = torch.full((len(counts),), 1 / len(counts))
+        prior = torch.full((logits.shape[-1],), 1 / logits.shape[-1])
         return shift_prior(posterior, settings.class_prior, prior) if is_balanced else posterior
 
-    found = {"raw softmax": (logits.softmax(-1), ""), "closed form": (posterior, "")}
-    if is_balanced:
-        found["closed form, shifted"] = where_it_is_tested(posterior), ""
-    for method, name in METHODS.items():
-        of_held_out = class_posterior(held_out_logits, **of_loss)
+    def scaled(read: Callable[[Tensor], Tensor], method: str) -> tuple[Tensor, Scaling]:
+        known = {"class_prior": settings.class_prior, "multi_label": multi_label}
         try:
-            scaling = fit_scaling(of_held_out, labels, method=method, class_prior=settings.class_prior)
+            scaling = fit_scaling(read(held_out_logits), labels, method=method, **known)
         except UnboundedFitError:  # without an error among the held-out data
             scaling = Scaling("none")
-        scaled = apply_temperature(posterior, scaling.temperature, bias=scaling.bias)
-        found[name] = where_it_is_tested(scaled), scaling.method if method == "auto" else ""
-    found["folded into the head"] = where_it_is_tested(folded(logits, held_out, settings)), ""
-    return found
+        p = apply_temperature(read(logits), scaling.temperature, bias=scaling.bias, multi_label=multi_label)
+        return where_it_is_tested(p), scaling
 
-
-def folded(logits: Tensor, held_out: tuple[Tensor, Tensor], settings: FocalSettings) -> Tensor:
-    """The stock softmax after [`fold_calibration`]."""
-    held_out_logits, labels = held_out
-    try:
-        scaling = fit_scaling(
-            held_out_logits.softmax(-1), labels, method="vector", class_prior=settings.class_prior, multi_label=False
-        )
-    except UnboundedFitError:
-        scaling = Scaling("none")
-    return apply_temperature(logits.softmax(-1), scaling.temperature, bias=scaling.bias)
+    closed_form = of_loss(logits)
+    found = {f"raw {'sigmoid' if multi_label else 'softmax'}": (stock(logits), ""), "closed form": (closed_form, "")}
+    if is_balanced:
+        found["closed form, shifted"] = where_it_is_tested(closed_form), ""
+    for method, name in METHODS.items():
+        p, scaling = scaled(of_loss, method)
+        found[name] = p, scaling.method if method == "auto" else ""
+    return {**found, "folded into the head": (scaled(stock, "vector")[0], "")}  # as fold_calibration does
 
 
 def measure(folder: Path) -> tuple[list[dict], dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """A row of metrics for each reading; and the confidences for the picture."""
-    settings = FocalSettings.from_config(AutoConfig.from_pretrained(folder))
+    """A row of metrics for each reading; and the confidences for the picture, with what came of them."""
+    config = AutoConfig.from_pretrained(folder)
+    settings, multi_label = FocalSettings.from_config(config), config.problem_type == "multi_label_classification"
     splits = held_out_logits(folder)
     logits, labels = splits["test"]
     rows, confidences = [], {}
-    for name, (p, chosen) in readings(logits, splits["validation"], settings).items():
-        log_posterior = p.clamp_min(torch.finfo(p.dtype).tiny).log()
-        metrics = compute_metrics(EvalPrediction(log_posterior.numpy(), labels.numpy()))
-        rows.append({"probabilities": name, "chosen": chosen, **metrics})
-        confidences[name] = p.amax(-1).numpy(), (p.argmax(-1) == labels).numpy()
+    for name, (p, chosen) in readings(logits, splits["validation"], settings, multi_label).items():
+        p = p.clamp_min(torch.finfo(p.dtype).tiny)
+        of_p = p.clamp_max(1 - 1e-16).logit() if multi_label else p.log()
+        prediction = EvalPrediction(of_p.numpy(), labels.numpy())
+        rows.append(
+            {"probabilities": name, "chosen": chosen, **compute_metrics(prediction, problem_type=config.problem_type)}
+        )
+        are_right = labels.bool() if multi_label else p.argmax(-1) == labels
+        confidences[name] = (p if multi_label else p.amax(-1)).flatten().numpy(), are_right.flatten().numpy()
     return rows, confidences
 
 
 def reliability_diagram(confidences: pd.Series, file: Path) -> None:
-    """Confidence against accuracy in 15 bins of equal mass, over all seeds; below the diagonal is over-confident."""
+    """Confidence against accuracy, or probability against the share of positives, in 15 bins of equal mass, over all seeds; below the diagonal is over-confident."""
     losses = list(dict.fromkeys(loss for loss, _ in confidences.index))
     figure = Figure(figsize=(4 * len(losses), 4), layout="constrained", dpi=100)
     for axes, loss in zip(np.atleast_1d(figure.subplots(1, len(losses), sharey=True)), losses):
@@ -146,10 +155,11 @@ def main() -> None:
     table.to_json(args.output_dir / "calibration.jsonl", orient="records", lines=True)
     reliability_diagram(pd.Series(confidences), args.output_dir / "reliability.png")
 
-    lines = []
+    # Of several labels nearly all are absent, which makes the means over them small.
+    lines, digits = [], 4 if "raw sigmoid" in table["probabilities"].values else 3
     for (loss, probabilities), cells in table.groupby(["loss", "probabilities"], sort=False):
         intervals = [mean_and_interval(cells[metric]) for metric in METRICS]
-        columns = [f"{mean:.3f} ± {half:.3f}" for mean, half in intervals]
+        columns = [f"{mean:.{digits}f} ± {half:.{digits}f}" for mean, half in intervals]
         chosen = ", ".join(sorted({*cells["chosen"]} - {""}))
         lines.append([loss, f"{probabilities} ({chosen})" if chosen else probabilities, *columns])
     print(f"\n{markdown_table(['loss', 'probabilities', *METRICS.values()], lines)}")

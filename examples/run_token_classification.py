@@ -52,6 +52,7 @@ from hf_focal import (
     evaluate_model,
     evaluate_operating_points,
 )
+from hf_focal.operating_points import decision_scores
 
 
 EMBEDDED_DEFAULT = (
@@ -98,13 +99,15 @@ def encode_tags(tags: list[list[str]], words: list[list[str]], names: list[str],
     return [[index[tag] for tag in row] for row in tags]
 
 
-def tokenize(sentences: list[list[str]], tokenizer, max_length: int) -> tuple[dict, list[list[int]]]:
-    """The tokens of the sentences, and the positions where their words begin; words that are cut off have none."""
+def tokenize(sentences: list[list[str]], tokenizer, max_length: int) -> tuple[dict, list[dict[int, int]]]:
+    """The tokens of the sentences, and the position where each word begins; words that are cut off, or that the tokenizer has
+    no token for, have none."""
     encoded = tokenizer(sentences, truncation=True, max_length=max_length, is_split_into_words=True)
     starts = []
     for row in range(len(sentences)):
-        word_ids = encoded.word_ids(row)
-        starts.append([k for k, word in enumerate(word_ids) if word is not None and word not in word_ids[:k]])
+        last_first = reversed([*enumerate(encoded.word_ids(row))])
+        first = {word: at for at, word in last_first if word is not None}
+        starts.append(dict(sorted(first.items())))
     return encoded, starts
 
 
@@ -114,9 +117,31 @@ def encode(batch: dict, tokenizer, max_length: int, words: str) -> dict:
     if "labels" in batch:
         labels = [np.full(len(ids), -100) for ids in encoded["input_ids"]]
         for row, positions, tags in zip(labels, starts, batch["labels"]):
-            row[positions] = tags[: len(positions)]
+            for word, at in positions.items():
+                row[at] = tags[word]
         encoded["labels"] = labels
     return encoded
+
+
+def write_predictions(
+    path: Path,
+    sentences: list[list[str]],
+    starts: list[dict[int, int]],
+    decided: np.ndarray,
+    probabilities: torch.Tensor,
+    names: list[str],
+) -> None:
+    """Tab-separated, a row for each word: the index of its sentence, the word, its predicted tag and the probability of that.
+
+    Words that were cut off, or that the tokenizer has no token for, have none.
+    """
+    rows = [
+        (row, sentence[word], names[decided[row, at]], f"{probabilities[row, at, decided[row, at]].item():.6f}")
+        for row, (sentence, positions) in enumerate(zip(sentences, starts))
+        for word, at in positions.items()
+    ]
+    table = pd.DataFrame(rows, columns=["index", "word", "prediction", "probability"])
+    table.to_csv(path, sep="\t", index=False)
 
 
 def tag_sequences(predictions: np.ndarray, labels: np.ndarray, names: list[str]) -> tuple[list, list]:
@@ -276,9 +301,9 @@ def main() -> None:
         if split == "test":
             sentences = splits[split][words][: len(datasets[split])]
             _, starts = tokenize(sentences, tokenizer, max_length)
-            predicted = [[names[k] for k in row[at]] for row, at in zip(decided, starts)]
-            lines = "".join(" ".join(row) + "\n" for row in predicted)
-            Path(training_args.output_dir, "predict_results.txt").write_text(lines)
+            probabilities = decision_scores(logits, config)[1]
+            path = Path(training_args.output_dir, "predict_results.txt")
+            write_predictions(path, sentences, starts, decided, probabilities, names)
     if training_args.do_train or training_args.push_to_hub:
         name_bars(trainer, "results for the card")
         publish(trainer, datasets, outputs, tasks="token-classification", dataset=data_name(data_args, "BBC entities"))

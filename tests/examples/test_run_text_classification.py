@@ -20,6 +20,7 @@ from toy_texts import (
     WORDS,
     common_flags,
     counted_predictions,
+    in_a_fresh_process,
     multi_label_data,
     python_in,
     run,
@@ -195,6 +196,32 @@ def test_what_is_reported_is_what_the_pipeline_decides(model_folder, capsys, poi
         assert card.operating_points[point][name][0] == pytest.approx(value)
         assert f"{value:.3f} (" in printed
     assert card.settings.operating_point == point
+
+
+ODD_NAMES = ["a,b", 'say "hi"', "tab\there", "100%", "naïve ☕", "1", "LABEL_0", "[x]"]
+
+
+def test_odd_names_are_the_same_in_report_files_card_and_a_fresh_process(model_folder, capsys):
+    texts = [f"{first} {second}" for first in sum(WORDS.values(), []) for second in ("ball", "bank", "king", "queen")]
+    data = pd.DataFrame({"text": texts, "label": [ODD_NAMES[k % 8] for k in range(len(texts))]})
+    file = write(data, "data.csv")
+    flags = ["--train_file", file, "--validation_file", file, "--test_file", file, "--operating_point", "balanced"]
+    flags += ["--do_train", "--do_predict", "--ignore_mismatched_sizes", "--focal_alpha", "sqrt_inverse"]
+    run(SCRIPT, *common_flags(model_folder), *flags)
+    printed = capsys.readouterr().out
+    found = in_a_fresh_process("FocalTextClassificationPipeline", "text-classification", texts)
+    rows = pd.read_csv("out/predict_results.txt", sep="\t")
+    assert rows["prediction"].tolist() == [result["label"] for result in found]
+    assert rows["probability"].tolist() == pytest.approx([result["score"] for result in found], abs=1e-5)
+    scores = f1_score(data["label"], rows["prediction"], average=None, labels=ODD_NAMES, zero_division=0)
+    expected = dict(zip(ODD_NAMES, scores))
+    card, results = read_model_card("out/README.md"), json.loads(Path("out/test_results.json").read_text())
+    assert {name: metrics["f1"] for name, metrics in card.per_class.items()} == {
+        name: [pytest.approx(f1)] for name, f1 in expected.items()
+    }
+    occurring = {*data["label"], *rows["prediction"]}
+    f1_macro = np.mean([expected[name] for name in occurring])
+    assert results["test_f1_macro"] == pytest.approx(f1_macro) and f"{f1_macro:.3f} (" in printed
 
 
 def test_the_card_is_that_of_the_test_split_and_each_split_is_predicted_once(model_folder, monkeypatch):

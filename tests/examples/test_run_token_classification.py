@@ -8,8 +8,10 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 from exactness import tiny_model
 from processes import run_in_two_processes
+from seqeval.metrics import f1_score as seqeval_f1
+from sklearn.metrics import accuracy_score
 from tokenizers import Tokenizer, models, pre_tokenizers
-from toy_texts import common_flags, counted_predictions, python_in, run
+from toy_texts import common_flags, counted_predictions, in_a_fresh_process, python_in, run
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_focal.model_card import read_model_card
@@ -34,7 +36,8 @@ def model_folder(tmp_path_factory):
     tokenizer = Tokenizer(
         models.WordLevel({token: i for i, token in enumerate(["[PAD]", "[UNK]", *characters])}, "[UNK]")
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    parts = [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Split("", "isolated")]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
     fast.save_pretrained(folder)
     tiny_model("tokens").save_pretrained(folder)
@@ -58,8 +61,8 @@ def test_train_and_predict_from_strings(model_folder, capsys):
     assert list(config.id2label.values()) == ["B-LOC", "B-PER", "O"]
     assert config.focal_loss["label_counts"] == [4, 16, 32]  # one label per word, however many tokens it has
     assert {"eval_entity_f1_micro", "eval_f1_macro"} <= json.loads(Path("out/eval_results.json").read_text()).keys()
-    lines = Path("out/predict_results.txt").read_text().splitlines()
-    assert [len(line.split()) for line in lines] == [len(sentence) for sentence in SENTENCES]
+    rows = pd.read_csv("out/predict_results.txt", sep="\t")
+    assert rows.groupby("index")["word"].apply(list).tolist() == SENTENCES
     printed = capsys.readouterr().out
     assert "f1-score" in printed and "reports only what is surer" in printed
     assert "pipeline_class=FocalTokenClassificationPipeline, aggregation_strategy='first'" in python_in(printed)
@@ -85,7 +88,7 @@ def test_class_labels_and_unlabelled_test_data(model_folder):
     config = AutoConfig.from_pretrained("out")
     assert list(config.id2label.values()) == names and config.focal_loss["gamma"] == 0
     run(SCRIPT, *common_flags("out", "predicted"), "--test_file", "test.parquet", "--do_predict")
-    assert len(Path("predicted/predict_results.txt").read_text().splitlines()) == len(SENTENCES)
+    assert pd.read_csv("predicted/predict_results.txt", sep="\t")["index"].nunique() == len(SENTENCES)
 
 
 def test_the_card_is_that_of_the_test_split(model_folder, monkeypatch):
@@ -100,11 +103,47 @@ def test_the_card_is_that_of_the_test_split(model_folder, monkeypatch):
     assert card.metrics["accuracy"] == [pytest.approx(results["test_accuracy"])]
 
 
+@pytest.mark.parametrize("point", ["as_trained", "balanced"])
+def test_report_files_and_card_say_what_the_pipeline_does(model_folder, capsys, point):
+    """Each number again, by the pipeline of the saved model in a fresh process."""
+    file = write_json("data.json")
+    flags = ["--train_file", file, "--validation_file", file, "--test_file", file, "--operating_point", point]
+    run(SCRIPT, *common_flags(model_folder), *flags, "--do_train", "--do_predict", "--focal_alpha", "inverse")
+    printed = capsys.readouterr().out
+    rows = pd.read_csv("out/predict_results.txt", sep="\t")
+    texts = [" ".join(sentence) for sentence in SENTENCES]
+    found = in_a_fresh_process("FocalTokenClassificationPipeline", "token-classification", texts, ignore_labels=[])
+    # A token is a character, so the first of a word is at the start or after a blank.
+    firsts = [
+        (row, token["entity"], token["score"])
+        for row, (text, tokens) in enumerate(zip(texts, found))
+        for token in tokens
+        if f" {text}"[token["start"]] == " "
+    ]
+    expected = pd.DataFrame(firsts, columns=["index", "prediction", "probability"])
+    pd.testing.assert_frame_equal(rows.drop(columns="word"), expected, atol=1e-5, rtol=0)
+
+    tags = [tag for row in TAGS for tag in row]
+    results, card = json.loads(Path("out/test_results.json").read_text()), read_model_card("out/README.md")
+    sentences = rows.groupby("index")["prediction"].apply(list).tolist()
+    entities = seqeval_f1(TAGS, sentences)
+    of_tokens = {"accuracy": accuracy_score(tags, rows["prediction"]), "entity_f1_micro": entities}
+    line = next(line for line in reversed(printed.splitlines()) if line.startswith(f"{point} (in force)"))
+    for name, value in of_tokens.items():
+        assert results[f"test_{name}"] == pytest.approx(value) and card.metrics[name] == [pytest.approx(value)]
+        assert f"{value:.3f}" in line
+    assert results["test_operating_points"][point]["accuracy"][0] == pytest.approx(of_tokens["accuracy"])
+
+
 def test_first_token_of_a_word_bears_its_tag(model_folder):
     from run_token_classification import encode
 
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     batch = {"tokens": [["Ann", "is", "hot"]], "labels": [[1, 0, 2]]}
+    (labels,) = encode(batch, tokenizer, max_length=6, words="tokens")["labels"]
+    assert labels.tolist() == [1, -100, -100, 0, -100, 2]
+    # A word that has no token leaves the others their tags.
+    batch = {"tokens": [["Ann", " ", "is", "hot"]], "labels": [[1, 3, 0, 2]]}
     (labels,) = encode(batch, tokenizer, max_length=6, words="tokens")["labels"]
     assert labels.tolist() == [1, -100, -100, 0, -100, 2]
 
@@ -115,7 +154,7 @@ def test_two_processes(model_folder):
     run_in_two_processes(run, SCRIPT, *flags)
     # 2 epochs of 16 sentences in batches of 4 are 8 steps in one process.
     assert json.loads(Path("out/trainer_state.json").read_text())["global_step"] == 4
-    assert len(Path("out/predict_results.txt").read_text().splitlines()) == len(SENTENCES)
+    assert pd.read_csv("out/predict_results.txt", sep="\t")["index"].nunique() == len(SENTENCES)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from toy_texts import common_flags, markdown_rows, run, single_label_data, write
 
-from hf_focal import FocalSettings, class_posterior, posterior_from_config
+from hf_focal import FocalSettings, class_posterior, posterior_from_config, sigmoid_class_posterior
 
 
 # Of a few texts that a model has learned by heart.
@@ -59,6 +59,22 @@ def test_posteriors_are_shifted_to_balanced_held_out_data():
             balanced = found["closed form"][0] / torch.tensor([0.6, 0.3, 0.1])
             expected = balanced / balanced.sum(-1, keepdim=True)
             torch.testing.assert_close(found["closed form, shifted"][0], expected)
+
+
+def test_several_labels_are_read_by_sigmoid_and_its_posterior():
+    from calibration import readings
+
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(500, 3, dtype=torch.float64, generator=generator)
+    labels = (0.5 * logits).sigmoid().bernoulli(generator=generator)
+    settings = FocalSettings(gamma=2.0, class_prior=[0.5, 0.5, 0.5])
+    found = {name: p for name, (p, _) in readings(logits, (logits, labels), settings, multi_label=True).items()}
+    torch.testing.assert_close(found["raw sigmoid"], logits.sigmoid())
+    torch.testing.assert_close(found["closed form"], sigmoid_class_posterior(logits, gamma=2.0))
+    likelihood = {name: torch.nn.functional.binary_cross_entropy(p, labels).item() for name, p in found.items()}
+    assert likelihood["vector scaling"] < likelihood["closed form"]
+    assert likelihood["folded into the head"] < likelihood["raw sigmoid"]
+    torch.testing.assert_close(found["folded into the head"], (0.5 * logits).sigmoid(), atol=0.08, rtol=0)
 
 
 def test_operating_points(data_flags, capsys):

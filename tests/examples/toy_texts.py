@@ -1,7 +1,9 @@
 """Small labelled texts, a model that can learn them in seconds, and how a script of the examples is run on them."""
 
+import json
 import re
 import runpy
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -89,6 +91,20 @@ def python_in(printed: str) -> str:
     """The lines of Python that a script ends with."""
     lines = printed.partition("To use it, in Python:")[2].splitlines()
     return textwrap.dedent("\n".join(line for line in lines if line.startswith("    ")))
+
+
+def in_a_fresh_process(pipeline_class: str, task: str, texts: list[str], **options) -> list:
+    """What the pipeline of the model in the folder `out` says of texts, read from the folder by another Python."""
+    code = (
+        "import json, sys, hf_focal, transformers\n"
+        "pipeline_class, task, texts, options = json.load(sys.stdin)\n"
+        "pipe = transformers.pipeline(task, model='out', pipeline_class=getattr(hf_focal, pipeline_class), **options)\n"
+        "print(json.dumps(pipe(texts)))"
+    )
+    request = json.dumps([pipeline_class, task, texts, options])
+    result = subprocess.run([sys.executable, "-c", code], input=request, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
 
 
 def common_flags(model_folder: str | Path, output_dir: str = "out") -> list[str]:
