@@ -1,6 +1,5 @@
 """From imbalanced texts to a calibrated classifier, in one to two minutes on one CPU core: `python quickstart.py`."""
 
-import torch
 from data.bbc_longtail import load_bbc_longtail, minilm_path
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, pipeline
 
@@ -33,7 +32,6 @@ args = FocalTrainingArguments(
     per_device_train_batch_size=8,
     per_device_eval_batch_size=64,
     save_strategy="no",
-    dataloader_pin_memory=torch.cuda.is_available(),  # without a GPU there is nothing to pin it for
 )
 
 # 5. FocalTrainer in place of Trainer.

@@ -367,6 +367,11 @@ def print_calibration(found: dict, num_examples: int) -> None:
         print(f"Not reachable for {', '.join(missing[:20])}")
 
 
+def printable(name: str) -> str:
+    """In one line, and without characters that a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
 def print_report(
     split: str,
     labels: np.ndarray,
@@ -378,6 +383,7 @@ def print_report(
 ) -> None:
     """Per class as the model decides, and a row for each way that it can be told to decide."""
     # The means are over the same classes as those of the metrics: all of several labels, and otherwise those that occur.
+    names = [printable(name) for name in names]
     classes = range(len(names)) if labels.ndim == 2 else np.union1d(labels, decided)
     report = classification_report(
         labels,
@@ -435,7 +441,6 @@ def run(
         raise ValueError("nothing to do: set --do_train, --do_eval or --do_predict")
     if model_args.loss == "cross_entropy":
         training_args.focal_gamma, training_args.focal_alpha = 0.0, None
-    training_args.dataloader_pin_memory &= torch.cuda.is_available()  # or torch warns of it at each loader
     set_seed(training_args.seed)
 
     # Data and labels.
@@ -583,10 +588,10 @@ def run(
 
 def data_name(data_args: DataArguments, embedded_default: str = "long-tailed BBC News") -> str:
     """What a card calls the data: of files and folders without the path, which nobody else has."""
-    path = data_args.dataset_name or data_args.train_file or data_args.validation_file or data_args.test_file
-    if path is None:
-        return embedded_default
-    return Path(path).name if Path(path).exists() else path
+    name = data_args.dataset_name
+    if name is not None:
+        return Path(name).name if Path(name).exists() else name
+    return ", ".join(dict.fromkeys(Path(file).name for file in data_args.files.values())) or embedded_default
 
 
 def publish(

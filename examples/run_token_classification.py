@@ -189,7 +189,6 @@ def main() -> None:
         raise ValueError("nothing to do: set --do_train, --do_eval or --do_predict")
     if model_args.loss == "cross_entropy":
         training_args.focal_gamma, training_args.focal_alpha = 0.0, None
-    training_args.dataloader_pin_memory &= torch.cuda.is_available()  # or torch warns of it at each loader
     set_seed(training_args.seed)
 
     # Data and tags.

@@ -118,10 +118,10 @@ def reliability_diagram(
         lowest, first = min(lowest, low.min(), means.min()), min(first, bins.min())
     floor = np.floor(spread(lowest))
     edges = [f"{edge:g}" for edge in BIN_EDGES]
-    above.set_ylim(floor, len(BIN_EDGES) - 1)
+    above.set_ylim(floor, len(BIN_EDGES) - 1 + 0.1)
     above.set_yticks(range(int(floor), len(edges)), edges[int(floor) :])
     above.set_ylabel("share of positives" if multi_label else "accuracy")
-    above.legend(fontsize="small", loc="upper left")
+    above.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     below.set_yscale("symlog", linthresh=1, linscale=0.3)
     below.margins(y=0.35)
     below.set_ylim(bottom=0)
@@ -132,7 +132,7 @@ def reliability_diagram(
     below.set(xlabel="probability" if multi_label else "confidence", ylabel="count, log scale")
     for panel in (above, below):
         panel.spines[["top", "right"]].set_visible(False)
-    set_plain([above.set_title(title, fontsize="medium"), figure.supxlabel(note, fontsize="small")])
+    set_plain([figure.suptitle(title, fontsize="medium"), figure.supxlabel(note, fontsize="small")])
     return figure
 
 
@@ -212,7 +212,7 @@ def precision_recall_curves(
 def prior_note(
     targets: Tensor, class_prior: Sequence[float] | None, label_names: Sequence[str], multi_label: bool
 ) -> str:
-    """Where the classes occur more or less often than in training, by more than chance: the one that does so most.
+    """Whether the classes occur as often as in training, but for chance; if not, the one that differs most.
 
     Args:
         targets (`Tensor`): As in [`reliability_diagram`].
@@ -229,7 +229,7 @@ def prior_note(
     differences = np.abs(shares - prior) / errors
     most = int(differences.argmax())
     if differences[most] < norm.isf(0.001 / len(prior)):
-        return ""
+        return "Classes occur here as often as in training, but for chance"
     return (
         "Classes do not occur here as often as in training, which shifts probabilities: most of all "
         f"{100 * shares[most]:.3g} % here and {100 * prior[most]:.3g} % there of {picture_names(label_names)[most]}"

@@ -127,7 +127,9 @@ def fit_scaling(
     with torch.inference_mode(False), torch.no_grad():
         held_out = _held_out(posterior, labels, sample_weight, multi_label)
         shift = held_out.log_shift(class_prior)
-        held_out = replace(held_out, logits=held_out.logits + shift)
+        is_absent = (held_out.counts()[0] == 0) & (not held_out.multi_label)
+        of_absent, shift = shift.where(is_absent, 0), shift.where(~is_absent, 0)
+        held_out = replace(held_out, logits=held_out.logits + shift, offset=of_absent)
         log_prior = _log_prior(held_out.logits, class_prior, held_out.multi_label)
         scores = {} if method != "auto" else _cross_fitted(held_out, log_prior, ridge)
         chosen = min(scores, key=scores.__getitem__) if scores else method
@@ -244,7 +246,8 @@ class _HeldOut:
 
     The logits are those of the probabilities, (n, C) in float64; the targets class ids (n), class probabilities (n, C), or of
     several labels (n, C); the weights (n), or of several labels (n, C), 0 where a label is not known; the group of each row
-    is the entry of the first dimension that it came from.
+    is the entry of the first dimension that it came from. The offset (C) is added after any scaling: what makes a class
+    rare that does not occur here, about which a scale would be a guess.
     """
 
     logits: Tensor
@@ -252,6 +255,7 @@ class _HeldOut:
     weights: Tensor
     groups: Tensor
     multi_label: bool
+    offset: Tensor
 
     def rows(self, kept: Tensor) -> "_HeldOut":
         return replace(
@@ -264,7 +268,7 @@ class _HeldOut:
 
     def negative_log_likelihood(self, scale: float | Tensor, bias: Tensor) -> Tensor:
         """The sum over the examples."""
-        logits = self.logits * scale + bias
+        logits = self.logits * scale + bias + self.offset
         if self.multi_label:
             losses = F.binary_cross_entropy_with_logits(logits, self.targets.clamp_min(0), reduction="none")
         else:
@@ -386,7 +390,8 @@ def _held_out(
         weights = weights[:, None] * (labels != -100)
     logits = _logits(posterior.detach().reshape(-1, num_classes)[is_known], multi_label)
     targets = labels.double() if multi_label or is_distribution else labels.long()
-    return _HeldOut(logits, targets.to(logits.device), weights.to(logits.device), groups, multi_label)
+    none = torch.zeros(num_classes, dtype=logits.dtype, device=logits.device)
+    return _HeldOut(logits, targets.to(logits.device), weights.to(logits.device), groups, multi_label, none)
 
 
 def _log_prior(logits: Tensor, class_prior: Sequence[float] | Tensor | None, multi_label: bool) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ._model_kinds import is_multi_label
 from .calibration import UnboundedFitError, fit_scaling, negative_log_likelihood
 from .operating_points import decide, has_posterior, operating_point_scores, posterior_from_settings
-from .settings import FocalSettings
+from .settings import SMALLEST_SHARE, FocalSettings
 
 
 __all__ = ["check_folded_weights", "find_head", "fold_calibration", "needs_held_out_data", "unfold_calibration"]
@@ -43,23 +43,27 @@ def fold_calibration(
 ) -> dict[str, Any]:
     r"""Changes the last linear layer of a model so that its stock softmax or sigmoid is the calibrated class posterior.
 
-    Of a gamma of 0, alpha and what [`FocalTrainer.calibrate`] has stored are folded exactly. Of other losses no linear layer
+    The probabilities are for data where classes occur as in training, whatever the frequencies of the held-out data
+    ([`fit_scaling`] shifts them), or for a `prior`. Of a gamma of 0, alpha and what [`FocalTrainer.calibrate`] has stored are folded exactly. Of other losses no linear layer
     has the posterior: with held-out labels the scale and biases with the largest likelihood take its place
     ([`fit_scaling`], ``method="vector"``, on the raw logits), which are better than the closed form where they were
     compared; without labels, with a warning, the ones that are nearest to the posterior of these logits. Of sigmoid losses
     without a margin that is near enough to need no data: for gamma 2 within 0.001 without alpha.
 
     Afterwards [`posterior_from_config`] and the pipelines of this package give the stock probabilities too. The decision of a
-    stock pipeline is then that of the largest probability, or that of an `operating_point` or `prior`.
+    stock pipeline is then that of the largest probability, or that of an `operating_point` or `prior`; the operating point in
+    force stays that of the pipelines of this package, unless one is folded.
     [`unfold_calibration`] gives the old weights back, bit for bit.
 
     Args:
         model (`nn.Module`): Trained by [`FocalTrainer`]; its head and its config are changed in place.
         logits (`Tensor` or array, *optional*): Of the model, for held-out data, (..., C). Not needed for a gamma of 0.
         labels (`Tensor` or array, *optional*): As in [`calibrate_config`].
-        operating_point (`str`, *optional*): ``"balanced"`` or ``"thresholds"``, which the stock decision is to be. After
-            ``"thresholds"`` the stock probabilities are none.
-        prior (as in [`decide`], *optional*): Frequencies of the classes that the stock probabilities are to be for.
+        operating_point (`str`, *optional*): ``"balanced"`` or ``"thresholds"``, which the stock decision is to be. With
+            ``"balanced"`` the probabilities are those of classes that occur equally often; after ``"thresholds"`` the stock
+            scores are no probabilities.
+        prior (as in [`decide`], *optional*): Frequencies of the classes that the stock probabilities are to be for; the
+            record's `class_prior` becomes these.
         sample_weight (sequence of N `float`, *optional*): How much each entry of the first dimension of the logits counts.
 
     Returns:
@@ -113,6 +117,7 @@ def fold_calibration(
     else:
         scale, bias = _fitted(seen, truth, settings, multi_label, head, sample_weight)
     shift = _shift(config, settings, multi_label, operating_point, prior)
+    is_prior = prior is not None or operating_point == "balanced"
     total = bias + shift
     if not multi_label:
         total = total - total.mean()  # which softmax does not see
@@ -122,18 +127,45 @@ def fold_calibration(
             "take; train it without alpha, or use hf_focal's pipeline"
         )
     done: dict[str, Any] = {"scale": scale, "bias": total.tolist(), "exact": is_exact}
+    # Those of thresholds are no probabilities until the shift is taken back.
+    of_prior, of_thresholds = (shift, 0 * shift) if is_prior else (0 * shift, shift)
     measured: dict[str, float] = {}
     if seen is not None:
+        posterior = _stock(
+            _log_odds(posterior_from_settings(seen, settings, multi_label=multi_label), multi_label) + of_prior,
+            multi_label,
+        )
         after = seen * scale + total
-        measured = _compare(seen, truth, after, shift, settings, config, multi_label, sample_weight)
+        probabilities = {
+            "before": _stock(seen, multi_label),
+            "of_posterior": posterior,
+            "after": _stock(after - of_thresholds, multi_label),
+        }
+        measured = _compare(probabilities, truth, multi_label, sample_weight)
+        decided = (after > 0).long() if multi_label else after.argmax(-1)
+        measured["equal_decisions"] = (decide(seen, config, "as_trained") == decided).double().mean().item()
     weight, way_back = _scaled(head, scale)
-    folded = {**done, "measured": measured, "shift": shift.tolist(), **way_back}
-    record = replace(settings, folded=folded, operating_point="as_trained")
+    names = ("class_prior", "thresholds", "operating_point")
+    unfolded = {name: getattr(settings, name) for name in names}
+    folded = {**done, "measured": measured, "shift": of_thresholds.tolist(), "unfolded_settings": unfolded, **way_back}
+    record = replace(settings, folded=folded)
+    if shift.any():
+        record = replace(record, operating_point="as_trained", **_at_prior(settings, of_prior, multi_label))
     with torch.no_grad():
         head.weight.copy_(weight)
         if head.bias is not None:
             head.bias.copy_(head.bias.double() * scale + total.to(head.bias.device))
     record.store_in(config)
+    if (
+        truth is not None
+        and measured["negative_log_likelihood_after"] > measured["negative_log_likelihood_before"]
+        and not shift.any()
+    ):
+        warnings.warn(
+            "labels: they are less likely after the fold than before, as classes occur otherwise in these data than in training, "
+            "which the probabilities are for; prior= folds for other frequencies",
+            stacklevel=2,
+        )
     if not is_exact and truth is None:
         warnings.warn(
             "labels: without held-out ones the fold is fitted to the formula of the posterior, from which it is up to "
@@ -171,7 +203,7 @@ def unfold_calibration(model: nn.Module) -> None:
         head.weight.copy_(_restored(head.weight, folded["scale"], folded["residual"]))
         if head.bias is not None:
             head.bias.copy_(torch.tensor(folded["unfolded_bias"], dtype=torch.float64))
-    replace(settings, folded=None).store_in(config)
+    replace(settings, folded=None, **folded["unfolded_settings"]).store_in(config)
 
 
 def check_folded_weights(model: nn.Module) -> None:
@@ -285,8 +317,9 @@ def _fitted(
             "logits: expected those of held-out data, with their labels, as no linear layer has the posterior of this loss (gamma, "
             "a margin or label smoothing): it has to be fitted"
         )
-    stock = logits.sigmoid() if multi_label else logits.softmax(-1)
-    more: dict[str, Any] = {"class_prior": settings.class_prior}
+    stock = _stock(logits, multi_label)
+    # The class frequencies of the held-out data are taken back by biases.
+    more: dict[str, Any] = {"class_prior": None if head.bias is None else settings.class_prior}
     if labels is None:
         labels, more = posterior_from_settings(logits, settings, multi_label=multi_label), {"ridge": 0.0}
     method = "temperature" if head.bias is None else "vector"
@@ -345,31 +378,38 @@ def _restored(weight: Tensor, scale: float, residual: str) -> Tensor:
     return (near + torch.from_numpy(steps).reshape(weight.shape)).to(view).view(weight.dtype)
 
 
+def _at_prior(settings: FocalSettings, shift: Tensor, multi_label: bool) -> dict[str, Any]:
+    """The settings of probabilities that are shifted to other frequencies of the classes."""
+    found: dict[str, Any] = {}
+    if settings.class_prior is not None and shift.any():
+        prior = torch.tensor(settings.class_prior, dtype=torch.float64)
+        found["class_prior"] = _stock(_log_odds(prior, multi_label) + shift, multi_label).tolist()
+    if settings.thresholds is not None:
+        k = settings.positive_label
+        of_label = shift if multi_label else shift[[k]] - shift[[1 - k]]
+        thresholds = torch.tensor(settings.thresholds, dtype=torch.float64)
+        shifted = (thresholds.logit() + of_label).sigmoid().clamp(SMALLEST_SHARE, 1 - SMALLEST_SHARE)
+        found["thresholds"] = torch.where(thresholds < 1 - SMALLEST_SHARE, shifted, thresholds).tolist()
+    return found
+
+
+def _stock(logits: Tensor, multi_label: bool) -> Tensor:
+    return logits.sigmoid() if multi_label else logits.softmax(-1)
+
+
+def _log_odds(probabilities: Tensor, multi_label: bool) -> Tensor:
+    return probabilities.logit() if multi_label else probabilities.log()
+
+
 def _compare(
-    logits: Tensor,
+    probabilities: dict[str, Tensor],
     labels: Tensor | None,
-    after: Tensor,
-    shift: Tensor,
-    settings: FocalSettings,
-    config: Any,
     multi_label: bool,
     sample_weight: Sequence[float] | np.ndarray | Tensor | None,
 ) -> dict[str, float]:
-    """The stock probabilities after the fold, less the shift of an operating point, beside what they were and the posterior."""
-
-    def stock(logits: Tensor) -> Tensor:
-        return logits.sigmoid() if multi_label else logits.softmax(-1)
-
-    posterior = posterior_from_settings(logits, settings, multi_label=multi_label)
-    probabilities = {"before": stock(logits), "of_posterior": posterior, "after": stock(after - shift)}
-    difference = (probabilities["after"] - posterior).abs()
-    as_trained = decide(logits, config, "as_trained")
-    decided = (after > 0).long() if multi_label else after.argmax(-1)
-    found = {
-        "largest_difference": difference.max().item(),
-        "mean_difference": difference.mean().item(),
-        "equal_decisions": (as_trained == decided).double().mean().item(),
-    }
+    """The probabilities after the fold beside what they were before, and the posterior."""
+    difference = (probabilities["after"] - probabilities["of_posterior"]).abs()
+    found = {"largest_difference": difference.max().item(), "mean_difference": difference.mean().item()}
     if labels is not None:
         counted: dict[str, Any] = {"sample_weight": sample_weight, "multi_label": multi_label}
         for name, p in probabilities.items():

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ._checks import as_weights
@@ -27,8 +28,8 @@ _MIN_POSITIVES = 10
 
 
 def calibrate_config(
-    logits: Tensor,
-    labels: Tensor,
+    logits: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray,
     config: Any,
     *,
     method: str = "auto",
@@ -46,8 +47,8 @@ def calibrate_config(
     is forgotten, unless nothing can be fitted.
 
     Args:
-        logits (`Tensor`): Logits of examples that were not trained on, (..., C), of any floating dtype.
-        labels (`Tensor`): Class ids of shape (...), where -100 is ignored; or rows of the logits' shape, which the
+        logits (`Tensor` or array): Logits of examples that were not trained on, (..., C), of any floating dtype.
+        labels (`Tensor` or array): Class ids of shape (...), where -100 is ignored; or rows of the logits' shape, which the
             config's `problem_type` tells apart: of one class per example, one-hot or class probabilities; of several
             labels, 0 or 1, or their probabilities. A row of -100, or of several labels each, is ignored. Probabilities have
             the temperature of the largest expected likelihood; for the thresholds they stand for the most probable class or
@@ -86,6 +87,7 @@ def calibrate_config(
 
     ```
     """
+    logits, labels = (torch.as_tensor(part).detach().cpu() for part in (logits, labels))
     recorded = FocalSettings.from_config(config)
     if recorded.folded is not None:
         raise ValueError(
@@ -110,7 +112,6 @@ def calibrate_config(
             "positive_label: it is for two classes, one per example; of several labels each has a threshold"
         )
     named = None if positive_label is None else _class_id(config, positive_label)
-    logits, labels = logits.detach().cpu(), labels.detach().cpu()
     is_known, answers = _answers(logits, labels, multi_label)
     if len(answers[answers != -100].unique()) == 1:
         warnings.warn("labels: they are all the same, which tells nothing; nothing is stored", stacklevel=2)

@@ -423,7 +423,13 @@ def _folded(settings: FocalSettings, folded: dict[str, Any]) -> str:
         if measured and not folded["exact"]
         else ""
     )
-    return f"A score, of any pipeline, is the class posterior{calibrated}, which is folded into the weights.{how_near}"
+    other = settings.class_prior != settings.training_prior
+    where = (
+        " where classes occur as often as `class_prior` of the record says, which is not as in training"
+        if other
+        else ""
+    )
+    return f"A score, of any pipeline, is the class posterior{where}{calibrated}, which is folded into the weights.{how_near}"
 
 
 def _how_to_use(contents: ModelCardContents) -> str:
@@ -433,7 +439,9 @@ def _how_to_use(contents: ModelCardContents) -> str:
         return ""
     pipeline_class, example = _PIPELINES[contents.task]
     is_of_texts = contents.task == "text-classification"
-    is_ours = settings.folded is None and has_posterior(settings, contents.multi_label)
+    is_ours = has_posterior(settings, contents.multi_label) and (
+        settings.folded is None or settings.operating_point != "as_trained"
+    )
     calibrated = ", calibrated on held-out data" if settings.is_calibrated else ""
     arguments = {
         "model=model": True,
@@ -454,6 +462,8 @@ def _how_to_use(contents: ModelCardContents) -> str:
     scores = f"A score is the class posterior{calibrated}; what decides is `{settings.operating_point}`."
     if settings.folded is not None:
         scores = _folded(settings, settings.folded)
+        if is_ours:
+            scores += f" What decides is `{settings.operating_point}`, which the stock pipeline does not know."
     elif not is_ours:
         scores = "The score is what the model was trained to say, which is no probability."
     return "\n".join(["```python", *lines, "```", "", scores])
@@ -630,7 +640,7 @@ def _draw(folder: Path, contents: ModelCardContents, examples: tuple[Tensor, Ten
         figure.savefig(folder / "confusion_matrix.png")
         pictures["confusion_matrix.png"] = "Confusion matrix"
     probabilities = readings(logits, settings, contents.multi_label)
-    note = prior_note(targets, settings.class_prior, names, contents.multi_label)
+    note = prior_note(targets, settings.training_prior, names, contents.multi_label)
     figure = reliability_diagram(probabilities, targets, contents.multi_label, f"Reliability, {where}", note)
     figure.savefig(folder / "reliability_diagram.png")
     pictures["reliability_diagram.png"] = "Reliability diagram"
@@ -670,7 +680,7 @@ def _alpha(contents: ModelCardContents) -> Tensor | None:
 
 
 def _distribution(contents: ModelCardContents, names: list[str]) -> LabelDistribution | None:
-    shares = contents.settings.class_prior
+    shares = contents.settings.training_prior
     if contents.settings.label_counts is None:
         return None
     counts, negatives = np.asarray(contents.settings.label_counts), None

@@ -69,7 +69,7 @@ class FocalSettings:
             alpha, temperature and biases are those of the weights before. What was done, ``scale`` and ``bias`` of the logits
             and whether that is ``exact``; how near it came, as ``measured``; the ``shift`` of each class that an operating
             point took; and for [`unfold_calibration`] ``unfolded_bias``, ``residual`` (what rounding took from the weights),
-            ``dtype``, and the ``norm`` of the folded weights.
+            ``dtype``, the ``norm`` of the folded weights, and of the ``unfolded_settings`` those that the fold has changed.
         operating_point (`str`): How the model decides unless it is told otherwise, one of `OPERATING_POINTS`; see [`decide`].
 
     Raises:
@@ -157,6 +157,11 @@ class FocalSettings:
                 )
 
     @property
+    def training_prior(self) -> list[float] | None:
+        """Shares of the classes in the training data, also where the weights hold a fold for others."""
+        return self.class_prior if self.folded is None else self.folded["unfolded_settings"]["class_prior"]
+
+    @property
     def is_calibrated(self) -> bool:
         """Whether probabilities were fitted to held-out labels, before a fold or by it."""
         if self.temperature is not None or self.calibration_bias is not None:
@@ -169,7 +174,7 @@ class FocalSettings:
 
     def rarer_class(self, frequencies: Sequence[float]) -> int:
         """Of two classes, the id of the one that is rarer in the training data; if they do not tell, by `frequencies`, else 1."""
-        for counts in (self.class_prior, self.label_counts, frequencies):
+        for counts in (self.training_prior, self.label_counts, frequencies):
             if counts is not None and counts[0] != counts[1]:
                 return int(counts[1] < counts[0])
         return 1
@@ -416,12 +421,20 @@ def _alpha(value: Any) -> float | list[float] | list[list[float]]:
 
 
 def _folded(value: Any) -> dict[str, Any]:
-    names = {"scale", "bias", "exact", "measured", "shift", "dtype", "norm", "residual", "unfolded_bias"}
-    if not isinstance(value, Mapping) or value.keys() != names or not isinstance(value["measured"], Mapping):
+    numbers = {"scale", "bias", "exact", "measured", "shift", "norm", "unfolded_bias"}
+    names, mappings = numbers | {"dtype", "residual", "unfolded_settings"}, ("measured", "unfolded_settings")
+    is_complete = isinstance(value, Mapping) and value.keys() == names
+    if not is_complete or not all(isinstance(value[name], Mapping) for name in mappings):
         raise ValueError(f"folded: expected an object with {', '.join(sorted(names))}, but got {value!r:.80}")
-    bias, measured = value["unfolded_bias"], value["measured"]
+    bias, measured, of_settings = value["unfolded_bias"], value["measured"], value["unfolded_settings"]
+    if of_settings.keys() != {"class_prior", "thresholds", "operating_point"}:
+        raise ValueError(
+            f"folded, unfolded_settings: expected class_prior, thresholds, operating_point, but got {of_settings!r:.80}"
+        )
+    unfolded = FocalSettings(gamma=0.0, **of_settings)
     return {
         "exact": value["exact"] is True,
+        "unfolded_settings": {name: getattr(unfolded, name) for name in of_settings},
         "bias": _numbers("folded, bias", value["bias"], -_HIGHEST_BIAS, _HIGHEST_BIAS),
         "measured": {str(name): _number(f"folded, {name}", number, 0, math.inf) for name, number in measured.items()},
         "shift": _numbers("folded, shift", value["shift"], -_HIGHEST_BIAS, _HIGHEST_BIAS),

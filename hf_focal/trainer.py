@@ -188,6 +188,10 @@ class FocalTrainer(Trainer):
         else:
             kwargs["compute_loss_func"] = loss
         super().__init__(*args, **kwargs)
+        if self.args.device.type == "cpu":
+            self.args.dataloader_pin_memory = (
+                False  # which has no effect there, but that torch warns of it at each loader
+            )
         check_model(self._core_model(), self.args)
         check_strings_are_mapped(self.train_dataset, self.data_collator, self.label_names)
         self._check_sample_weights()
@@ -451,6 +455,10 @@ class FocalTrainer(Trainer):
             )
         if output.label_ids is None:
             raise ValueError("dataset: expected labelled examples, but they have no labels")
+        if has_length(dataset) and len(output.label_ids) != len(dataset):
+            raise ValueError(
+                f"predictions: expected those of the {len(dataset)} examples of the dataset, but got {len(output.label_ids)}"
+            )
         logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
         labels = self._aligned(torch.as_tensor(output.label_ids))
         return torch.as_tensor(logits), labels, weights_of(dataset, self.sample_weight_column)

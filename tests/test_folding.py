@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -28,6 +29,7 @@ from hf_focal import (
     unfold_calibration,
 )
 from hf_focal.folding import check_folded_weights, find_head
+from hf_focal.operating_points import decision_scores
 
 
 SIZES = {
@@ -240,6 +242,36 @@ class TestNotLinear:
         expected = -(labels * logits.log_softmax(-1)).sum(-1).mean()
         assert found["negative_log_likelihood_before"] == pytest.approx(expected.item())
 
+    def test_a_class_without_an_example_is_not_made_likelier(self):
+        model = make("bert", "text-classification", 4, gamma=2.0, class_prior=[0.4, 0.3, 0.2, 0.1])
+        logits, *_ = logits_and_labels(model, 256)
+        p = posterior_from_config(logits, model.config)
+        labels = p.multinomial(1, generator=torch.Generator().manual_seed(0))[:, 0].clamp(max=2)
+        labels[torch.arange(256) % 4 > 0] = 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = fold_calibration(model, logits, labels)
+        after = (logits * found["scale"] + torch.tensor(found["bias"])).softmax(-1)
+        assert (after.argmax(-1) == 3).double().mean() <= (p.argmax(-1) == 3).double().mean()
+        assert after[:, 3].mean() < 1.5 * p[:, 3].mean()
+
+    def test_a_head_without_biases_is_scaled_whatever_the_class_frequencies(self):
+        model = make("llama", "text-classification", gamma=2.0, class_prior=[0.8, 0.15, 0.05])
+        ids = torch.cat(
+            [torch.randint(3, 40, (1500, 5), generator=torch.Generator().manual_seed(0)), torch.full((1500, 1), 2)], 1
+        )
+        with torch.no_grad():
+            logits = 50 * model(input_ids=ids).logits.double()
+        labels = (0.3 * logits).softmax(-1).multinomial(1, generator=torch.Generator().manual_seed(1))[:, 0]
+        found = fold_calibration(model, logits, labels)
+        assert found["bias"] == [0, 0, 0] and found["scale"] == pytest.approx(0.3, rel=0.2)
+
+    def test_it_warns_where_labels_are_less_likely_than_before(self):
+        model = make("bert", "text-classification", gamma=2.0, class_prior=[0.98, 0.01, 0.01])
+        logits, labels, _ = logits_and_labels(model, 600)
+        with pytest.warns(UserWarning, match="classes occur otherwise in these data than in training.*prior="):
+            fold_calibration(model, logits, labels)
+
     def test_the_record_says_what_was_done_and_how_near_it_came(self):
         model = make("bert", "text-classification", gamma=2.0)
         logits, labels, _ = logits_and_labels(model, 300)
@@ -280,13 +312,45 @@ class TestDecisions:
         logits, _, ids = logits_and_labels(model, 200)
         expected, posterior = decide(logits, model.config, **chosen), posterior_from_config(logits, model.config)
         assert not torch.equal(expected, decide(logits, model.config))
+        of_points = {point: decide(logits, model.config, point) for point in ("balanced", "thresholds")}
+        record = dict(model.config.focal_loss)
         fold_calibration(model, **chosen)
         with torch.no_grad():
             after = model(input_ids=ids).logits.double()
         stock = (after > 0).long() if multi_label else after.argmax(-1)
         assert torch.equal(stock, expected) and torch.equal(decide(after, model.config), expected)
-        # What this package shows is the posterior still, and it decides otherwise on request.
-        torch.testing.assert_close(posterior_from_config(after, model.config), posterior, atol=1e-5, rtol=0)
+        # What this package shows is what stock shows; of thresholds, which ruin probabilities, the posterior still.
+        shown, of_stock = (
+            posterior_from_config(after, model.config),
+            after.sigmoid() if multi_label else after.softmax(-1),
+        )
+        is_of_thresholds = "thresholds" in chosen.values()
+        torch.testing.assert_close(shown, posterior if is_of_thresholds else of_stock, atol=1e-5, rtol=0)
+        # On request it decides by any operating point as before the fold.
+        for point in ("balanced", "thresholds"):
+            assert torch.equal(decide(after, model.config, point), of_points[point]), point
+        unfold_calibration(model)
+        assert model.config.focal_loss == record
+
+    def test_how_near_is_that_of_what_was_folded(self):
+        model = make("bert", "text-classification", gamma=2.0, class_prior=[0.6, 0.3, 0.1])
+        logits, labels, _ = logits_and_labels(model, 300)
+        before = decision_scores(logits, model.config, prior=[0.1, 0.2, 0.7])[1]
+        found = fold_calibration(model, logits, labels, prior=[0.1, 0.2, 0.7])
+        after = (logits * found["scale"] + torch.tensor(found["bias"])).softmax(-1)
+        assert found["largest_difference"] == pytest.approx((after - before).abs().max().item())
+        nll = torch.nn.functional.nll_loss(after.log(), labels)
+        assert found["negative_log_likelihood_after"] == pytest.approx(nll.item())
+        assert FocalSettings.from_config(model.config).class_prior == pytest.approx([0.1, 0.2, 0.7])
+
+    def test_a_fold_of_the_posterior_keeps_the_operating_point_in_force(self):
+        model = make("bert", "text-classification", class_prior=[0.6, 0.3, 0.1], operating_point="balanced")
+        logits, _, ids = logits_and_labels(model, 100)
+        expected = decide(logits, model.config)
+        fold_calibration(model)
+        with torch.no_grad():
+            after = model(input_ids=ids).logits.double()
+        assert torch.equal(decide(after, model.config), expected)
 
 
 class TestUnfold:

@@ -336,3 +336,13 @@ def test_an_unknown_prior_is_estimated_from_what_is_corrected():
         for posterior in (logits.softmax(-1), posterior_from_config(logits, config))
     ]
     assert errors[1] < 0.03 < 0.08 < errors[0], errors
+
+
+def test_arrays_are_as_good_as_tensors():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(200, 3)), rng.integers(0, 3, 200)
+    logits[np.arange(200), labels] += 1.5
+    configs = [config_of(), config_of()]
+    calibrate_config(logits, labels, configs[0])
+    calibrate_config(torch.tensor(logits), torch.tensor(labels), configs[1])
+    assert configs[0].focal_loss == configs[1].focal_loss

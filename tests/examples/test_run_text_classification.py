@@ -198,7 +198,7 @@ def test_what_is_reported_is_what_the_pipeline_decides(model_folder, capsys, poi
     assert card.settings.operating_point == point
 
 
-ODD_NAMES = ["a,b", 'say "hi"', "tab\there", "100%", "naïve ☕", "1", "LABEL_0", "[x]"]
+ODD_NAMES = ["a,b", 'say "hi"', "tab\there", "100%", "naïve ☕", "1", "LABEL_0", "line\nbreak"]
 
 
 def test_odd_names_are_the_same_in_report_files_card_and_a_fresh_process(model_folder, capsys):
@@ -219,6 +219,8 @@ def test_odd_names_are_the_same_in_report_files_card_and_a_fresh_process(model_f
     assert {name: metrics["f1"] for name, metrics in card.per_class.items()} == {
         name: [pytest.approx(f1)] for name, f1 in expected.items()
     }
+    reports = [line.split()[0] for line in printed.splitlines() if re.fullmatch(r" *line\\nbreak( +[0-9.]+){4}", line)]
+    assert reports == [r"line\nbreak"] * 2  # of the validation and the test split, a row each
     occurring = {*data["label"], *rows["prediction"]}
     f1_macro = np.mean([expected[name] for name in occurring])
     assert results["test_f1_macro"] == pytest.approx(f1_macro) and f"{f1_macro:.3f} (" in printed
@@ -251,7 +253,11 @@ def test_the_card_is_that_of_the_test_split_and_each_split_is_predicted_once(mod
     assert card.metrics["accuracy"] == [results["test_accuracy"]]
     assert card.metrics["negative_log_likelihood"] == [results["test_negative_log_likelihood"]]
     assert card.operating_points == results["test_operating_points"]
-    assert card.dataset_name == "train.csv" and card.model_id == "out" and card.settings.thresholds
+    assert (
+        card.dataset_name == "train.csv, validation.csv, test.csv"
+        and card.model_id == "out"
+        and card.settings.thresholds
+    )
     assert Path("out/precision_recall.png").is_file()
 
 

@@ -98,7 +98,7 @@ def test_the_card_is_that_of_the_test_split(model_folder, monkeypatch):
     run(SCRIPT, *common_flags(model_folder), *files, "--do_train", "--do_eval", "--do_predict")
     assert lengths == [len(SENTENCES), 10]
     card, results = read_model_card("out/README.md"), json.loads(Path("out/test_results.json").read_text())
-    assert (card.dataset_split, card.num_examples, card.dataset_name) == ("test", 10, "train.json")
+    assert (card.dataset_split, card.num_examples, card.dataset_name) == ("test", 10, "train.json, test.json")
     assert card.metrics["entity_f1_micro"] == [results["test_entity_f1_micro"]]
     assert card.metrics["accuracy"] == [pytest.approx(results["test_accuracy"])]
 
