@@ -259,3 +259,15 @@ class TestFitScaling:
 def fit_nll(posterior, labels, method, class_prior):
     found = fit_scaling(posterior, labels, method=method, class_prior=class_prior)
     return nll(apply_temperature(posterior, found.temperature, bias=found.bias), labels)
+
+
+@pytest.mark.parametrize("method", ["temperature", "vector"])
+def test_a_class_without_an_example_does_not_take_over(method):
+    generator = torch.Generator().manual_seed(0)
+    prior = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
+    noise = torch.randn(256, 4, generator=generator, dtype=torch.float64)
+    posterior = (prior.log() + noise).softmax(-1)  # too confident, and of class 3 there is no example
+    labels = (prior.log() + 0.3 * noise)[:, :3].softmax(-1).multinomial(1, generator=generator)[:, 0]
+    scaling = fit_scaling(posterior, labels, method=method, class_prior=prior)
+    fitted = apply_temperature(posterior, scaling.temperature, bias=scaling.bias)
+    assert fitted[:, 3].mean() < 0.25
