@@ -2,6 +2,7 @@
 
 import json
 import signal
+import warnings
 from pathlib import Path
 
 import exactness
@@ -1397,3 +1398,14 @@ class TestHeads:
             classifier_proj_size=8, apply_spec_augment=False, **convolutions, **positions, **self.SIZES
         )
         self.check(tmp_path, Wav2Vec2ForSequenceClassification(config), torch.randn(8, 160))
+
+
+def test_on_cpu_memory_is_not_pinned_of_which_torch_would_warn(tmp_path):
+    trainer = make_trainer(
+        tmp_path, max_steps=1, train_dataset=tiny_dataset(), eval_dataset=tiny_dataset(num_examples=5)
+    )
+    assert not trainer.args.dataloader_pin_memory
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*pin_memory")
+        trainer.train()
+        trainer.evaluate()

@@ -663,6 +663,9 @@ class TestWhichSplit:
         with pytest.warns(UserWarning, match=f"predictions: expected those of the {NUM_EVAL_EXAMPLES} .* but got 13"):
             trainer.create_model_card(predictions=output)
 
+        with pytest.raises(ValueError, match=f"predictions: expected those of the {NUM_EVAL_EXAMPLES} .* but got 13"):
+            trainer.calibrate(predictions=output)
+
     def test_calibration_takes_a_prediction(self, trained, monkeypatch):
         trainer = trained()
         expected, output = trainer.calibrate(), trainer.predict(trainer.eval_dataset)

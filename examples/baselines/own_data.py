@@ -8,6 +8,7 @@ learning rate, and with several seeds if the time allows; the loss is chosen on 
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -274,6 +275,9 @@ def recommendation(records: list[dict], arm: str, first: str) -> str:
 def save_best(arm: str, record: dict, arguments: OwnDataArguments, folder: Path) -> None:
     """Trains it once more, the same way, to be calibrated, decided as wanted, and saved with its card."""
     model_folder = folder / "model"
+    if (model_folder / "README.md").exists():  # which is written last
+        print(f"\nThe best one, {arm}, is in {model_folder}; its card says how to use it.")
+        return
     taken = dict(zip(record["flags"][::2], record["flags"][1::2]))
     frozen = taken.pop("--frozen_layers", None)
     flags = [part for pair in taken.items() for part in pair]
@@ -294,4 +298,6 @@ def save_best(arm: str, record: dict, arguments: OwnDataArguments, folder: Path)
         prepare = partial(freeze_layers, frozen_layers=int(frozen), cache_dir=FROZEN_LAYERS_CACHE)
     print(f"\nThe best one, {arm}, is trained once more, to be calibrated and saved.")
     trainer, _ = run(model_args, data_args, training_args, prepare_model=prepare, writes_card=True)
+    for checkpoint in model_folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
     print_next_steps(trainer, str(model_folder), "text-classification", "Profits doubled.")

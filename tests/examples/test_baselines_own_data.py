@@ -62,8 +62,11 @@ def test_from_a_file_to_a_model(model_folder, capsys, quick):
     exec(python_in(printed), {})
     records = [json.loads(line) for line in Path("outputs/mine/results.jsonl").read_text().splitlines()]
     assert [record["stage"] for record in records] == ["test"] * 4
-    # What has been done is not done again.
+    # What has been done is not done again, and no checkpoint takes room.
+    written = Path("outputs/mine/model/model.safetensors").stat().st_mtime_ns
     run_baselines(*flags)
+    assert Path("outputs/mine/model/model.safetensors").stat().st_mtime_ns == written
+    assert not [*Path("outputs/mine/model").glob("checkpoint-*")]
     assert len(Path("outputs/mine/results.jsonl").read_text().splitlines()) == 4
 
 
