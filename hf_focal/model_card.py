@@ -199,7 +199,7 @@ class ModelCardContents:
         for name, kind in get_type_hints(type(self)).items():
             setattr(self, name, _checked(name, getattr(self, name), kind))
         num_seeds, num_classes = len(self.seeds), len(self.label_names)
-        _check("seeds", self.seeds, "at least one", num_seeds > 0)
+        _check("seeds", self.seeds, "at least one, each once", num_seeds > 0 and len({*self.seeds}) == num_seeds)
         _check("tolerance", self.tolerance, "a number >= 0", self.tolerance >= 0)
         _check("num_examples", self.num_examples, "a number >= 0", (self.num_examples or 0) >= 0)
         _check("label_names", self.label_names, "different names", len(set(self.label_names)) == num_classes)

@@ -58,7 +58,7 @@ def report(args: Namespace, flags: list[str]) -> None:
 def verify(args: Namespace, flags: list[str]) -> None:
     from baselines.verification import verify_card
 
-    sys.exit(0 if verify_card(args.card, args.seed) else 1)
+    sys.exit(verify_card(args.card, args.seed))
 
 
 def cell(args: Namespace, flags: list[str]) -> None:
@@ -109,7 +109,11 @@ def main() -> None:
     command.set_defaults(run=report, takes_flags=False)
 
     command = commands.add_parser("verify", help="run one seed of a card again", allow_abbrev=False)
-    command.add_argument("card", type=Path, help="a README.md; the exit status is 1 if a number differs")
+    command.add_argument(
+        "card",
+        type=Path,
+        help="a README.md; the exit status is 0 if all numbers are the same, 3 if they are within the tolerance, 1 if one differs, 4 if nothing can be compared",
+    )
     command.add_argument("--seed", type=int, help="by default the first of the card")
     command.set_defaults(run=verify, takes_flags=False)
 

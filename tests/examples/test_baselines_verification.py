@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -80,14 +80,14 @@ def test_card_is_reproduced_to_the_last_digit(card, capsys):
     assert verify(card, "--seed", 2) == 0
     printed = capsys.readouterr().out
     assert "python -m baselines cell --model_name_or_path" in printed.splitlines()[0]
-    assert "the same hardware and versions, tolerance 0: 0 differ" in printed
+    assert "The same to the last digit: " in printed and "the same hardware and versions" in printed
     assert sorted(Path().rglob("*")) == before
 
 
 def test_other_data(card, capsys):
     write(single_label_data({"sport": 12, "money": 6, "chess": 3}), "validation.csv")
-    assert verify(card) == 1
-    assert "| data fingerprint |" in capsys.readouterr().out
+    assert verify(card) == 4
+    assert "Not comparable: the data are others" in capsys.readouterr().out
 
 
 def test_card_of_the_script(model_folder, capsys, monkeypatch):
@@ -109,7 +109,7 @@ def test_card_of_the_script(model_folder, capsys, monkeypatch):
     rewritten(card, command=[*command, "--push_to_hub", "--hub_model_id", "me/words"])
     assert verify(card) == 0
     printed = capsys.readouterr().out
-    assert "the same hardware and versions, tolerance 0: 0 differ" in printed
+    assert "The same to the last digit: " in printed
     assert "Runs in a temporary folder: python run_text_classification.py" in printed and not Path("out").exists()
 
     points = {name: dict(metrics) for name, metrics in contents.operating_points.items()}
@@ -142,15 +142,17 @@ class TestComparison:
         write_model_card(card.parent, contents)
         assert verify(card) == 1
         printed = capsys.readouterr().out
-        assert "| 'f1_macro' |" in printed and "| 'chess' 'recall' |" in printed and ": 2 differ" in printed
+        assert "| 'f1_macro' |" in printed and "| 'chess' 'recall' |" in printed and ": 2 of " in printed
         assert verify(card, "--seed", 2) == 0  # those numbers are of the first seed
 
     def test_other_versions_are_compared_within_the_tolerance(self, card):
         contents = read_model_card(card)
         contents.versions["torch"] = "1.0"
-        contents.metrics["f1_macro"][0] -= 0.9 * contents.tolerance
         write_model_card(card.parent, contents)
         assert verify(card) == 0
+        contents.metrics["f1_macro"][0] -= 0.9 * contents.tolerance
+        write_model_card(card.parent, contents)
+        assert verify(card) == 3
         contents.metrics["f1_macro"][0] -= 0.2 * contents.tolerance
         write_model_card(card.parent, contents)
         assert verify(card) == 1
@@ -162,8 +164,8 @@ class TestComparison:
             for values in metrics.values():
                 values.append(values[1])
         found = contents.metrics["f1_macro"][0]
-        contents.metrics["f1_macro"][1:] = [0.2, 0.5]
-        for off, exit_status in ((0.29, 0), (0.31, 1)):  # its own number does not widen what is allowed
+        contents.metrics["f1_macro"][1:] = [0.2, 0.3]
+        for off, exit_status in ((0.09, 3), (0.11, 1)):  # its own number does not widen what is allowed
             contents.metrics["f1_macro"][0] = found - off
             write_model_card(card.parent, contents)
             assert verify(card, "--seed", 1) == exit_status
@@ -175,11 +177,34 @@ class TestComparison:
         for label, metrics in contents.per_class.items():
             metrics["recall"][0] += 0.99 * supports[label] ** -0.5
         write_model_card(card.parent, contents)
-        assert verify(card) == 0
+        assert verify(card) == 3
         contents.per_class["chess"]["recall"][0] += 0.02 * supports["chess"] ** -0.5
         write_model_card(card.parent, contents)
         assert verify(card) == 1
-        assert "| 'chess' 'recall' |" in (printed := capsys.readouterr().out) and ": 1 differ" in printed
+        assert "| 'chess' 'recall' |" in (printed := capsys.readouterr().out) and ": 1 of " in printed
+
+    def test_a_card_cannot_ask_for_more_than_the_code_knows(self, card, capsys):
+        contents = read_model_card(card)
+        contents.hardware, contents.tolerance = "another", 1e9
+        found = contents.metrics["f1_macro"][0]
+        contents.metrics["f1_macro"][0] = found - 0.2
+        write_model_card(card.parent, contents)
+        assert verify(card) == 1
+        contents.tolerance, contents.seeds, contents.wall_seconds = 0.05, [1, 2, 3], []
+        for metrics in (contents.metrics, *contents.per_class.values()):
+            for values in metrics.values():
+                values.append(values[1])
+        contents.metrics["f1_macro"] = [found - 0.5, 0.0, 1.0]
+        write_model_card(card.parent, contents)
+        assert verify(card) == 1
+
+    def test_a_card_without_results_verifies_nothing(self, card, capsys):
+        rewritten(card, metrics={}, per_class={}, operating_points={})
+        assert verify(card) == 4 and "Not comparable: the card has no results" in capsys.readouterr().out
+
+    def test_a_seed_counts_once(self, card):
+        with pytest.raises(ValueError, match="seeds: expected at least one, each once"):
+            replace(read_model_card(card), seeds=[1, 1])
 
 
 CELL = ["python", "-m", "baselines", "cell"]
