@@ -455,7 +455,8 @@ def run(
         lines = "\n".join(f"- {line}" for line in found)
         logger.warning(f"Is this meant? Rows are counted from 1, without the header.\n{lines}")
     path = model_path(model_args)
-    hub = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir}
+    # Code of a model is never run, or a card could have its own run where it is verified.
+    hub = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir, "trust_remote_code": False}
     config = AutoConfig.from_pretrained(path, **hub)
     if training_args.do_train:
         multi_label = hasattr(splits["train"].features[column], "feature")

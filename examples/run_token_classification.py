@@ -202,7 +202,8 @@ def main() -> None:
             tags[split], names_of_split = read_tags(splits[split], column, split)
             known_names = known_names or names_of_split
     path = model_path(model_args)
-    hub = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir}
+    # Code of a model is never run, or a card could have its own run where it is verified.
+    hub = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir, "trust_remote_code": False}
     config = AutoConfig.from_pretrained(path, **hub)
     if training_args.do_train:
         names = known_names or sorted({tag for row in tags["train"] for tag in row})

@@ -1,5 +1,7 @@
 """The verification of a card by running it again: what is compared how closely, and that a card can do no harm."""
 
+import io
+import json
 import shutil
 import sys
 from dataclasses import dataclass, replace
@@ -237,6 +239,25 @@ CELL = ["python", "-m", "baselines", "cell"]
 def test_a_card_cannot_run_anything_else(card, command, message):
     rewritten(card, command=command)
     with pytest.raises(ValueError, match=message):
+        run_baselines("verify", card)
+    assert not Path("pwned").exists()
+
+
+def test_the_code_of_a_model_is_not_run(card, monkeypatch):
+    contents = read_model_card(card)
+    Path("evil").mkdir()
+    Path("evil/code.py").write_text("open('pwned', 'w')")
+    of_code = {
+        "AutoConfig": "code.C",
+        "AutoModelForSequenceClassification": "code.M",
+        "AutoTokenizer": ["code.T", None],
+    }
+    Path("evil/config.json").write_text(json.dumps({"model_type": "evil", "auto_map": of_code}))
+    monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("asks"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
+    at = contents.command.index("--model_name_or_path") + 1
+    rewritten(card, command=[*contents.command[:at], "evil", *contents.command[at + 1 :]])
+    with pytest.raises(ValueError, match="trust_remote_code"):
         run_baselines("verify", card)
     assert not Path("pwned").exists()
 
