@@ -140,7 +140,8 @@ class ModelArguments:
         default=False,
         metadata={
             "help": "After --do_train, put the calibration, and with it --operating_point, into the weights: for stock pipelines and "
-            "servers. Takes --do_eval."
+            "servers. Takes --do_eval. With a warning the model is saved as it is, if the validation split tells nothing, as "
+            "where there is no error in it."
         },
     )
 

@@ -127,6 +127,7 @@ def fit_scaling(
     with torch.inference_mode(False), torch.no_grad():
         held_out = _held_out(posterior, labels, sample_weight, multi_label)
         shift = held_out.log_shift(class_prior)
+        # Only where classes compete for the probability can one of them take it from the others.
         is_absent = (held_out.counts()[0] == 0) & (not held_out.multi_label)
         of_absent, shift = shift.where(is_absent, 0), shift.where(~is_absent, 0)
         held_out = replace(held_out, logits=held_out.logits + shift, offset=of_absent)

@@ -9,13 +9,15 @@ import math
 import warnings
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ._checks import as_weights
+from ._known_labels import known_labels
 from ._model_kinds import is_multi_label
 from .calibration import UnboundedFitError, fit_scaling, negative_log_likelihood
 from .operating_points import decide, has_posterior, operating_point_scores, posterior_from_settings
@@ -43,12 +45,15 @@ def fold_calibration(
 ) -> dict[str, Any]:
     r"""Changes the last linear layer of a model so that its stock softmax or sigmoid is the calibrated class posterior.
 
-    The probabilities are for data where classes occur as in training, whatever the frequencies of the held-out data
-    ([`fit_scaling`] shifts them), or for a `prior`. Of a gamma of 0, alpha and what [`FocalTrainer.calibrate`] has stored are folded exactly. Of other losses no linear layer
+    The probabilities are for data where classes occur as in training, whatever their frequencies in the held-out data
+    ([`fit_scaling`] shifts them), or for a `prior`.
+
+    Of a gamma of 0, alpha and what [`FocalTrainer.calibrate`] has stored are folded exactly. Of other losses no linear layer
     has the posterior: with held-out labels the scale and biases with the largest likelihood take its place
     ([`fit_scaling`], ``method="vector"``, on the raw logits), which are better than the closed form where they were
     compared; without labels, with a warning, the ones that are nearest to the posterior of these logits. Of sigmoid losses
-    without a margin that is near enough to need no data: for gamma 2 within 0.001 without alpha.
+    with one gamma for all labels, of positives and negatives, and without a margin, that is near enough to need no data: for
+    gamma 2 within 0.001 without alpha.
 
     Afterwards [`posterior_from_config`] and the pipelines of this package give the stock probabilities too. The decision of a
     stock pipeline is then that of the largest probability, or that of an `operating_point` or `prior`; the operating point in
@@ -57,7 +62,8 @@ def fold_calibration(
 
     Args:
         model (`nn.Module`): Trained by [`FocalTrainer`]; its head and its config are changed in place.
-        logits (`Tensor` or array, *optional*): Of the model, for held-out data, (..., C). Not needed for a gamma of 0.
+        logits (`Tensor` or array, *optional*): Of the model, for held-out data, (..., C). Not needed for a gamma of 0, nor
+            for the sigmoid losses above.
         labels (`Tensor` or array, *optional*): As in [`calibrate_config`].
         operating_point (`str`, *optional*): ``"balanced"`` or ``"thresholds"``, which the stock decision is to be. With
             ``"balanced"`` the probabilities are those of classes that occur equally often; after ``"thresholds"`` the stock
@@ -67,9 +73,10 @@ def fold_calibration(
         sample_weight (sequence of N `float`, *optional*): How much each entry of the first dimension of the logits counts.
 
     Returns:
-        `dict`: ``scale`` and ``bias`` of the logits, and whether they are ``exact``. With logits, the ``largest_difference`` and
-        the ``mean_difference`` between the new probabilities and the posterior before, and the share of
-        ``equal_decisions`` between the new and the old decision of the stock pipeline. With labels too, the
+        `dict`: ``scale`` and ``bias`` of the logits, and whether they are ``exact``. Of the rows of logits that have a label,
+        of all without labels, and of a range of logits where the sigmoid losses above have none, all by weight: the
+        ``largest_difference`` and the ``mean_difference`` between the new probabilities and the posterior before, and the
+        share of ``equal_decisions`` between the new and the old decision of the stock pipeline. With labels too, the
         ``negative_log_likelihood_before`` (of the stock probabilities), ``..._of_posterior`` and ``..._after``.
 
     Raises:
@@ -104,21 +111,18 @@ def fold_calibration(
     if operating_point is not None and prior is not None:
         raise ValueError(f"prior: it is an operating point itself, but got {operating_point!r} as well")
     head = find_head(model)
-    seen = None if logits is None else torch.as_tensor(logits).detach().cpu().double()
-    truth = None if labels is None else torch.as_tensor(labels).detach().cpu()
-    if seen is None and truth is not None:
+    if logits is None and labels is not None:
         raise ValueError("logits: expected those of the labels, but got none")
-
     is_exact = _is_affine(settings, multi_label)
-    if seen is None and not needs_held_out_data(config) and not is_exact:
-        seen = torch.linspace(-8, 8, 321, dtype=torch.float64)[:, None].expand(-1, config.num_labels)
+    if logits is None and not is_exact and not needs_held_out_data(config):
+        logits = torch.linspace(-8, 8, 321, dtype=torch.float64)[:, None].expand(-1, config.num_labels)
+    held_out = None if logits is None else _held_out(logits, labels, sample_weight, multi_label)
     if is_exact:
         scale, bias = _exact(settings, config.num_labels, multi_label)
     else:
-        scale, bias = _fitted(seen, truth, settings, multi_label, head, sample_weight)
-    shift = _shift(config, settings, multi_label, operating_point, prior)
-    is_prior = prior is not None or operating_point == "balanced"
-    total = bias + shift
+        scale, bias = _fitted(held_out, settings, multi_label, head)
+    of_prior, of_thresholds = _shifts(config, settings, multi_label, operating_point, prior)
+    total = bias + of_prior + of_thresholds
     if not multi_label:
         total = total - total.mean()  # which softmax does not see
     if head.bias is None and total.abs().max() > 1e-9:
@@ -127,58 +131,50 @@ def fold_calibration(
             "take; train it without alpha, or use hf_focal's pipeline"
         )
     done: dict[str, Any] = {"scale": scale, "bias": total.tolist(), "exact": is_exact}
-    # Those of thresholds are no probabilities until the shift is taken back.
-    of_prior, of_thresholds = (shift, 0 * shift) if is_prior else (0 * shift, shift)
     measured: dict[str, float] = {}
-    if seen is not None:
-        posterior = _stock(
-            _log_odds(posterior_from_settings(seen, settings, multi_label=multi_label), multi_label) + of_prior,
-            multi_label,
-        )
-        after = seen * scale + total
-        probabilities = {
-            "before": _stock(seen, multi_label),
-            "of_posterior": posterior,
-            "after": _stock(after - of_thresholds, multi_label),
-        }
-        measured = _compare(probabilities, truth, multi_label, sample_weight)
-        decided = (after > 0).long() if multi_label else after.argmax(-1)
-        measured["equal_decisions"] = (decide(seen, config, "as_trained") == decided).double().mean().item()
+    if held_out is not None:
+        after = held_out.logits * scale + total
+        measured = _compare(held_out, after, of_prior, of_thresholds, settings, config, multi_label)
     weight, way_back = _scaled(head, scale)
-    names = ("class_prior", "thresholds", "operating_point")
-    unfolded = {name: getattr(settings, name) for name in names}
+    changed = _at_prior(settings, of_prior, multi_label)
+    if operating_point is not None or prior is not None:
+        changed["operating_point"] = "as_trained"
+    unfolded = {name: getattr(settings, name) for name in ("class_prior", "thresholds", "operating_point")}
     folded = {**done, "measured": measured, "shift": of_thresholds.tolist(), "unfolded_settings": unfolded, **way_back}
-    record = replace(settings, folded=folded)
-    if shift.any():
-        record = replace(record, operating_point="as_trained", **_at_prior(settings, of_prior, multi_label))
+    record = replace(settings, folded=folded, **changed)
     with torch.no_grad():
         head.weight.copy_(weight)
         if head.bias is not None:
             head.bias.copy_(head.bias.double() * scale + total.to(head.bias.device))
     record.store_in(config)
-    if (
-        truth is not None
-        and measured["negative_log_likelihood_after"] > measured["negative_log_likelihood_before"]
-        and not shift.any()
-    ):
-        warnings.warn(
-            "labels: they are less likely after the fold than before, as classes occur otherwise in these data than in training, "
-            "which the probabilities are for; prior= folds for other frequencies",
-            stacklevel=2,
-        )
-    if not is_exact and truth is None:
+    if not is_exact and labels is None:
         warnings.warn(
             "labels: without held-out ones the fold is fitted to the formula of the posterior, from which it is up to "
             f"{measured['largest_difference']:.2g} away",
             stacklevel=2,
         )
+    elif labels is not None and operating_point is None and prior is None:
+        before, after_it = (measured[f"negative_log_likelihood_{when}"] for when in ("before", "after"))
+        if after_it > before:
+            warnings.warn(
+                "labels: they are less likely after the fold than before, as classes occur otherwise in these data than in "
+                "training, which the probabilities are for; prior= folds for other frequencies",
+                stacklevel=2,
+            )
     return done | measured
 
 
 def needs_held_out_data(config: Any) -> bool:
-    """Whether [`fold_calibration`] cannot do without logits: that of one class per example with a gamma, or of a margin."""
+    """Whether [`fold_calibration`] cannot do without logits.
+
+    It can where a linear layer has the posterior, and where one scale comes near to that of every label: of sigmoid losses
+    with one gamma for all labels, of positives and negatives, and without a margin.
+    """
     settings, multi_label = FocalSettings.from_config(config), bool(is_multi_label(config))
-    return not _is_affine(settings, multi_label) and (not multi_label or bool(settings.margin))
+    if _is_affine(settings, multi_label):
+        return False
+    gammas = np.hstack([gamma for gamma in (settings.gamma, settings.gamma_neg) if gamma is not None])
+    return not multi_label or bool(settings.margin) or len({*gammas.tolist()}) > 1
 
 
 def unfold_calibration(model: nn.Module) -> None:
@@ -305,52 +301,53 @@ def _exact(settings: FocalSettings, num_labels: int, multi_label: bool) -> tuple
 
 
 def _fitted(
-    logits: Tensor | None,
-    labels: Tensor | None,
-    settings: FocalSettings,
-    multi_label: bool,
-    head: nn.Linear,
-    sample_weight: Sequence[float] | np.ndarray | Tensor | None,
+    held_out: "_HeldOut | None", settings: FocalSettings, multi_label: bool, head: nn.Linear
 ) -> tuple[float, Tensor]:
-    if logits is None:
+    if held_out is None:
         raise ValueError(
             "logits: expected those of held-out data, with their labels, as no linear layer has the posterior of this loss (gamma, "
             "a margin or label smoothing): it has to be fitted"
         )
-    stock = _stock(logits, multi_label)
+    labels = held_out.labels
     # The class frequencies of the held-out data are taken back by biases.
     more: dict[str, Any] = {"class_prior": None if head.bias is None else settings.class_prior}
     if labels is None:
-        labels, more = posterior_from_settings(logits, settings, multi_label=multi_label), {"ridge": 0.0}
+        labels = posterior_from_settings(held_out.logits, settings, multi_label=multi_label)
+        more = {"ridge": 0.0}
     method = "temperature" if head.bias is None else "vector"
+    stock = _stock(held_out.logits, multi_label)
+    counted: dict[str, Any] = {"sample_weight": held_out.weights, "multi_label": multi_label}
     try:
-        scaling = fit_scaling(
-            stock, labels, method=method, **more, sample_weight=sample_weight, multi_label=multi_label
-        )
+        scaling = fit_scaling(stock, labels, method=method, **more, **counted)
     except UnboundedFitError as error:
         raise ValueError(f"{error}; fold with other held-out data") from error
-    bias = torch.zeros(logits.shape[-1]).double() if scaling.bias is None else torch.tensor(scaling.bias).double()
+    bias = torch.zeros(stock.shape[-1]).double() if scaling.bias is None else torch.tensor(scaling.bias).double()
     return 1 / scaling.temperature, bias
 
 
-def _shift(
+def _shifts(
     config: Any,
     settings: FocalSettings,
     multi_label: bool,
     operating_point: str | None,
     prior: float | Sequence[float] | Tensor | None,
-) -> Tensor:
-    """What takes the log posterior to what the stock decision is to be made by, (C)."""
+) -> tuple[Tensor, Tensor]:
+    """What takes the log posterior to that of another class prior; and what more takes it to thresholds, both (C).
+
+    After the latter it is no posterior until that is taken back.
+    """
     num_labels = config.num_labels
+    none = torch.zeros(num_labels, dtype=torch.float64)
     if operating_point in (None, "most_likely") and prior is None:
-        return torch.zeros(num_labels, dtype=torch.float64)
+        return none, none
     # Of equal probabilities, as an operating point shifts all of them alike.
     even = torch.full((num_labels,), 0.5 if multi_label else 1 / num_labels, dtype=torch.float64)
     scores = operating_point_scores(even, config, operating_point or "most_likely", prior=prior)
-    shift = scores.logit() if multi_label else scores.log()
+    shift = _log_odds(scores, multi_label)
     if not shift.isfinite().all():
         raise ValueError("prior: expected shares above 0, as a weight cannot be infinite")
-    return shift if multi_label else shift - shift.mean()
+    shift = shift if multi_label else shift - shift.mean()
+    return (none, shift) if operating_point == "thresholds" else (shift, none)
 
 
 def _scaled(head: nn.Linear, scale: float) -> tuple[Tensor, dict[str, Any]]:
@@ -401,17 +398,60 @@ def _log_odds(probabilities: Tensor, multi_label: bool) -> Tensor:
     return probabilities.logit() if multi_label else probabilities.log()
 
 
-def _compare(
-    probabilities: dict[str, Tensor],
-    labels: Tensor | None,
-    multi_label: bool,
+@dataclass(frozen=True)
+class _HeldOut:
+    """What is known of the model: logits (n, C), in float64, of rows that have a label, if there are labels, and weights (n)."""
+
+    logits: Tensor
+    labels: Tensor | None
+    weights: Tensor
+
+
+def _held_out(
+    logits: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray | None,
     sample_weight: Sequence[float] | np.ndarray | Tensor | None,
+    multi_label: bool,
+) -> _HeldOut:
+    logits = torch.as_tensor(logits).detach().cpu().double()
+    weights = torch.from_numpy(as_weights(sample_weight, len(logits)))
+    rows = logits.reshape(-1, logits.shape[-1])
+    weights = weights.repeat_interleave(len(rows) // max(len(weights), 1))
+    if not weights.any():
+        raise ValueError("logits: expected rows that count, but there are none, or none has a sample_weight above 0")
+    if labels is None:
+        return _HeldOut(rows, None, weights)
+    is_known, known = known_labels(logits.shape, torch.as_tensor(labels).detach().cpu(), multi_label)
+    return _HeldOut(rows[is_known], known, weights[is_known])
+
+
+def _compare(
+    held_out: _HeldOut,
+    after: Tensor,
+    of_prior: Tensor,
+    of_thresholds: Tensor,
+    settings: FocalSettings,
+    config: Any,
+    multi_label: bool,
 ) -> dict[str, float]:
-    """The probabilities after the fold beside what they were before, and the posterior."""
-    difference = (probabilities["after"] - probabilities["of_posterior"]).abs()
-    found = {"largest_difference": difference.max().item(), "mean_difference": difference.mean().item()}
+    """The probabilities after the fold beside what they were before, and beside the posterior at the same class prior."""
+    logits, labels, weights = held_out.logits, held_out.labels, held_out.weights
+    posterior = posterior_from_settings(logits, settings, multi_label=multi_label)
+    probabilities = {
+        "before": _stock(logits, multi_label),
+        "of_posterior": _stock(_log_odds(posterior, multi_label) + of_prior, multi_label),
+        "after": _stock(after - of_thresholds, multi_label),
+    }
+    found: dict[str, float] = {}
     if labels is not None:
-        counted: dict[str, Any] = {"sample_weight": sample_weight, "multi_label": multi_label}
+        counted: dict[str, Any] = {"sample_weight": weights, "multi_label": multi_label}
         for name, p in probabilities.items():
             found[f"negative_log_likelihood_{name}"] = negative_log_likelihood(p, labels, **counted)
-    return found
+    difference = (probabilities["after"] - probabilities["of_posterior"]).abs()
+    decided = (after > 0).long() if multi_label else after.argmax(-1)
+    is_equal = (decide(logits, config, "as_trained") == decided).double().reshape(len(logits), -1)
+    return found | {
+        "largest_difference": difference[weights > 0].max().item(),
+        "mean_difference": np.average(difference.mean(-1), weights=weights).item(),
+        "equal_decisions": np.average(is_equal.mean(-1), weights=weights).item(),
+    }

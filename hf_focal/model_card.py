@@ -216,7 +216,7 @@ class ModelCardContents:
         for name, values in [*runs, *([("wall_seconds", self.wall_seconds)] if self.wall_seconds else [])]:
             _check(name, values, f"one number for each of {num_seeds} seeds", len(values) == num_seeds)
 
-    def tolerance_of(self, index: int, name: str, label: str | None = None) -> float:
+    def tolerance_of(self, index: int, name: str, label: str | None = None, at_most: float = math.inf) -> float:
         """How far a number may be off where machine or versions differ.
 
         That is `tolerance`, or what is more of two others: how far apart the other seeds are; and for a class with n
@@ -226,12 +226,14 @@ class ModelCardContents:
             index (`int`): Position of the run in `seeds`.
             name (`str`): The metric.
             label (`str`, *optional*): The class, for a metric of `per_class`.
+            at_most (`float`): To how much the first two may come, whatever the card says.
         """
         metrics = self.metrics if label is None else self.per_class[label]
         others = [value for i, value in enumerate(metrics[name]) if i != index]
-        support = 0.0 if label is None else metrics.get("support", [0.0])[index]
+        support = 0.0 if label is None else metrics.get("support", [0.0] * len(self.seeds))[index]
         of_class = support**-0.5 if support >= 1 else 0.0
-        return max(self.tolerance, of_class, max(others, default=0.0) - min(others, default=0.0))
+        said = max(self.tolerance, max(others, default=0.0) - min(others, default=0.0))
+        return max(min(said, at_most), of_class)
 
 
 def write_model_card(
@@ -417,12 +419,13 @@ def _folded(settings: FocalSettings, folded: dict[str, Any]) -> str:
         )
     calibrated = ", calibrated on held-out data" if settings.is_calibrated else ""
     measured = folded["measured"]
-    how_near = (
-        f" On the data that it was folded with, it is at most {measured['largest_difference']:.2g} from that of the formula, "
-        f"on average {measured['mean_difference']:.2g}."
-        if measured and not folded["exact"]
-        else ""
-    )
+    how_near = ""
+    if measured and not folded["exact"]:
+        is_of_data = "negative_log_likelihood_after" in measured
+        how_near = (
+            f"{' On the data that it was folded with, it' if is_of_data else ' It'} is at most {measured['largest_difference']:.2g} "
+            f"from that of the formula, on average {measured['mean_difference']:.2g}."
+        )
     other = settings.class_prior != settings.training_prior
     where = (
         " where classes occur as often as `class_prior` of the record says, which is not as in training"
@@ -570,7 +573,9 @@ def _limits(contents: ModelCardContents) -> list[str]:
         "The stock scores are shifted for a decision, so they are no probabilities.": (
             settings.folded is not None and any(settings.folded["shift"])
         ),
-        "Alpha shifts decisions towards the classes that weigh more, at the expense of the others.": alpha is not None,
+        "Alpha shifts decisions towards the classes that weigh more, at the expense of the others.": (
+            alpha is not None and settings.folded is None
+        ),
         "Not for data where classes occur much more or less often than in training, unless the posterior is shifted "
         "(`hf_focal.shift_prior`).": True,
         "Not for noisy labels: wrong ones look like hard examples, on which focal loss concentrates.": _is_focal(

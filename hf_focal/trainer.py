@@ -414,8 +414,8 @@ class FocalTrainer(Trainer):
         `save_model`. A folded model is not trained further: [`unfold_calibration`] takes it back.
 
         Args:
-            dataset (`Dataset`, *optional*): Labelled examples that were not trained on; by default `eval_dataset`. A gamma of 0
-                and a sigmoid loss without a margin can do without.
+            dataset (`Dataset`, *optional*): Labelled examples that were not trained on; by default `eval_dataset`. Some
+                losses can do without.
             operating_point, prior: As in [`hf_focal.fold_calibration`].
             predictions (`PredictionOutput`, *optional*): As in `calibrate`.
 
@@ -429,7 +429,7 @@ class FocalTrainer(Trainer):
         self._record_settings()
         has_data = not isinstance(self.eval_dataset if dataset is None else dataset, dict | None)
         held_out: dict[str, Any] = {}
-        if has_data or needs_held_out_data(self._config()):
+        if has_data or predictions is not None or needs_held_out_data(self._config()):
             logits, labels, weights = self._held_out(dataset, predictions)
             held_out = {"logits": logits, "labels": labels, "sample_weight": weights}
         return fold_calibration(self._core_model(), **held_out, operating_point=operating_point, prior=prior)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -266,6 +267,26 @@ class TestNotLinear:
         of_record = {name: record.folded[name] for name in ("scale", "bias", "exact")} | record.folded["measured"]
         assert of_record == found and record.is_calibrated
 
+    def test_what_is_measured_is_of_rows_with_a_label_by_their_weight(self):
+        """Not of the padding of tokens, whose logits are all -100, nor of examples of weight 0."""
+        settings = {"gamma": 0.0, "alpha": [0.1, 1.0, 10.0], "class_prior": [0.6, 0.3, 0.1]}
+        model = make("bert", "text-classification", **settings)
+        logits, labels, _ = logits_and_labels(model, 60)
+        expected = fold_calibration(model, logits, labels, prior=[0.1, 0.2, 0.7])
+        padded = torch.stack([logits, torch.full_like(logits, -100)], 1), torch.stack([labels, 0 * labels - 100], 1)
+        weighted = torch.cat([logits, -3 * logits]), torch.cat([labels, labels])
+        for (of_logits, of_labels), weights in ((padded, None), (weighted, [1] * 60 + [0] * 60)):
+            unfold_calibration(model)
+            found = fold_calibration(model, of_logits, of_labels, prior=[0.1, 0.2, 0.7], sample_weight=weights)
+            for name in ("largest_difference", "mean_difference", "equal_decisions", "negative_log_likelihood_after"):
+                assert found[name] == pytest.approx(expected[name], abs=1e-12), name
+
+    @pytest.mark.parametrize("settings", [{"gamma": [0.0, 1.0, 3.0]}, {"gamma": 1.0, "gamma_neg": 4.0}])
+    def test_one_scale_is_not_near_to_several_gammas(self, settings):
+        model = make("bert", "text-classification", multi_label=True, **settings)
+        with pytest.raises(ValueError, match="logits: expected those of held-out data"):
+            fold_calibration(model)
+
     def test_held_out_data_are_needed(self):
         model = make("bert", "text-classification", gamma=2.0)
         with pytest.raises(ValueError, match="logits: expected those of held-out data"):
@@ -333,10 +354,14 @@ class TestDecisions:
         model = make("bert", "text-classification", class_prior=[0.6, 0.3, 0.1], operating_point="balanced")
         logits, _, ids = logits_and_labels(model, 100)
         expected = decide(logits, model.config)
+        most_likely = decide(logits, model.config, "most_likely")
         fold_calibration(model)
         with torch.no_grad():
             after = model(input_ids=ids).logits.double()
         assert torch.equal(decide(after, model.config), expected)
+        unfold_calibration(model)
+        fold_calibration(model, operating_point="most_likely")  # unless another one is asked for
+        assert torch.equal(decide(after, model.config), most_likely) and not torch.equal(expected, most_likely)
 
 
 class TestUnfold:
@@ -508,6 +533,28 @@ class TestTrainer:
         trainer.train()
         assert trainer.fold_calibration()["exact"]
         assert not FocalSettings.from_config(trainer.model.config).is_calibrated
+
+    @pytest.mark.parametrize("has_data", [False, True])
+    def test_the_card_says_what_it_was_folded_with(self, tmp_path, has_data):
+        data = tiny_dataset("multi_label", 40)
+        trainer = make_trainer(
+            tmp_path, model=tiny_model("multi_label"), max_steps=2, train_dataset=data, gamma=2.0, alpha="inverse"
+        )
+        trainer.train()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer.fold_calibration(data if has_data else None)
+        trainer.create_model_card(test_dataset=data)
+        card = (tmp_path / "README.md").read_text()
+        assert "from that of the formula" in card
+        assert ("On the data that it was folded with" in card) == has_data == ("calibrated on held-out data" in card)
+        assert "Alpha shifts decisions" not in card
+
+    def test_predictions_are_of_a_dataset(self, tmp_path):
+        trainer = self.trainer(tmp_path, gamma=0.0)
+        output = trainer.predict(tiny_dataset())
+        with pytest.raises(ValueError, match="dataset: expected one dataset of labelled examples"):
+            trainer.fold_calibration(predictions=output)
 
     def test_data_are_needed(self, tmp_path):
         with pytest.raises(ValueError, match="dataset: expected one dataset of labelled examples"):

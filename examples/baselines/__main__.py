@@ -112,7 +112,8 @@ def main() -> None:
     command.add_argument(
         "card",
         type=Path,
-        help="a README.md; the exit status is 0 if all numbers are the same, 3 if they are within the tolerance, 1 if one differs, 4 if nothing can be compared",
+        help="a README.md; the exit status is 0 if all numbers are the same, 3 if they are within the tolerance, 1 if one "
+        "differs, 4 if nothing can be compared",
     )
     command.add_argument("--seed", type=int, help="by default the first of the card")
     command.set_defaults(run=verify, takes_flags=False)

@@ -175,13 +175,8 @@ def differences(
     for name, values, found, *label in compared:
         value, new = values[index], found.get(name, math.nan)
         is_exact = is_same_machine or name == "support"
-        if not abs(new - value) <= (0 if is_exact else _tolerance(contents, index, name, *label)):  # NaN as well
+        if not abs(new - value) <= (
+            0 if is_exact else contents.tolerance_of(index, name, *label, at_most=LARGEST_TOLERANCE)
+        ):  # NaN as well
             rows.append((" ".join(map(repr, [*label, name])), repr(value), repr(new), f"{new - value:+.3g}"))
     return rows
-
-
-def _tolerance(contents: ModelCardContents, index: int, name: str, label: str | None = None) -> float:
-    """That of the card, as far as it can be believed: the number of examples of a class is compared itself."""
-    support = 0.0 if label is None else contents.per_class[label].get("support", [0.0] * (index + 1))[index]
-    of_class = min(support**-0.5, 1.0) if support >= 1 else 0.0
-    return max(min(contents.tolerance_of(index, name, label), LARGEST_TOLERANCE), of_class)
