@@ -1400,12 +1400,14 @@ class TestHeads:
         self.check(tmp_path, Wav2Vec2ForSequenceClassification(config), torch.randn(8, 160))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with use_cpu=True, TrainingArguments turns it off itself")
 def test_on_cpu_memory_is_not_pinned_of_which_torch_would_warn(tmp_path):
-    trainer = make_trainer(
-        tmp_path, max_steps=1, train_dataset=tiny_dataset(), eval_dataset=tiny_dataset(num_examples=5)
-    )
-    assert not trainer.args.dataloader_pin_memory
+    args = TrainingArguments(str(tmp_path), max_steps=1, report_to=[], save_strategy="no")
+    assert args.dataloader_pin_memory
+    data = {"train_dataset": tiny_dataset(), "eval_dataset": tiny_dataset(num_examples=5)}
+    trainer = FocalTrainer(tiny_model(), args, **data)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*pin_memory")
         trainer.train()
         trainer.evaluate()
+    assert not trainer.args.dataloader_pin_memory
