@@ -10,7 +10,6 @@ calibration map.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -22,14 +21,19 @@ _LOG_HALF = math.log(0.5)
 def log_share(margin: Tensor, gamma: float | Tensor) -> Tensor:
     """``log(v / phi(v))`` for ``v = sigmoid(-margin)``, from ``phi = (1 - v)^gamma (1 + gamma s)``.
 
-    ``s = v (-log v) / (1 - v)`` is 1 at v = 1, and so it is from a margin of -40 on, below which both parts of the
-    fraction would end as 0.
+    ``s = v (-log v) / (1 - v)`` is ``log(1 + e) / e`` for ``e = exp(margin)``. A series serves where e is small: some runtimes
+    of exported graphs lose the e in 1 + e, or end with 0 / 0.
     """
     # Infinite for classes that minus infinity removes, and for those beside which no other is left.
     margin = margin.clamp(-1e30, 1e30)
-    near = margin.clamp_min(-40)
-    s = torch.sigmoid(-near) * -F.logsigmoid(-near) / torch.sigmoid(near)
-    return F.logsigmoid(-margin) - gamma * F.logsigmoid(margin) - torch.log1p(gamma * s)
+    e = margin.clamp(-80, 80).exp()
+    s = torch.where(e < 1e-7, 1 - e / 2 + e * e / 3, torch.log1p(e) / e)
+    return log_sigmoid(-margin) - gamma * log_sigmoid(margin) - torch.log1p(gamma * s)
+
+
+def log_sigmoid(x: Tensor) -> Tensor:
+    """That of torch, also in exported graphs, where its own becomes the logarithm of a sigmoid that has rounded to 0."""
+    return torch.where(x < 0, x - torch.log1p(x.clamp_max(0).exp()), -torch.log1p((-x.clamp_min(0)).exp()))
 
 
 def asymmetric_log_odds(

@@ -37,8 +37,8 @@ def export_posterior(
     Args:
         model (`PreTrainedModel`): Trained by [`FocalTrainer`], for texts or for tokens.
         folder (`str` or `Path`): Where to; the config, and the tokenizer if there is one, are saved beside the graph.
-        format (`str`): ``"onnx"``, a `model.onnx`, which takes ``pip install hf_focal[export]``; or ``"torch"``, a `model.pt2` for
-            `torch.export.load`.
+        format (`str`): ``"onnx"``, a `model.onnx`, which takes ``pip install hf_focal[export]`` and, if `model.onnx.data` is
+            written too, that file beside it; or ``"torch"``, a `model.pt2` for `torch.export.load`.
         tokenizer (*optional*): The model's. By default the inputs are ``input_ids`` and ``attention_mask``.
         operating_point, prior (*optional*): As in [`decide`]; by default what the config records.
 
@@ -46,7 +46,8 @@ def export_posterior(
         `Path`: Of the graph.
 
     Raises:
-        `ValueError`: For an unknown format, a model without settings of focal loss, or as [`decide`] does.
+        `ValueError`: For an unknown format, a model without settings of focal loss or, for ONNX, in bfloat16, a folder that is
+            a file, or as [`decide`] does.
         `ImportError`: Without the packages that the format takes.
 
     Example:
@@ -66,6 +67,10 @@ def export_posterior(
         raise ImportError(
             f"format: 'onnx' takes {', '.join(missing)}: pip install hf_focal[export], or format='torch'"
         )
+    if format == "onnx" and (dtype := next(model.parameters()).dtype) == torch.bfloat16:
+        raise ValueError(f"model: no ONNX runtime reads a graph in {dtype}; export model.float(), or format='torch'")
+    if Path(folder).is_file():
+        raise ValueError(f"folder: expected a folder, but {folder} is a file")
     config: Any = model.config
     FocalSettings.from_config(config)
     check_folded_weights(model)
@@ -111,6 +116,6 @@ class _WithPosterior(nn.Module):
         self.model, self.names, self.chosen = model, names, chosen
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.model(**dict(zip(self.names, inputs))).logits
+        logits = self.model(**dict(zip(self.names, inputs)), return_dict=True).logits
         scores, probabilities = decision_scores(logits, self.model.config, **self.chosen)
         return probabilities, scores.to(probabilities.dtype)

@@ -5,7 +5,7 @@ which every library reads.
 """
 
 import base64
-import math
+import hashlib
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ._checks import as_weights
 from ._known_labels import known_labels
@@ -141,12 +142,12 @@ def fold_calibration(
         changed["operating_point"] = "as_trained"
     unfolded = {name: getattr(settings, name) for name in ("class_prior", "thresholds", "operating_point")}
     folded = {**done, "measured": measured, "shift": of_thresholds.tolist(), "unfolded_settings": unfolded, **way_back}
-    record = replace(settings, folded=folded, **changed)
+    record = replace(settings, folded={**folded, "digests": {}}, **changed)  # which checks it, before anything changes
     with torch.no_grad():
         head.weight.copy_(weight)
         if head.bias is not None:
             head.bias.copy_(head.bias.double() * scale + total.to(head.bias.device))
-    record.store_in(config)
+    replace(record, folded={**folded, "digests": _digests(head)}).store_in(config)
     if not is_exact and labels is None:
         warnings.warn(
             "labels: without held-out ones the fold is fitted to the formula of the posterior, from which it is up to "
@@ -195,6 +196,8 @@ def unfold_calibration(model: nn.Module) -> None:
     dtype = str(head.weight.dtype).removeprefix("torch.")
     if dtype != folded["dtype"]:
         raise ValueError(f"model: it was folded in {folded['dtype']}, so unfold it in that, but got {dtype}")
+    if _digests(head)[dtype] != folded["digests"].get(dtype):
+        raise ValueError("model: the weights of its head have been rounded since the fold, so the old ones cannot be restored")
     with torch.no_grad():
         head.weight.copy_(_restored(head.weight, folded["scale"], folded["residual"]))
         if head.bias is not None:
@@ -211,12 +214,24 @@ def check_folded_weights(model: nn.Module) -> None:
     settings = FocalSettings.find_in(getattr(model, "config", None))
     if settings is None or settings.folded is None:
         return
-    norm = find_head(model).weight.detach().double().norm().item()
-    if not math.isclose(norm, settings.folded["norm"], rel_tol=5e-3):
+    ours, recorded = _digests(find_head(model)), settings.folded["digests"]
+    if not any(ours.get(dtype) == digest for dtype, digest in recorded.items()):
         raise ValueError(
             "model: its config says that calibration is folded into the head, but its weights are others; load the weights that "
             "were saved with this config"
         )
+
+
+def _digests(head: nn.Linear) -> dict[str, str]:
+    """Of the weights and biases as they are, and rounded as the half precisions would, in which they may be loaded."""
+    values = [part.detach().cpu() for part in (head.weight, head.bias) if part is not None]
+    found = {}
+    for dtype in dict.fromkeys([head.weight.dtype, torch.bfloat16, torch.float16]):
+        digest = hashlib.sha256()
+        for part in values:
+            digest.update(part.to(dtype).contiguous().view(_VIEWS[dtype]).numpy().tobytes())
+        found[str(dtype).removeprefix("torch.")] = digest.hexdigest()
+    return found
 
 
 def find_head(model: nn.Module) -> nn.Linear:
@@ -232,8 +247,9 @@ def find_head(model: nn.Module) -> nn.Linear:
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear) and layer.out_features == config.num_labels
     }
-    heads = _heads_by_output(model, linear) or linear
-    if any(name.endswith("base_layer") for name in heads):
+    by_output = _heads_by_output(model, linear)
+    heads = linear if by_output is None else by_output
+    if any(name.endswith("base_layer") for name in heads or linear):
         raise ValueError("model: its head has an adapter of its own; merge it before, with model.merge_and_unload()")
     if len(heads) != 1:
         raise ValueError(
@@ -241,6 +257,8 @@ def find_head(model: nn.Module) -> nn.Linear:
             f"found {len(heads)}: {', '.join(heads) or 'none'}"
         )
     (head,) = heads.values()
+    if parametrize.is_parametrized(head) or not isinstance(head.weight, nn.Parameter):
+        raise ValueError("model: the weights of its head are made of others (weight_norm, say); remove the parametrization")
     if not head.weight.is_floating_point() or head.weight.dtype not in _VIEWS:
         raise ValueError(f"model: its head is quantised ({head.weight.dtype}); fold before quantising")
     sharing = [other for other, p in model.named_parameters(remove_duplicate=False) if p is head.weight]
@@ -249,8 +267,8 @@ def find_head(model: nn.Module) -> nn.Linear:
     return head
 
 
-def _heads_by_output(model: nn.Module, linear: dict[str, nn.Linear]) -> dict[str, nn.Linear]:
-    """Those whose outputs the logits of a few tokens are; none where the model takes something else."""
+def _heads_by_output(model: nn.Module, linear: dict[str, nn.Linear]) -> dict[str, nn.Linear] | None:
+    """Those whose outputs the logits of a few tokens are; None where the model takes something else."""
     config: Any = model.config
     text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
     last = getattr(text_config, "eos_token_id", None)
@@ -266,13 +284,14 @@ def _heads_by_output(model: nn.Module, linear: dict[str, nn.Linear]) -> dict[str
     was_training = model.training
     try:
         with torch.no_grad():
-            logits = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+            found = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
     except Exception:  # pixels or sound, say
-        return {}
+        return None
     finally:
         model.train(was_training)
         for hook in hooks:
             hook.remove()
+    logits = found[0] if isinstance(found, tuple) else found.logits
     rows = logits.reshape(-1, 1, logits.shape[-1])
     return {
         name: linear[name]
@@ -361,7 +380,6 @@ def _scaled(head: nn.Linear, scale: float) -> tuple[Tensor, dict[str, Any]]:
     packed = zlib.compress(residual.cpu().numpy().astype("<i4").tobytes(), 9)
     return scaled, {
         "dtype": str(weight.dtype).removeprefix("torch."),
-        "norm": scaled.double().norm().item(),
         "residual": base64.b64encode(packed).decode(),
         "unfolded_bias": None if head.bias is None else head.bias.detach().double().tolist(),
     }

@@ -69,7 +69,7 @@ class FocalSettings:
             alpha, temperature and biases are those of the weights before. What was done, ``scale`` and ``bias`` of the logits
             and whether that is ``exact``; how near it came, as ``measured``; the ``shift`` of each class that an operating
             point took; and for [`unfold_calibration`] ``unfolded_bias``, ``residual`` (what rounding took from the weights),
-            ``dtype``, the ``norm`` of the folded weights, and of the ``unfolded_settings`` those that the fold has changed.
+            ``dtype``, the ``digests`` of the folded weights, and of the ``unfolded_settings`` those that the fold has changed.
         operating_point (`str`): How the model decides unless it is told otherwise, one of `OPERATING_POINTS`; see [`decide`].
 
     Raises:
@@ -421,8 +421,9 @@ def _alpha(value: Any) -> float | list[float] | list[list[float]]:
 
 
 def _folded(value: Any) -> dict[str, Any]:
-    numbers = {"scale", "bias", "exact", "measured", "shift", "norm", "unfolded_bias"}
-    names, mappings = numbers | {"dtype", "residual", "unfolded_settings"}, ("measured", "unfolded_settings")
+    numbers = {"scale", "bias", "exact", "measured", "shift", "unfolded_bias"}
+    mappings = ("measured", "unfolded_settings", "digests")
+    names = numbers | {"dtype", "residual", *mappings}
     is_complete = isinstance(value, Mapping) and value.keys() == names
     if not is_complete or not all(isinstance(value[name], Mapping) for name in mappings):
         raise ValueError(f"folded: expected an object with {', '.join(sorted(names))}, but got {value!r:.80}")
@@ -439,7 +440,7 @@ def _folded(value: Any) -> dict[str, Any]:
         "measured": {str(name): _number(f"folded, {name}", number, 0, math.inf) for name, number in measured.items()},
         "shift": _numbers("folded, shift", value["shift"], -_HIGHEST_BIAS, _HIGHEST_BIAS),
         "scale": _number("folded, scale", value["scale"], 1 / HIGHEST_TEMPERATURE, 1 / LOWEST_TEMPERATURE),
-        "norm": _number("folded, norm", value["norm"], 0, math.inf),
+        "digests": {str(dtype): str(digest) for dtype, digest in value["digests"].items()},
         "unfolded_bias": None if bias is None else _numbers("folded, unfolded_bias", bias, -1e38, 1e38),
         **{name: str(value[name]) for name in ("dtype", "residual")},
     }
