@@ -291,6 +291,7 @@ def calibrate(
         return
     if trainer.is_world_process_zero():
         print_calibration(found, len(dataset))
+    trainer.save_metrics("calibration", without_nan(found), combined=False)
 
 
 def fold(trainer: FocalTrainer, dataset: Dataset, predictions: PredictionOutput) -> None:
@@ -339,6 +340,15 @@ def print_label_distribution(settings: FocalSettings, names: list[str], num_exam
     print(f"\nTraining data, gamma {settings.gamma:g}\n{text}")
 
 
+def without_nan(value: object) -> object:
+    """As JSON has it: null where there is no number."""
+    if isinstance(value, dict):
+        return {name: without_nan(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(one) for one in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
 def print_calibration(found: dict, num_examples: int) -> None:
     """What was fitted on the validation split, and what the thresholds reach there."""
     if not found:
@@ -365,7 +375,11 @@ def print_calibration(found: dict, num_examples: int) -> None:
             f"that they were fitted to (95 % intervals)\n{table.head(20).to_string()}"
         )
     if missing := found.get("not_reachable"):
-        print(f"Not reachable for {', '.join(missing[:20])}")
+        print(f"{found['threshold_criterion']} is not reachable for {', '.join(missing[:20])}")
+    if unknown := found.get("without_positives"):
+        print(
+            f"Without a positive validation example, so with a threshold that is not fitted: {', '.join(unknown[:20])}"
+        )
 
 
 def printable(name: str) -> str:
@@ -395,7 +409,8 @@ def print_report(
         digits=3,
         zero_division=0,
     )
-    shown = ("accuracy", "f1_micro" if labels.ndim == 2 else "balanced_accuracy", "f1_macro", "f1_tail")
+    shown = ["accuracy", "f1_micro" if labels.ndim == 2 else "balanced_accuracy", "f1_macro", "f1_tail"]
+    shown += ["precision", "recall", "precision_micro", "recall_micro"]
     rows = {
         f"{point} (in force)" if point == chosen else point: {
             name: "{:.3f} ({:.3f} to {:.3f})".format(*metrics[name]) for name in shown if name in metrics

@@ -163,6 +163,7 @@ def _contents(
             label: {name: [value] for name, value in metrics.items()} for label, metrics in results.per_class.items()
         },
         operating_points=results.operating_points,
+        thresholds_reached=_thresholds_reached(trainer, settings, label_names),
         command=command,
         tolerance=TOLERANCE,
         multi_label=multi_label,
@@ -290,6 +291,22 @@ def _fitted_on(trainer: Trainer, settings: FocalSettings, results: _Results) -> 
         "the choice of the checkpoint": _is_best(trainer),
     }
     return [name for name, is_fitted in fitted.items() if is_fitted]
+
+
+def _thresholds_reached(
+    trainer: Trainer, settings: FocalSettings, label_names: list[str]
+) -> dict[str, dict[str, list[float]]]:
+    """What `calibrate` has found, unless other thresholds have been stored since."""
+    found = getattr(trainer, "_calibrated", {})
+    stored = settings.thresholds if settings.folded is None else settings.folded["unfolded_settings"]["thresholds"]
+    if found.get("thresholds") != stored:
+        return {}
+    known = {
+        name: {score: [*values] for score, values in scores.items() if np.isfinite(values).all()}
+        for name, scores in found.get("reached", {}).items()
+    }
+    known |= {name: {} for name in found.get("not_reachable", [])}
+    return {name: known[name] for name in label_names if name in known}
 
 
 def _is_same(dataset: Any, other: Any) -> bool:

@@ -59,7 +59,7 @@ def fit_min_confidence(
         labels (`Tensor` or array): Class ids of shape (N, L) or (N), `label_ids` there; -100 is ignored.
         config (`PreTrainedConfig`): The model's config.
         wanted_precision, wanted_recall (`float`): One of them, above 0 and up to 1.
-        ignore_labels (sequence of `str`): The names of the classes that are not reported.
+        ignore_labels (sequence of `str`): The names of the classes that are not reported; by default "O", if that is one.
         operating_point, prior, costs: As in [`decide`].
 
     Returns:
@@ -88,6 +88,8 @@ def fit_min_confidence(
     if is_multi_label(config):
         raise ValueError("config: expected one label per target, but there are several, each with a threshold")
     names = class_names(config, logits.shape[-1])
+    if ignore_labels == ("O",) and "O" not in names:
+        ignore_labels = ()
     if unknown := {*ignore_labels} - {*names}:
         raise ValueError(f"ignore_labels: expected names among {names}, but got {sorted(unknown)}")
 

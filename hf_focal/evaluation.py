@@ -114,7 +114,8 @@ def evaluate_operating_points(
 
     Returns:
         `dict`: For each of [`operating_points_of`], by name as in [`ImbalancedClassification`], the value of a metric and the
-        ends of its interval.
+        ends of its interval. For two classes also ``precision`` and ``recall`` of the class that the thresholds
+        of the record are for, or without any of the one that is rarer in training; for several labels ``precision_micro`` and ``recall_micro``.
 
     Raises:
         `ValueError`: As [`decide`] does, or if labels and logits do not fit.
@@ -148,12 +149,24 @@ def evaluate_operating_points(
     weights = as_weights(sample_weight, num_examples)
     if label_counts is not None and len(label_counts) != num_classes:
         raise ValueError(f"label_counts: expected {num_classes} numbers, but got {len(label_counts)}")
+    settings = FocalSettings.find_in(config)
+    positive_label = 1 if settings is None else settings.rarer_or_positive_label
     groups = {} if label_counts is None else class_groups(label_counts)
 
     def counted(is_one: np.ndarray) -> csr_array:
         """How often each class occurs in each example, (C, N), from rows of the targets, (n, C)."""
         position, classes = np.nonzero(is_one)
         return csr_array((np.ones(len(position)), (classes, rows[position])), shape=(num_classes, num_examples))
+
+    def of_wanted(true: np.ndarray, guessed: np.ndarray, hits: np.ndarray) -> dict[str, np.ndarray]:
+        """What a threshold trades: of the positive label of two classes, and over all of several labels."""
+        if not multi_label and num_classes != 2:
+            return {}
+        chosen = slice(None) if multi_label else [positive_label]
+        hits, true, guessed = (part[chosen].sum(0) for part in (hits, true, guessed))
+        with np.errstate(invalid="ignore"):
+            suffix = "_micro" if multi_label else ""
+            return {f"precision{suffix}": hits / guessed, f"recall{suffix}": hits / true}
 
     names = operating_points_of(config)
     counts = [csr_array(np.bincount(rows, minlength=num_examples)[None])]
@@ -175,6 +188,7 @@ def evaluate_operating_points(
         metrics = {
             "accuracy": right / np.maximum(total[0], np.finfo(float).tiny),
             **decision_metrics(true, guessed, hits, groups, multi_label),
+            **of_wanted(true, guessed, hits),
         }
         found[name] = {
             metric: (float(values[0]), float(low), float(high))

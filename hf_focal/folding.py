@@ -197,7 +197,9 @@ def unfold_calibration(model: nn.Module) -> None:
     if dtype != folded["dtype"]:
         raise ValueError(f"model: it was folded in {folded['dtype']}, so unfold it in that, but got {dtype}")
     if _digests(head)[dtype] != folded["digests"].get(dtype):
-        raise ValueError("model: the weights of its head have been rounded since the fold, so the old ones cannot be restored")
+        raise ValueError(
+            "model: the weights of its head have been rounded since the fold, so the old ones cannot be restored"
+        )
     with torch.no_grad():
         head.weight.copy_(_restored(head.weight, folded["scale"], folded["residual"]))
         if head.bias is not None:
@@ -258,7 +260,9 @@ def find_head(model: nn.Module) -> nn.Linear:
         )
     (head,) = heads.values()
     if parametrize.is_parametrized(head) or not isinstance(head.weight, nn.Parameter):
-        raise ValueError("model: the weights of its head are made of others (weight_norm, say); remove the parametrization")
+        raise ValueError(
+            "model: the weights of its head are made of others (weight_norm, say); remove the parametrization"
+        )
     if not head.weight.is_floating_point() or head.weight.dtype not in _VIEWS:
         raise ValueError(f"model: its head is quantised ({head.weight.dtype}); fold before quantising")
     sharing = [other for other, p in model.named_parameters(remove_duplicate=False) if p is head.weight]
@@ -328,6 +332,8 @@ def _fitted(
             "a margin or label smoothing): it has to be fitted"
         )
     labels = held_out.labels
+    if labels is not None and not multi_label and labels.dim() == 1 and len(labels.unique()) == 1:
+        raise ValueError("labels: they are all the same, which tells nothing; fold with other held-out data")
     # The class frequencies of the held-out data are taken back by biases.
     more: dict[str, Any] = {"class_prior": None if head.bias is None else settings.class_prior}
     if labels is None:
@@ -340,8 +346,32 @@ def _fitted(
         scaling = fit_scaling(stock, labels, method=method, **more, **counted)
     except UnboundedFitError as error:
         raise ValueError(f"{error}; fold with other held-out data") from error
+    scale = 1 / scaling.temperature
     bias = torch.zeros(stock.shape[-1]).double() if scaling.bias is None else torch.tensor(scaling.bias).double()
-    return 1 / scaling.temperature, bias
+    if held_out.labels is None or multi_label or head.bias is None:
+        return scale, bias
+    counts = held_out.labels.bincount(minlength=len(bias)) if labels.dim() == 1 else labels.sum(0)
+    return scale, _with_absent_classes(scale, bias, counts == 0, held_out, settings)
+
+
+def _with_absent_classes(
+    scale: float, bias: Tensor, is_absent: Tensor, held_out: "_HeldOut", settings: FocalSettings
+) -> Tensor:
+    """The biases, with those of classes without a held-out example such that their mean probability is the formula's."""
+    if not is_absent.any():
+        return bias
+    warnings.warn(
+        f"labels: there are no held-out examples of {int(is_absent.sum())} classes, id {is_absent.nonzero()[0].item()} among "
+        "them, whose probabilities are therefore, on average, those of the formula",
+        stacklevel=4,
+    )
+    posterior = posterior_from_settings(held_out.logits, settings, multi_label=False)[:, is_absent]
+    weights = (held_out.weights / held_out.weights.sum())[:, None]
+    wanted, bias = (posterior * weights).sum(0).clamp_min(SMALLEST_SHARE), bias.clone()
+    for _ in range(100):
+        p = (scale * held_out.logits + bias).softmax(-1)[:, is_absent]
+        bias[is_absent] += (wanted / (p * weights).sum(0).clamp_min(SMALLEST_SHARE)).log()
+    return bias
 
 
 def _shifts(

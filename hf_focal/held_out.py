@@ -64,7 +64,8 @@ def calibrate_config(
         `dict`: What has been stored: ``temperature``, ``calibration_bias``, and where there are any ``thresholds``,
         ``threshold_criterion`` and, for two classes, ``positive_label``. Beside it the ``method``, what
         ``negative_log_likelihood`` it was chosen by, what the thresholds have ``reached`` on these data, by label, with
-        intervals ([`reached_by`]), and for which labels a wanted precision is ``not_reachable``. Empty, with a warning, if
+        intervals ([`reached_by`]), for which labels a wanted precision is ``not_reachable``, and which are
+        ``without_positives`` in these data. Empty, with a warning, if
         all labels are the same, or they are likelier the less the probabilities say.
 
     Raises:
@@ -193,8 +194,9 @@ def _thresholds(
             stacklevel=3,
         )
         if is_of_all:
-            return {}, {"not_reachable": not_reachable}
+            return {"threshold_criterion": str(criterion)}, {"not_reachable": not_reachable}
     thresholds = [1 - SMALLEST_SHARE if math.isnan(threshold) else threshold for threshold in thresholds]
+    without = [name for name, has in zip(names, (answers == 1).any(0)) if not has and name not in not_reachable]
     is_known, decided, truth = (answers != -100).numpy(), posterior.numpy() >= thresholds, (answers == 1).numpy()
     reached = {
         name: reached_by(decided[rows, k], truth[rows, k], criterion.f_beta, weights[rows])
@@ -202,7 +204,7 @@ def _thresholds(
         if rows.any()
     }
     stored = {"thresholds": thresholds, "threshold_criterion": str(criterion)}
-    return stored, {"reached": reached, "not_reachable": not_reachable}
+    return stored, {"reached": reached, "not_reachable": not_reachable, "without_positives": without}
 
 
 def _class_id(config: Any, label: int | str) -> int:

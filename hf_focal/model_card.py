@@ -139,6 +139,8 @@ class ModelCardContents:
         per_class (`dict[str, dict[str, list[float]]]`): The same of each class, by its name.
         operating_points (`dict[str, dict[str, list[float]]]`): Of one run, for each operating point that the model has, the
             value of a metric and the ends of its 95 % interval, as [`evaluate_operating_points`] gives them.
+        thresholds_reached (`dict[str, dict[str, list[float]]]`): What the thresholds reach where they were fitted, as
+            [`calibrate_config`] has it, by label; nothing for a label for which what is wanted is not reachable.
         multi_label (`bool`): Whether the labels of an example are independent.
         base_model (`str`, *optional*): Hub id (or another name) of what was fine-tuned.
         dataset_id (`str`, *optional*): Hub id of the data, if that is where they are.
@@ -171,6 +173,7 @@ class ModelCardContents:
     tolerance: float
     per_class: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     operating_points: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    thresholds_reached: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     multi_label: bool = False
     base_model: str | None = None
     dataset_id: str | None = None
@@ -207,9 +210,12 @@ class ModelCardContents:
         points = [*self.operating_points]
         _check("operating_points", points, "none, as there are several seeds", not points or num_seeds == 1)
         _check("operating_points", points, f"some of {OPERATING_POINTS}", {*points} <= {*OPERATING_POINTS})
-        for name, values in (pair for metrics in self.operating_points.values() for pair in metrics.items()):
-            is_interval = len(values) == 3 and values[1] <= values[2]
-            _check(f"operating_points, {name}", values, "a value and the ends of its interval", is_interval)
+        reached = [*self.thresholds_reached]
+        _check("thresholds_reached", reached, "classes of label_names", {*reached} <= {*self.label_names})
+        for kind in ("operating_points", "thresholds_reached"):
+            for name, values in (pair for metrics in getattr(self, kind).values() for pair in metrics.items()):
+                is_interval = len(values) == 3 and values[1] <= values[2]
+                _check(f"{kind}, {name}", values, "a value and the ends of its interval", is_interval)
         self.settings.check_fits(num_classes, self.multi_label)
         _alpha(self)  # checks what alpha is as one number
         runs = [*self.metrics.items(), *(pair for metrics in self.per_class.values() for pair in metrics.items())]
@@ -324,11 +330,21 @@ def read_model_card(path: str | Path) -> ModelCardContents:
     is_of_0_1 = not {*_SINCE_0_2} & record.keys()
     if is_of_0_1:
         record = {**dict.fromkeys(_SINCE_0_2), "operating_points": {}, **record}
+    record = {"thresholds_reached": {}, **record}  # which cards have only where there are some
     for name in sorted(get_type_hints(ModelCardContents).keys() ^ record.keys()):
         raise ValueError(f"record: expected {'no' if name in record else 'a'} key {name!r}, but got {sorted(record)}")
     contents = ModelCardContents(**record)
     parts: list[Callable[[ModelCardContents], str]]
-    parts = [_results_heading, _fitted_on, _how_to_use, _operating_points, _per_class, _settings, _command]
+    parts = [
+        _results_heading,
+        _fitted_on,
+        _how_to_use,
+        _operating_points,
+        _thresholds,
+        _per_class,
+        _settings,
+        _command,
+    ]
     parts.append(partial(_results, in_range=not is_of_0_1))
     for part in parts:
         differs = [line for line in part(contents).splitlines() if line not in card.text] or ["other lines between"]
@@ -396,6 +412,7 @@ def _body(contents: ModelCardContents, pictures: dict[str, str]) -> str:
         "How to use": _how_to_use(contents),
         _results_title(contents): "\n\n".join(part for part in (_results(contents), _fitted_on(contents)) if part),
         "Operating points": _operating_points(contents),
+        "Thresholds": _thresholds(contents),
         "Results per class": _per_class(contents),
         "Pictures": "\n\n".join(
             [shown, *([f"In the pictures: {_listed(numbers, len(numbers))}."] if numbers else [])]
@@ -452,7 +469,7 @@ def _how_to_use(contents: ModelCardContents) -> str:
         f"pipeline_class={pipeline_class}": is_ours,
         "truncation=True": is_of_texts,
         "top_k=None": is_of_texts and contents.multi_label,  # all labels, each with whether it is decided
-        'aggregation_strategy="simple"': not is_of_texts,
+        'aggregation_strategy="first"': not is_of_texts,  # the token of a word that training labels
     }
     said = [argument for argument, holds in arguments.items() if holds]
     lines = [
@@ -521,11 +538,37 @@ def _operating_points(contents: ModelCardContents) -> str:
         for name, metrics in points.items()
     ]
     table = _table(["decided by", *(_metric(name)[0] for name in columns)], rows)
+    rare = contents.label_names[contents.settings.rarer_or_positive_label] if "precision" in columns else ""
+    of_label = f" Precision and recall are those of {escape_markdown(rare)}." if rare else ""
+    makes = f"`{_PIPELINES[contents.task][0]}`" if contents.task in _PIPELINES else "`hf_focal.decide`"
     return (
         f"{table}\n\nIn brackets the 95 % interval of a bootstrap over the examples. The results above are those of the decision "
-        "in force, which `FocalTextClassificationPipeline` makes; a stock pipeline decides `as_trained`. `hf_focal.decide` "
-        "explains them."
+        f"in force, which {makes} makes; a stock pipeline decides `as_trained`. `hf_focal.decide` explains them."
+        f"{of_label}"
     )
+
+
+def _thresholds(contents: ModelCardContents) -> str:
+    """What they reach where they were fitted: the sure ones, and those that nothing reaches."""
+    if not contents.thresholds_reached:
+        return ""
+    columns = list(dict.fromkeys(name for scores in contents.thresholds_reached.values() for name in scores))
+    rows = [
+        [
+            name,
+            *("{:.3f} ({:.3f} to {:.3f})".format(*scores[column]) if column in scores else "" for column in columns),
+        ]
+        for name, scores in contents.thresholds_reached.items()
+        if scores
+    ]
+    missing = [name for name, scores in contents.thresholds_reached.items() if not scores]
+    wanted = contents.settings.threshold_criterion
+    reached = (
+        f"Fitted for {wanted} on held-out examples, where they reach, with 95 % intervals:\n\n"
+        f"{_table(['label', *(_metric(name)[0] for name in columns)], rows)}"
+    )
+    not_reached = f"Not reachable on the held-out examples: {wanted} for {_listed(missing)}."
+    return "\n\n".join([reached] * bool(rows) + [not_reached] * bool(missing))
 
 
 def _per_class(contents: ModelCardContents) -> str:
@@ -566,6 +609,8 @@ def _limits(contents: ModelCardContents) -> list[str]:
     rare = [name for name, count in zip(contents.label_names, counts) if count < 10]
     untested = [name for name, metrics in contents.per_class.items() if not any(metrics.get("support", [1]))]
     reading = "Sigmoid" if contents.multi_label else "Softmax"
+    is_shifted = settings.class_prior != settings.training_prior
+    usual = "`class_prior` of the record says, for which it was folded" if is_shifted else "in training"
     applies = {
         f"{reading} of the logits is not the class posterior, from which focal loss and alpha lead away; {remedy}.": (
             settings.folded is None and (_is_focal(contents) or alpha is not None)
@@ -576,7 +621,7 @@ def _limits(contents: ModelCardContents) -> list[str]:
         "Alpha shifts decisions towards the classes that weigh more, at the expense of the others.": (
             alpha is not None and settings.folded is None
         ),
-        "Not for data where classes occur much more or less often than in training, unless the posterior is shifted "
+        f"Not for data where classes occur much more or less often than {usual}, unless the posterior is shifted "
         "(`hf_focal.shift_prior`).": True,
         "Not for noisy labels: wrong ones look like hard examples, on which focal loss concentrates.": _is_focal(
             contents
@@ -607,6 +652,8 @@ def _origin(contents: ModelCardContents) -> str:
 def _reproduce(contents: ModelCardContents) -> str:
     # Only strings hold these two characters, and in the strings of JSON their escapes mean the same.
     values = {**asdict(contents), "settings": contents.settings.to_dict()}
+    if not contents.thresholds_reached:
+        del values["thresholds_reached"]
     lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in values.items()]
     record = ",\n".join(lines).replace("`", "\\u0060").replace("<", "\\u003c")
     more = ["1/√n for a class with n test examples"] * any("support" in m for m in contents.per_class.values())

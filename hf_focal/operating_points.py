@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._checks import as_number
 from ._kernels import loss_dtype
 from ._model_kinds import is_multi_label
 from ._upstream import is_traced
@@ -188,8 +189,7 @@ def decide(
 
     ```
     """
-    if not 0 <= min_confidence <= 1:
-        raise ValueError(f"min_confidence: expected a probability, but got {min_confidence!r}")
+    as_number("min_confidence", min_confidence, 1)
     scores, probabilities = decision_scores(logits, config, operating_point, prior=prior, costs=costs)
     if is_multi_label(config):
         decided = (scores >= 0.5).long()
@@ -347,7 +347,10 @@ def operating_point_scores(
         return torch.where(is_never, scores.clamp_max(0.499), scores)  # a probability of 1 would reach it
     if isinstance(prior, (int, float)):
         raise ValueError(f"prior: expected one probability for each of {num_classes} classes, but got {prior!r}")
-    return shift_prior(posterior, source, [1 / num_classes] * num_classes if prior is None else prior)
+    try:
+        return shift_prior(posterior, source, [1 / num_classes] * num_classes if prior is None else prior)
+    except ValueError as error:
+        raise ValueError(str(error).replace("target_prior", "prior")) from error
 
 
 def _shift_shares(posterior: Tensor, source: list[float], target: float | Sequence[float] | Tensor) -> Tensor:

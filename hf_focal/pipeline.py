@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from transformers import TextClassificationPipeline, TokenClassificationPipeline
 from transformers.pipelines.token_classification import AggregationStrategy
 
+from ._checks import as_number
 from ._model_kinds import class_names, is_multi_label
 from .folding import check_folded_weights
 from .operating_points import decide, decision_scores, posterior_from_config
@@ -178,9 +180,7 @@ class FocalTokenClassificationPipeline(TokenClassificationPipeline):
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:  # type: ignore[override]
         chosen, kwargs = _chosen(kwargs)
-        least = chosen.get("min_confidence", 0)
-        if not 0 <= least <= 1:
-            raise ValueError(f"min_confidence: expected a probability, but got {least!r}")
+        as_number("min_confidence", chosen.get("min_confidence", 0), 1)
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
         return preprocess, forward, postprocess | chosen
 
@@ -281,7 +281,10 @@ def _label(entity: dict[str, Any]) -> str:
 
 
 def _chosen(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is chosen among the choices of both pipelines, and the other arguments."""
+    """What is chosen among the choices of both pipelines, and the other arguments, some of which are for the tokenizer."""
+    for name in kwargs:
+        if name not in _CHOICES and (near := get_close_matches(name, _CHOICES, 1, 0.75)):
+            raise ValueError(f"{name}: there is no such argument; {near[0]!r} is one")
     chosen = {name: kwargs[name] for name in _CHOICES if kwargs.get(name) is not None}
     # What a call says takes the place of what the pipeline was made with.
     if chosen.keys() & {"prior", "costs"}:

@@ -172,10 +172,15 @@ class FocalSettings:
             and "negative_log_likelihood_after" in self.folded["measured"]
         )
 
+    @property
+    def rarer_or_positive_label(self) -> int:
+        """Of two classes, the id of the one that precision and recall are of: the threshold's, or else the rarer one."""
+        return self.rarer_class([]) if self.thresholds is None else self.positive_label
+
     def rarer_class(self, frequencies: Sequence[float]) -> int:
         """Of two classes, the id of the one that is rarer in the training data; if they do not tell, by `frequencies`, else 1."""
         for counts in (self.training_prior, self.label_counts, frequencies):
-            if counts is not None and counts[0] != counts[1]:
+            if counts and counts[0] != counts[1]:
                 return int(counts[1] < counts[0])
         return 1
 

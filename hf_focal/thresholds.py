@@ -100,7 +100,7 @@ def fit_thresholds(
         labels (`Tensor`): 0 or 1, or -100, which is ignored, of the same shape.
         f_beta, wanted_precision, wanted_recall (`float`): What is best, as in [`ThresholdCriterion`].
         default (`float`): The threshold, in [0, 1], of a label without positive examples, from which nothing can be learned,
-            unless it shares one by `min_positives`.
+            unless it shares one by `min_positives`, or a precision is wanted, which nothing reaches.
         min_f1 (`float`): A label whose best F-beta is below this has the default threshold, too.
         min_positives (`int`): Labels with fewer positive examples share one threshold, the best over all
             their decisions (Huang et al. 2021, https://arxiv.org/abs/2109.04712, have one for all labels).
@@ -151,7 +151,7 @@ def fit_thresholds(
         kept = is_known[:, labels] & (weights[:, labels] > 0)
         p, positive, weight = (part[:, labels][kept] for part in (probabilities, truth, weights))
         if not positive.any():
-            return default
+            return default if criterion.wanted_precision is None else math.nan
         precision, recall, values = precision_recall_curve(positive, p, sample_weight=weight)
         best = criterion.best(precision[:-1], recall[:-1])  # the last entry has no threshold
         if best is None:

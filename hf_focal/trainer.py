@@ -180,6 +180,7 @@ class FocalTrainer(Trainer):
         self._has_computed_loss = self._has_trained = self._has_prior_bias = self._is_resumed = False
         self._is_yet_to_prepare = False
         self._statistics = LossStatistics()
+        self._calibrated: dict[str, Any] = {}  # what `calibrate` has found, for the card
         # In every version of Trainer since 4.46 the presence of this function makes it count the labels of the whole
         # accumulation window, over all processes, and leave the loss as it is.
         loss = _without_cycle(self._scaled_loss)
@@ -388,7 +389,7 @@ class FocalTrainer(Trainer):
             `ValueError`: Without data or labels, or as in [`calibrate_config`].
         """
         logits, labels, weights = self._held_out(dataset, predictions)
-        return calibrate_config(
+        self._calibrated = calibrate_config(
             logits,
             labels,
             self._config(),
@@ -399,6 +400,7 @@ class FocalTrainer(Trainer):
             wanted_recall=wanted_recall,
             sample_weight=weights,
         )
+        return self._calibrated
 
     def fold_calibration(
         self,
@@ -411,7 +413,8 @@ class FocalTrainer(Trainer):
         r"""Puts the calibration into the weights, where stock pipelines, servers and exported graphs read it.
 
         [`hf_focal.fold_calibration`] with the model's logits of the data. Call it after `train` and `calibrate`, and before
-        `save_model`. A folded model is not trained further: [`unfold_calibration`] takes it back.
+        `save_model`. A folded model is not trained further: [`unfold_calibration`] takes it back. The loss of its evaluations is
+        the negative log likelihood of the stock probabilities.
 
         Args:
             dataset (`Dataset`, *optional*): Labelled examples that were not trained on; by default `eval_dataset`. Some
@@ -780,6 +783,7 @@ class FocalTrainer(Trainer):
             self.args.label_smoothing_factor,
             self.train_dataset,
             self._core_model(),
+            getattr(self._config(), "focal_loss", None),
         )
         cached = self._kernel
         if cached is None or not cached.is_of(form, made_from):
@@ -787,6 +791,11 @@ class FocalTrainer(Trainer):
         return cached.kernel
 
     def _make_kernel(self, logits: Tensor, has_several_labels: bool) -> FocalKernel:
+        settings = FocalSettings.find_in(self._config())
+        if (
+            settings is not None and settings.folded is not None
+        ):  # evaluated only: the likelihood of what they stand for
+            return SigmoidFocal(0.0, ignore_index=-100) if has_several_labels else SoftmaxFocal(0.0, ignore_index=-100)
         num_classes, alpha = logits.shape[-1], self.alpha
         gamma = beside(checked_gamma("gamma", as_gamma("gamma", self.gamma, num_classes)), logits)
         gamma_neg, margin = self._asymmetry(num_classes, has_several_labels)

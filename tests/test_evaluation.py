@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, precision_score, recall_score
 from transformers import BertConfig, EvalPrediction
 
 from hf_focal import (
@@ -108,7 +108,7 @@ class TestDecide:
             ("costs: expected a finite number for each of 3", {"costs": [[0, 1], [1, 0]]}),
             ("costs: expected a finite number", {"costs": [[0, 1, float("nan")]] * 3}),
             ("costs: expected a finite number .* but got 'high'", {"costs": "high"}),
-            ("min_confidence: expected a probability, but got 2", {"min_confidence": 2}),
+            ("min_confidence: expected a finite number in .0, 1., but got 2", {"min_confidence": 2}),
             ("config: focal_loss holds no thresholds", {"operating_point": "thresholds"}),
         ],
     )
@@ -185,6 +185,14 @@ class TestEvaluateModel:
 
 
 class TestEvaluateOperatingPoints:
+    def test_of_two_classes_with_precision_and_recall_of_the_rarer_one(self):
+        logits, labels = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)), torch.arange(200) % 2
+        config = BertConfig(num_labels=2, focal_loss={"gamma": 2.0, "class_prior": [0.1, 0.9]})
+        for name, metrics in evaluate_operating_points(logits, labels, config).items():
+            decided = decide(logits, config, name)
+            expected = [score(labels == 0, decided == 0) for score in (precision_score, recall_score)]
+            assert [metrics["precision"][0], metrics["recall"][0]] == pytest.approx(expected)
+
     @pytest.mark.parametrize("multi_label", [False, True])
     def test_values_are_those_of_the_metrics(self, multi_label):
         logits, labels = random_data(multi_label)
@@ -196,6 +204,10 @@ class TestEvaluateOperatingPoints:
         for name, metrics in found.items():
             config.focal_loss = {**config.focal_loss, "operating_point": name}
             expected = evaluate_model(logits, labels, config, label_counts=[70, 20, 10])
+            if multi_label:
+                decided = decide(logits, config)[labels != -100]
+                expected["precision_micro"] = precision_score(labels[labels != -100], decided)
+                expected["recall_micro"] = recall_score(labels[labels != -100], decided)
             assert {metric: value for metric, (value, _, _) in metrics.items()} == pytest.approx(
                 {metric: expected[metric] for metric in metrics}
             )

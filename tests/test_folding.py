@@ -200,6 +200,17 @@ class TestNotLinear:
         expected = stock_nll if multi_label else torch.nn.functional.nll_loss(stock.log(), labels)
         assert found["negative_log_likelihood_after"] == pytest.approx(expected.item(), rel=1e-4)
 
+    def test_a_class_without_held_out_examples_has_the_probability_of_the_formula(self):
+        model = make("bert", "text-classification", gamma=2.0, alpha=[0.5, 1.0, 3.0], class_prior=[0.6, 0.3, 0.1])
+        logits, labels, ids = logits_and_labels(model)
+        logits, ids, labels = logits[labels != 2], ids[labels != 2], labels[labels != 2]
+        expected = posterior_from_config(logits, model.config)[:, 2].mean().item()
+        with pytest.warns(UserWarning, match="no held-out examples of 1 classes, id 2 among them"):
+            fold_calibration(model, logits, labels)
+        with torch.no_grad():
+            after = model(input_ids=ids).logits.softmax(-1)
+        assert after[:, 2].mean().item() == pytest.approx(expected, rel=1e-3)
+
     @pytest.mark.parametrize("multi_label", [False, True])
     def test_without_labels_it_is_as_near_as_a_linear_layer_comes(self, multi_label):
         model = make("bert", "text-classification", multi_label=multi_label, gamma=2.0)
@@ -382,6 +393,22 @@ class TestUnfold:
         with pytest.raises(ValueError, match="model: its calibration is not folded"):
             unfold_calibration(loaded)
 
+    @pytest.mark.parametrize("part", ["weight", "bias"])
+    def test_weights_that_were_trained_further_are_refused(self, part):
+        model = make("bert", "text-classification", temperature=2.0)
+        fold_calibration(model)
+        getattr(model.classifier, part).data.view(-1)[0] += 0.01  # a single one
+        for refuses in (check_folded_weights, unfold_calibration):
+            with pytest.raises(ValueError, match="its weights are others"):
+                refuses(model)
+
+    def test_weights_that_were_rounded_are_still_those(self):
+        model = make("bert", "text-classification", temperature=2.0)
+        fold_calibration(model)
+        check_folded_weights(model.bfloat16().float())
+        with pytest.raises(ValueError, match="have been rounded since the fold"):
+            unfold_calibration(model)
+
     def test_twice_is_refused(self):
         model = make("bert", "text-classification", temperature=2.0)
         fold_calibration(model)
@@ -441,6 +468,29 @@ class TestRefused:
         model.classifier.weight = torch.nn.Parameter(whole, requires_grad=False)
         with pytest.raises(ValueError, match="its head is quantised .torch.int8.; fold before quantising"):
             fold_calibration(model)
+
+    @pytest.mark.parametrize(
+        "message, head",
+        [
+            ("but found 0: none", torch.nn.Sequential(torch.nn.Linear(16, 3), torch.nn.LayerNorm(3))),
+            ("but found 0: none", torch.nn.Sequential(torch.nn.Linear(16, 3), torch.nn.Tanh())),
+            ("made of others", torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(16, 3))),
+            ("made of others", torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(16, 3))),
+        ],
+        ids=["a norm behind it", "a function behind it", "weight_norm", "spectral_norm"],
+    )
+    def test_logits_that_are_not_those_of_free_weights(self, message, head):
+        model = make("bert", "text-classification", temperature=2.0)
+        model.classifier = head
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        with pytest.raises(ValueError, match=message):
+            fold_calibration(model)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+    def test_held_out_data_of_one_class(self):
+        model = make("bert", "text-classification", gamma=2.0)
+        with pytest.raises(ValueError, match="labels: they are all the same"):
+            fold_calibration(model, torch.randn(50, 3), torch.zeros(50, dtype=torch.long))
 
     def test_no_head(self):
         model = make("bert", "text-classification", temperature=2.0)
@@ -546,6 +596,11 @@ class TestTrainer:
             trainer.fold_calibration(data if has_data else None)
         trainer.create_model_card(test_dataset=data)
         card = (tmp_path / "README.md").read_text()
+        of_stock = trainer.predict(data, metric_key_prefix="eval")
+        likelihood = torch.nn.functional.binary_cross_entropy_with_logits(
+            torch.tensor(of_stock.predictions), torch.tensor(of_stock.label_ids).float()
+        )
+        assert of_stock.metrics["eval_loss"] == pytest.approx(likelihood.item(), rel=1e-5)
         assert "from that of the formula" in card
         assert ("On the data that it was folded with" in card) == has_data == ("calibrated on held-out data" in card)
         assert "Alpha shifts decisions" not in card

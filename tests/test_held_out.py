@@ -1,5 +1,6 @@
 """What held-out data tell of a model is fitted, chosen and stored; and nothing is lost where they tell nothing."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -288,6 +289,7 @@ class TestWanted:
         assert "operating_point: it was 'thresholds'" in messages
         assert found["not_reachable"] == ["LABEL_1"] and "thresholds" not in found
         record = FocalSettings.from_config(config)
+        assert record.threshold_criterion == "precision 1"
         assert record.thresholds is None and record.operating_point == "as_trained" and record.temperature is not None
 
     def test_labels_that_do_not_reach_it_are_never_decided(self):
@@ -300,6 +302,18 @@ class TestWanted:
         decided = decide(logits, config, "thresholds")
         assert precision_score(labels[:, 0], decided[:, 0]) >= 0.8 and not decided[:, 1].any()
         assert found["not_reachable"] == ["LABEL_1"]
+
+    @pytest.mark.parametrize("wanted", [{"wanted_precision": 0.8}, {"wanted_recall": 0.8}])
+    def test_a_label_without_positives_is_named(self, wanted):
+        logits, labels = torch.cat([self.logits[:, 1:], self.logits[:, 1:]], 1), torch.stack([self.labels] * 2, 1)
+        labels[:, 1] = 0
+        config = config_of(2, multi_label=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = calibrate_config(logits, labels, config, method="none", **wanted)
+        name = "not_reachable" if "wanted_precision" in wanted else "without_positives"
+        assert found[name] == ["LABEL_1"]
+        assert not ("wanted_precision" in wanted and decide(logits, config, "thresholds")[:, 1].any())
 
     def test_more_than_two_classes_have_no_thresholds(self):
         with pytest.raises(ValueError, match="recall 0.9: thresholds are for two classes or several labels"):

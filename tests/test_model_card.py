@@ -592,7 +592,9 @@ class TestReading:
         path.write_text(text.replace("to 1.0000 |", "to 1.1328 |").replace("0.8967\n", f"{2.69 / 3}\n"))
         assert read_model_card(path) == contents
 
-    @pytest.mark.parametrize("name", [field.name for field in fields(ModelCardContents)])
+    @pytest.mark.parametrize(
+        "name", sorted({field.name for field in fields(ModelCardContents)} - {"thresholds_reached"})
+    )
     def test_missing_key(self, tmp_path, name):
         path = write_model_card(tmp_path, contents_of())
         text = re.sub(rf'^  "{name}": .*\n', "", path.read_text(), flags=re.MULTILINE)

@@ -186,9 +186,12 @@ def test_half_precision_model(folder):
     "message, kwargs",
     [
         ("operating_point: expected one of", {"operating_point": "best"}),
-        ("target_prior: expected probabilities that sum to 1", {"prior": [0.5, 0.5, 0.5]}),
+        ("prior: expected probabilities that sum to 1", {"prior": [0.5, 0.5, 0.5]}),
         ("prior: expected a frequency for each of .*'ham'", {"prior": {"ham": 1.0}}),
         ("config: focal_loss holds no thresholds", {"operating_point": "thresholds"}),
+        ("cost: there is no such argument; 'costs' is one", {"cost": [[0, 1], [9, 0]]}),
+        ("min_confidance: there is no such argument", {"min_confidance": 0.9}),
+        ("min_confidence: expected a finite number", {"min_confidence": "0.9"}),
         ("function_to_apply: the scores are posteriors", {"function_to_apply": "softmax"}),
     ],
 )
@@ -386,7 +389,7 @@ class TestTokens:
         [
             ("operating_point: expected one of", {"operating_point": "best"}),
             ("prior: expected a frequency for each of .*'B-LOC'", {"prior": {"O": 1.0}}),
-            ("min_confidence: expected a probability, but got 80", {"min_confidence": 80}),
+            ("min_confidence: expected a finite number in .0, 1., but got 80", {"min_confidence": 80}),
             ("config: focal_loss holds no thresholds", {"operating_point": "thresholds"}),
         ],
     )

@@ -156,7 +156,11 @@ def _delimiter(header: str, wanted: list[str]) -> str:
 def check_columns(splits: DatasetDict, data_args: DataArguments, needed: list[str]) -> None:
     for split in needed:
         if split not in splits:
-            raise ValueError(f"a {split} split is needed, but the dataset has only {', '.join(splits)}")
+            wanted_by = {"train": "--do_train", "validation": "--do_eval", "test": "--do_predict"}[split]
+            source = f"; --{split}_file names one" if data_args.files else ""
+            raise ValueError(
+                f"{wanted_by}: a {split} split is needed, but the dataset has only {', '.join(splits)}{source}"
+            )
         dataset = splits[split]
         if len(dataset) == 0:
             raise ValueError(f"the {split} split is empty")
