@@ -4,7 +4,9 @@ import hashlib
 import json
 import random
 import re
+import shutil
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -78,6 +80,7 @@ def write_trainer_card(
     test_dataset: Dataset | None = None,
     test_split: str | None = None,
     predictions: PredictionOutput | None = None,
+    calibrated: dict[str, Any] | None = None,
 ) -> Path:
     """Writes README.md and the pictures into the trainer's `output_dir`.
 
@@ -90,6 +93,7 @@ def write_trainer_card(
         test_dataset (`Dataset`, *optional*): What the results are from, instead of the trainer's `eval_dataset`.
         test_split (`str`, *optional*): Its name.
         predictions (`PredictionOutput`, *optional*): What `predict` has found for that dataset.
+        calibrated (`dict`, *optional*): What `calibrate` has found for another.
 
     Returns:
         `Path`: Of the README.md.
@@ -115,6 +119,7 @@ def write_trainer_card(
     results = _results(trainer, model, settings, label_names, test_dataset, predictions)
     results.split = test_split
     contents = _contents(trainer, bool(is_multi_label(config)), settings, label_names, summary, results)
+    contents.thresholds_reached = _thresholds_reached(calibrated or {}, settings, label_names)
     path = write_model_card(folder, contents, results.logits, results.labels)
     wrapped = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(wrapped, "create_or_update_model_card"):  # PEFT's, which replaces the tags
@@ -163,7 +168,6 @@ def _contents(
             label: {name: [value] for name, value in metrics.items()} for label, metrics in results.per_class.items()
         },
         operating_points=results.operating_points,
-        thresholds_reached=_thresholds_reached(trainer, settings, label_names),
         command=command,
         tolerance=TOLERANCE,
         multi_label=multi_label,
@@ -294,10 +298,9 @@ def _fitted_on(trainer: Trainer, settings: FocalSettings, results: _Results) -> 
 
 
 def _thresholds_reached(
-    trainer: Trainer, settings: FocalSettings, label_names: list[str]
+    found: dict[str, Any], settings: FocalSettings, label_names: list[str]
 ) -> dict[str, dict[str, list[float]]]:
-    """What `calibrate` has found, unless other thresholds have been stored since."""
-    found = getattr(trainer, "_calibrated", {})
+    """Of what `calibrate` has found, unless other thresholds have been stored since."""
     stored = settings.thresholds if settings.folded is None else settings.folded["unfolded_settings"]["thresholds"]
     if found.get("thresholds") != stored:
         return {}
@@ -439,7 +442,14 @@ def _existing_metadata(readme: Path) -> dict[str, Any]:
         return {}
     try:
         return {**(metadata_load(readme) or {})}
-    except Exception:  # there are many ways to break the parser; what cannot be read cannot be kept
+    except Exception as error:  # there are many ways to break the parser
+        kept = readme.with_name("README.md.bak")
+        shutil.copyfile(readme, kept)
+        warnings.warn(
+            f"{readme}: its metadata cannot be read ({type(error).__name__}), so nothing of it is in the new card; the old one "
+            f"is kept as {kept.name}",
+            stacklevel=5,
+        )
         return {}
 
 

@@ -149,8 +149,8 @@ def evaluate_operating_points(
     weights = as_weights(sample_weight, num_examples)
     if label_counts is not None and len(label_counts) != num_classes:
         raise ValueError(f"label_counts: expected {num_classes} numbers, but got {len(label_counts)}")
-    settings = FocalSettings.find_in(config)
-    positive_label = 1 if settings is None else settings.rarer_or_positive_label
+    has_rarer, settings = num_classes == 2 and not multi_label, FocalSettings.find_in(config)
+    positive_label = settings.rarer_or_positive_label if has_rarer and settings is not None else 1
     groups = {} if label_counts is None else class_groups(label_counts)
 
     def counted(is_one: np.ndarray) -> csr_array:
@@ -160,7 +160,7 @@ def evaluate_operating_points(
 
     def of_wanted(true: np.ndarray, guessed: np.ndarray, hits: np.ndarray) -> dict[str, np.ndarray]:
         """What a threshold trades: of the positive label of two classes, and over all of several labels."""
-        if not multi_label and num_classes != 2:
+        if not (multi_label or has_rarer):
             return {}
         chosen = slice(None) if multi_label else [positive_label]
         hits, true, guessed = (part[chosen].sum(0) for part in (hits, true, guessed))

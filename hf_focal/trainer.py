@@ -22,7 +22,6 @@ from transformers.trainer_utils import (
     EvalLoopOutput,
     IntervalStrategy,
     PredictionOutput,
-    get_last_checkpoint,
     has_length,
 )
 
@@ -51,6 +50,7 @@ from ._training_labels import (
 )
 from ._upstream import assert_async
 from .alpha import AlphaMethod, LabelDistribution, check_alpha_method, check_beta
+from .checkpoints import last_whole_checkpoint
 from .folding import fold_calibration, needs_held_out_data
 from .held_out import calibrate_config
 from .losses import Gamma
@@ -178,7 +178,7 @@ class FocalTrainer(Trainer):
         self._evaluated_batch: dict[str, Tensor] | None = None
         self._sample_weights: Tensor | None = None  # of the batch whose loss is computed
         self._has_computed_loss = self._has_trained = self._has_prior_bias = self._is_resumed = False
-        self._is_yet_to_prepare = False
+        self._is_yet_to_prepare = self._is_pushing = False
         self._statistics = LossStatistics()
         self._calibrated: dict[str, Any] = {}  # what `calibrate` has found, for the card
         # In every version of Trainer since 4.46 the presence of this function makes it count the labels of the whole
@@ -261,7 +261,13 @@ class FocalTrainer(Trainer):
         return loss, (loss, *entries)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
-        """As [`~transformers.Trainer.train`]; warns if a checkpoint was trained with another gamma or alpha."""
+        """As [`~transformers.Trainer.train`]; warns if a checkpoint was trained with another gamma or alpha.
+
+        With ``resume_from_checkpoint=True`` it goes on from the last checkpoint in `output_dir` that is whole: one that a killed
+        process or a full disk has torn is passed over, with a warning.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = self._last_whole_checkpoint()
         self._is_resumed = bool(resume_from_checkpoint)
         if resume_from_checkpoint:
             self._compare_with_checkpoint(resume_from_checkpoint)
@@ -506,8 +512,8 @@ class FocalTrainer(Trainer):
         the card; its command is that of this process, without tokens. Tags, license and language of a README.md that is
         already there are kept.
 
-        The card is Trainer's own for language models and untrained ones, and with a warning where what is known does not
-        make a card. No card, but a warning, is what there is if that fails too.
+        The card is Trainer's own for language models and untrained ones. In `push_to_hub` it is so, with a warning, where what
+        is known does not make a card; if that fails too, the model is pushed without a card.
 
         Args:
             language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args:
@@ -517,6 +523,9 @@ class FocalTrainer(Trainer):
             test_split (`str`, *optional*): Its name; by default what it says of itself.
             predictions (`PredictionOutput`, *optional*): What [`~transformers.Trainer.predict`] has given for it, so that it is
                 not predicted again; on several processes it has to be given, as one of them writes the card.
+
+        Raises:
+            `ValueError`: If what is known does not make a card; and whatever the prediction raises. Not in `push_to_hub`.
         """
         if not self.is_world_process_zero():
             return
@@ -525,14 +534,27 @@ class FocalTrainer(Trainer):
         try:
             settings = FocalSettings.find_in(self._config())
             if is_classifier and settings is not None:
-                write_trainer_card(self, self._core_model(), settings, *said, test_dataset, test_split, predictions)
+                found = self._calibrated
+                write_trainer_card(self, self._core_model(), settings, *said, test_dataset, test_split, predictions, found)
                 return
-        except Exception as error:  # a card is no reason to lose a push
+        except Exception as error:
+            if not self._is_pushing:
+                raise
             warnings.warn(f"create_model_card: {error}; the card is Trainer's own", stacklevel=2)
         try:
             super().create_model_card(*said)
         except Exception as error:
+            if not self._is_pushing:
+                raise
             warnings.warn(f"create_model_card: {error}; there is no card", stacklevel=2)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """As [`~transformers.Trainer.push_to_hub`]; a card that cannot be made is no reason to lose the push."""
+        self._is_pushing = True
+        try:
+            return super().push_to_hub(*args, **kwargs)
+        finally:
+            self._is_pushing = False
 
     def hyperparameter_search(self, hp_space: Callable | None = None, *args: Any, **kwargs: Any):
         """As [`~transformers.Trainer.hyperparameter_search`]; refuses a setting that the search could not change."""
@@ -876,9 +898,25 @@ class FocalTrainer(Trainer):
         is_wanted = self.is_in_train and self._setting("statistics")
         return is_wanted and self.args.logging_strategy != IntervalStrategy.NO
 
-    def _compare_with_checkpoint(self, checkpoint: str | bool) -> None:
-        folder = get_last_checkpoint(self.args.output_dir) if checkpoint is True else checkpoint
-        if not folder:
+    def _last_whole_checkpoint(self) -> str | bool:
+        """Its folder; True, of which Trainer says that there is none, without any."""
+        whole, torn = last_whole_checkpoint(self.args.output_dir or ".")
+        if not torn:
+            return True if whole is None else str(whole)
+        names = ", ".join(path.name for path in torn)
+        if whole is None:
+            raise ValueError(
+                f"resume_from_checkpoint: no checkpoint in {self.args.output_dir} is whole: of {names} files are missing or "
+                "end too early; remove them and start again"
+            )
+        warnings.warn(
+            f"resume_from_checkpoint: {names} was not written to its end, so training goes on from {whole.name}",
+            stacklevel=3,
+        )
+        return str(whole)
+
+    def _compare_with_checkpoint(self, folder: str | bool) -> None:
+        if not isinstance(folder, str):
             return
         try:
             before = FocalSettings.find_in_folder(folder)

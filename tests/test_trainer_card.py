@@ -654,13 +654,13 @@ class TestWhichSplit:
         monkeypatch.setattr(TrainingArguments, "world_size", 2)  # where the card could not predict
         contents = card_of(trainer, test_dataset=data, predictions=output)
         assert contents.metrics == expected.metrics and contents.operating_points == expected.operating_points
-        with pytest.warns(UserWarning, match="test_dataset: expected predictions=trainer.predict"):
+        with pytest.raises(ValueError, match="test_dataset: expected predictions=trainer.predict"):
             trainer.create_model_card(test_dataset=data)
 
     def test_predictions_of_other_data(self, trained):
         trainer = trained()
         output = trainer.predict(tiny_dataset(num_examples=13))
-        with pytest.warns(UserWarning, match=f"predictions: expected those of the {NUM_EVAL_EXAMPLES} .* but got 13"):
+        with pytest.raises(ValueError, match=f"predictions: expected those of the {NUM_EVAL_EXAMPLES} .* but got 13"):
             trainer.create_model_card(predictions=output)
 
         with pytest.raises(ValueError, match=f"predictions: expected those of the {NUM_EVAL_EXAMPLES} .* but got 13"):
@@ -910,31 +910,53 @@ class TestExistingReadme:
         assert card_of(trainer) == contents and tags == ["mine"]
 
 
+def pushing(trainer, monkeypatch):
+    """Pushes as far as the card."""
+    monkeypatch.setattr(Trainer, "push_to_hub", lambda self, **kwargs: self.create_model_card(**kwargs))
+
+
 @pytest.mark.usefixtures("without_drawing")
 class TestNeverAReasonToFail:
     def test_refused_contents(self, tmp_path, trained, monkeypatch):
         trainer = trained()
         monkeypatch.setattr(trainer.model.config, "id2label", dict.fromkeys(range(3), "same"))
+        with pytest.raises(ValueError, match="label_names: .* different"):
+            trainer.create_model_card(tags=["mine"])
+        assert not (tmp_path / "README.md").exists()
+        pushing(trainer, monkeypatch)
         with pytest.warns(
             UserWarning, match="create_model_card: label_names: .* different.*; the card is Trainer's own"
         ):
-            trainer.create_model_card(tags=["mine"])
+            trainer.push_to_hub(tags=["mine"])
         assert is_own_of_trainer(tmp_path) and "mine" in ModelCard.load(tmp_path / "README.md").data.tags
 
-    def test_a_prediction_that_fails(self, tmp_path, trained):
+    def test_a_prediction_that_fails(self, tmp_path, trained, monkeypatch):
         def broken(prediction):
             raise RuntimeError("no metrics today")
 
         trainer = trained(compute_metrics=broken)
-        with pytest.warns(UserWarning, match="create_model_card: no metrics today; the card is Trainer's own"):
+        with pytest.raises(RuntimeError, match="no metrics today"):
             trainer.create_model_card()
+        pushing(trainer, monkeypatch)
+        with pytest.warns(UserWarning, match="create_model_card: no metrics today; the card is Trainer's own"):
+            trainer.push_to_hub()
         assert is_own_of_trainer(tmp_path)
 
-    def test_no_card_at_all(self, tmp_path, trained):
+    def test_no_card_at_all(self, tmp_path, trained, monkeypatch):
         trainer = trained()
         (tmp_path / "README.md").mkdir()
-        with pytest.warns(match="the card is Trainer's own"), pytest.warns(match="there is no card"):
+        with pytest.raises(OSError):
             trainer.create_model_card()
+        pushing(trainer, monkeypatch)
+        with pytest.warns(match="the card is Trainer's own"), pytest.warns(match="there is no card"):
+            trainer.push_to_hub()
+
+    def test_a_readme_whose_metadata_cannot_be_read_is_kept(self, tmp_path, trained):
+        trainer, text = trained(), "---\nlicense: [mit\n---\n\nMine.\n"
+        (tmp_path / "README.md").write_text(text)
+        with pytest.warns(UserWarning, match="metadata cannot be read .*; the old one is kept as README.md.bak"):
+            trainer.create_model_card()
+        assert (tmp_path / "README.md.bak").read_text() == text and read_model_card(tmp_path / "README.md")
 
     def test_rows_of_tokens_are_several_labels_of_each(self, tmp_path):
         """They are trained so, and the config says it, or the posterior would be that of softmax."""

@@ -33,6 +33,7 @@ from hf_focal import (
     decide,
     evaluate_model,
 )
+from hf_focal.checkpoints import last_whole_checkpoint
 from hf_focal.metrics import ImbalancedClassification
 from hf_focal.model_card import describe_hardware, package_versions
 
@@ -138,15 +139,8 @@ class Cell:
         return self.folder / "test_logits.safetensors"
 
     def _last_checkpoint(self) -> str | None:
-        """The last one that was written to its end, which is the state of the trainer."""
-        states = sorted(self.folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime_ns)
-        for path in reversed(states):
-            try:
-                json.loads(path.read_text())
-                return str(path.parent)
-            except json.JSONDecodeError:
-                continue
-        return None
+        whole, _ = last_whole_checkpoint(self.folder)
+        return None if whole is None else str(whole)
 
     def _run(self, flags: list[str], callbacks: list[TrainerCallback] | None = None):
         common = ["--output_dir", str(self.folder), "--report_to", "none", "--disable_tqdm", "true"]

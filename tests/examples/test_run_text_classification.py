@@ -398,7 +398,28 @@ def test_a_wanted_precision_or_recall(model_folder, capsys, wanted):
     score = {"precision": precision_score, "recall": recall_score}[wanted]
     reached = score(data["label"], decided, pos_label="money")  # the rarer class
     assert reached >= 0.7 and f"{reached:.3f} (" in printed
+    found = json.loads(Path("out/calibration_results.json").read_text())
+    assert found["reached"]["money"][wanted][0] == pytest.approx(reached)
+    card = read_model_card("out/README.md")
+    assert card.thresholds_reached["money"][wanted][0] == card.operating_points["thresholds"][wanted][0]
+    text = Path("out/README.md").read_text()
+    assert f"## Thresholds\n\nFitted for {wanted} 0.7" in text and "Precision and recall are those of money." in text
     assert classify.tokenizer.model_max_length == 7  # texts are cut where the scored ones were
+
+
+@pytest.mark.filterwarnings("ignore:wanted_precision")
+def test_a_precision_that_is_not_reachable_is_said_in_the_card(model_folder, capsys):
+    data = two_classes_with_errors()
+    data["text"] = "goal"  # nothing tells them apart
+    data.loc[:3, "text"] = "ball"
+    file = write(data, "data.csv")
+    flags = ["--train_file", file, "--validation_file", file, "--ignore_mismatched_sizes", "true"]
+    flags += ["--do_train", "--do_eval", "--wanted_precision", "0.99", "--max_seq_length", "7"]
+    run(SCRIPT, *common_flags(model_folder), *flags)
+    assert "precision 0.99 is not reachable for money" in capsys.readouterr().out
+    assert json.loads(Path("out/calibration_results.json").read_text())["not_reachable"] == ["money"]
+    assert AutoConfig.from_pretrained("out").focal_loss["threshold_criterion"] == "precision 0.99"
+    assert "Not reachable on the held-out examples: precision 0.99 for money." in Path("out/README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -673,7 +694,8 @@ def with_column(name, value):
         ),
         ("column 'label' of the train split has one class only", "", {"train.csv": with_column("label", "sport")}),
         ("--train_file: nothing.json cannot be read as json", "--train_file nothing.json", {}),
-        ("a validation split is needed, but the dataset has only train", "--do_eval", {}),
+        ("--do_eval: a validation split .* only train; --validation_file names one", "--do_eval", {}),
+        ("--do_predict: a test split .* only train; --test_file names one", "--do_predict", {}),
         ("--train_file: missing.csv does not exist", "--train_file missing.csv", {}),
         ("--train_file: expected a csv, tsv, json or parquet file, but got train.txt", "--train_file train.txt", {}),
         ("--train_file: broken.parquet cannot be read as parquet", "--train_file broken.parquet", {}),
