@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from numbers import Real
@@ -23,6 +23,7 @@ from transformers import Trainer
 from transformers.modelcard import TrainingSummary
 from transformers.trainer_utils import PredictionOutput, has_length
 
+from ._command import without_paths, without_secrets
 from ._known_labels import known_labels
 from ._model_kinds import class_names, is_multi_label, task_of
 from ._sample_weights import weights_of
@@ -31,16 +32,12 @@ from .model_card import TOLERANCE, ModelCardContents, describe_hardware, write_m
 from .settings import FocalSettings
 
 
-__all__ = ["fingerprint", "without_secrets", "write_trainer_card"]
+__all__ = ["fingerprint", "write_trainer_card"]
 
 # What Trainer adds to the metrics of an evaluation.
 _NO_METRIC = re.compile(
     r"runtime|samples_per_second|steps_per_second|jit_compilation_time|model_preparation_time|mem_.*"
 )
-_SECRET_NAME = re.compile(
-    r"(^|[\W_])(token|password|passwd|secret|credentials|(api|access|auth|private|secret)[-_]?key)$", re.IGNORECASE
-)
-_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -143,7 +140,8 @@ def _contents(
     name = results.name
     token_names = ("hub_token", "push_to_hub_token")
     command, left_out = without_secrets(
-        ["python", *sys.orig_argv[1:]], [token for token in (getattr(args, key, None) for key in token_names) if token]
+        ["python", *without_paths(sys.orig_argv[1:])],
+        [token for token in (getattr(args, key, None) for key in token_names) if token],
     )
     limits = {
         f"Written during training, after step {state.global_step} of {state.max_steps}.": trainer.is_in_train,
@@ -171,7 +169,7 @@ def _contents(
         command=command,
         tolerance=TOLERANCE,
         multi_label=multi_label,
-        base_model=summary.finetuned_from or None,
+        base_model=_name_of(summary.finetuned_from),
         task=_as_list(summary.tasks)[0],
         language=_as_list(summary.language),
         license=summary.license,
@@ -329,6 +327,11 @@ def _where_to_find(trainer: Trainer, summary: TrainingSummary) -> dict[str, Any]
     return {"model_id": hub_id or folder, "tokenizer_id": None if is_known else base}
 
 
+def _name_of(model: str | None) -> str | None:
+    """Of a folder only the name, as nobody else has it."""
+    return (Path(model).name if Path(model).is_absolute() else model) if model else None
+
+
 def _weight_column(trainer: Trainer) -> str | None:
     return getattr(trainer, "sample_weight_column", None)
 
@@ -451,24 +454,6 @@ def _existing_metadata(readme: Path) -> dict[str, Any]:
             stacklevel=5,
         )
         return {}
-
-
-def without_secrets(command: Sequence[str], secrets: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The command without flags such as --hub_token, their values and `secrets`, and the names of these flags."""
-    kept: list[str] = []
-    left_out: list[str] = []
-    is_value = False
-    for argument in command:
-        if is_value and not argument.startswith("-"):
-            is_value = False
-            continue
-        name, equals, _ = argument.partition("=")
-        is_secret = bool((equals or name.startswith("-")) and _SECRET_NAME.search(name))
-        is_value = is_secret and not equals
-        (left_out if is_secret else kept).append(name if is_secret else argument)
-    for secret in secrets:
-        kept = [argument.replace(secret, "***") for argument in kept]
-    return [_HUB_TOKEN.sub("***", argument) for argument in kept], left_out
 
 
 @contextmanager

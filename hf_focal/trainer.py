@@ -535,7 +535,9 @@ class FocalTrainer(Trainer):
             settings = FocalSettings.find_in(self._config())
             if is_classifier and settings is not None:
                 found = self._calibrated
-                write_trainer_card(self, self._core_model(), settings, *said, test_dataset, test_split, predictions, found)
+                write_trainer_card(
+                    self, self._core_model(), settings, *said, test_dataset, test_split, predictions, found
+                )
                 return
         except Exception as error:
             if not self._is_pushing:

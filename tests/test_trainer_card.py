@@ -47,8 +47,9 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 import hf_focal
 from hf_focal import FocalSettings, FocalTrainer, compute_metrics, decide, flsd_53, posterior_from_config
+from hf_focal._command import without_paths, without_secrets
 from hf_focal._model_kinds import task_of
-from hf_focal._trainer_card import fingerprint, without_secrets
+from hf_focal._trainer_card import fingerprint
 from hf_focal.metrics import ImbalancedClassification
 from hf_focal.model_card import TOLERANCE, describe_hardware, read_model_card
 
@@ -460,7 +461,7 @@ class TestTasks:
             trainer.create_model_card(license="mit")
         assert is_own_of_trainer(tmp_path) and ModelCard.load(tmp_path / "README.md").data.license == "mit"
 
-    def test_a_model_without_a_config(self, tmp_path):
+    def test_a_model_without_a_config(self, tmp_path, monkeypatch):
         """With which Trainer's own card fails."""
 
         class Head(torch.nn.Module):
@@ -473,8 +474,11 @@ class TestTasks:
 
         trainer = quick_trainer(tmp_path, model=Head())
         trainer.train()
-        with pytest.warns(UserWarning, match="no attribute 'config'; there is no card"):
+        with pytest.raises(AttributeError, match="no attribute 'config'"):
             trainer.create_model_card()
+        pushing(trainer, monkeypatch)
+        with pytest.warns(UserWarning, match="no attribute 'config'; there is no card"):
+            trainer.push_to_hub()
         assert not (tmp_path / "README.md").exists()
 
     def test_custom_head(self, tmp_path):
@@ -831,11 +835,56 @@ class TestCommand:
             ("token password", "token password"),
             ("--hub_tok SECRET --x=aSECRETb", "--hub_tok *** --x=a***b"),
             (f"-c hf_{'a' * 34} --name hf_focal", "-c *** --name hf_focal"),
-            ("--dataset https://x?token=abc d", "--dataset d"),
+            ("python -c import_os,hf train.py", "python -c *** train.py"),
+            ("python train.py -c settings.yaml", "python train.py -c settings.yaml"),
+            ("--dataset https://x?token=abc d", "--dataset https://x?*** d"),
+            ("--data https://h/a.csv?X-Amz-Signature=abc&X-Amz-Date=1", "--data https://h/a.csv?***"),
+            ("--data s3://me:pass@host/x --data=https://tok@host/x", "--data s3://***@host/x --data=https://***@host/x"),
+            ("--wandb_key x --wandbKey y --wandb-api-key=z", ""),
+            ("--hubToken x --hubtoken y --HUB_TOKEN z", ""),
+            ("--pat x --auth y --auth-header z --aws_secret_access_key q --pwd w", ""),
+            ("HF_TOKEN=x WANDB_API_KEY=y python train.py", "python train.py"),
+            ("--pad_token [PAD] --mask_token [MASK] --eosToken </s>", "--pad_token [PAD] --mask_token [MASK] --eosToken </s>"),
+            ("--sort_key n --pattern x --author me --authority y", "--sort_key n --pattern x --author me --authority y"),
+            ('--hub={"token":"x","n":[{"api_key":"y"}]}', '--hub={"token":"***","n":[{"api_key":"***"}]}'),
+            ("--hub {'token':'x','a':1}", "--hub {'token':'***','a':1}"),
+            ("--storage key1=a,account_key=b", "--storage key1=a,account_key=***"),
+            (f"--x ghp_{'a' * 36} --y sk-proj-{'b' * 20} AKIA{'C' * 16}", "--x *** --y *** ***"),
+            (f"--x glpat-{'a' * 20} eyJ{'a' * 12}.{'b' * 12}.c", "--x *** ***"),
+            ("--learning_rate 2e-5 --task-name sk-small", "--learning_rate 2e-5 --task-name sk-small"),
         ],
     )  # fmt: skip
     def test_without_secrets(self, given, kept):
-        assert without_secrets(given.split(), ["SECRET"])[0] == kept.split()
+        found, left_out = without_secrets(given.split(), ["SECRET"])
+        assert "".join(found).replace(" ", "") == kept.replace(" ", "")
+        assert bool(left_out) == (found != given.split()) or "SECRET" in given
+
+    def test_headers(self):
+        given = ["--header", "Authorization: Bearer abc", "--header", "X-Api-Key: abc", "--header", "Accept: text"]
+        found, left_out = without_secrets(given)
+        assert found == [
+            "--header",
+            "Authorization: ***",
+            "--header",
+            "X-Api-Key: ***",
+            "--header",
+            "Accept: text",
+        ]
+        assert not any("abc" in name for name in left_out)
+
+    def test_no_folder_of_the_author(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        given = [
+            "train.py",
+            f"{tmp_path}/data/a.csv",
+            "--out=/home/me/out",
+            "C:\\me\\b.csv",
+            "https://h/a",
+            "a/b",
+            "--x=/",
+        ]
+        expected = ["train.py", "data/a.csv", "--out=out", "b.csv", "https://h/a", "a/b", "--x="]
+        assert without_paths(given) == expected
 
     @pytest.mark.parametrize("name", ["hub_token", "push_to_hub_token"])
     def test_no_secret_in_the_card(self, tmp_path, trained, monkeypatch, name):
@@ -1033,7 +1082,7 @@ def test_two_processes(tmp_path):
     assert state["best_global_step"] == 2 and losses[2] > losses[6] + 0.1
     assert contents.metrics["loss"] == [losses[2]] and "f1_macro" in contents.metrics
     assert "processes: 2" in contents.hardware and contents.hyperparameters["num_devices"] == 2
-    assert contents.command[-2:] == [__file__, str(tmp_path)]
+    assert contents.command[-2].endswith("test_trainer_card.py") and contents.command[-1] == tmp_path.name
 
 
 def main() -> None:
