@@ -138,9 +138,11 @@ def _contents(
 ) -> ModelCardContents:
     args, state = trainer.args, trainer.state
     name = results.name
+    relative, here = without_paths(sys.orig_argv[1:]), f"{Path.cwd()}/"
+    is_cut = relative != [argument.replace(here, "") for argument in sys.orig_argv[1:]]
     token_names = ("hub_token", "push_to_hub_token")
     command, left_out = without_secrets(
-        ["python", *without_paths(sys.orig_argv[1:])],
+        ["python", *relative],
         [token for token in (getattr(args, key, None) for key in token_names) if token],
     )
     limits = {
@@ -151,6 +153,7 @@ def _contents(
         ),
         f"An example counts in the metrics by its weight, in column {_weight_column(trainer)!r}.": results.weights
         is not None,
+        "Files outside the folder that the command was run in are named without where they are.": is_cut,
         f"The command is given without {', '.join(left_out)}.": left_out,
     }
     return ModelCardContents(

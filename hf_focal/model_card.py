@@ -68,6 +68,7 @@ _SINCE_0_2 = (
     "tokenizer_id",
 )  # like operating points, not in older records
 _FENCED = re.compile(r"^(`{3,})([^`\n]*)\n(.*?)(?:\n\1`*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
+_COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 _FOCUSING = ("gamma", "gamma_neg", "margin")  # settings that make the loss a focal one
 # Title, and the metric of the Hub with its arguments, where they are not the name itself.
 _METRICS = {
@@ -306,21 +307,24 @@ def write_model_card(
 def read_model_card(path: str | Path) -> ModelCardContents:
     """The contents of a card that [`write_model_card`] has written. Nothing in it is run, whatever it holds.
 
-    Sections and metadata may have been added to the card, and its prose changed.
+    Sections, prose and metadata may have been added to the card, at the end of its sections too, but there no rows and no
+    code. What was written of the record stands as it was, under its heading, once.
 
     Args:
         path (`str` or `Path`): The README.md.
 
     Raises:
         `ValueError`: If there is no such file or no record in it; if the record lacks a key, has one twice or one that
-        is not known, or a value of another type; or if a table, the command or the results in the metadata are not
-        those of the record. The message names it.
+        is not known, or a value of another type; or if a section, the license, base model, datasets or results in the
+        metadata are not those of the record. The message names the line. Cards of version 0.1 are compared by their
+        tables, command and results alone.
     """
     try:
         card = ModelCard.load(Path(path))
     except Exception as error:  # there are many ways to break the parser of the metadata
         raise ValueError(f"{path}: expected a model card, but got {error!r}") from error
-    records = [match[3] for match in _FENCED.finditer(card.text) if match[2].strip() == _RECORD]
+    blocks = [match for match in _FENCED.finditer(card.text) if match[2].strip() == _RECORD]
+    records = [block[3] for block in blocks]
     _check(str(path), f"{len(records)} of them", f"one block of {_RECORD}", len(records) == 1)
     try:
         record = json.loads(records[0], object_pairs_hook=_without_repetition)
@@ -334,6 +338,9 @@ def read_model_card(path: str | Path) -> ModelCardContents:
     for name in sorted(get_type_hints(ModelCardContents).keys() ^ record.keys()):
         raise ValueError(f"record: expected {'no' if name in record else 'a'} key {name!r}, but got {sorted(record)}")
     contents = ModelCardContents(**record)
+    if not is_of_0_1:
+        _check_sections(str(path), card.text.replace(blocks[0][0], ""), contents)
+        _check_metadata(str(path), card.data.to_dict(), contents)
     parts: list[Callable[[ModelCardContents], str]]
     parts = [
         _results_heading,
@@ -353,6 +360,36 @@ def read_model_card(path: str | Path) -> ModelCardContents:
     named = [(result.metric_name, result.metric_value) for result in found]
     _check(f"{path}: model-index", named, "the results of the record", found == _eval_results(contents))
     return contents
+
+
+def _check_sections(path: str, text: str, contents: ModelCardContents) -> None:
+    """Whether each stands once under its heading, where a reader sees it, and nothing is added that looks like a part of it."""
+    visible, sections = _COMMENT.sub("", text), _sections(contents, {})
+    headings = {f"## {title}": section for title, section in sections.items() if section}
+    headings[f"# {escape_markdown(contents.model_name)}"] = _introduction(contents)
+    for heading, section in headings.items():
+        line = re.compile(rf"^{re.escape(heading)}[ \t]*$", re.MULTILINE)
+        counts = [len(line.findall(part)) for part in (text, visible)]
+        _check(f"{path}: {heading}", f"{counts[1]} of them that show", "one such heading", counts == [1, 1])
+        section = section.partition(f"\n\n```{_RECORD}")[0]
+        rest = visible[next(line.finditer(visible)).end() :].lstrip("\n")
+        found = rest.splitlines()
+        for said, expected in zip(found, section.splitlines()):
+            _check(f"{path}: {heading}", said, f"the line {expected!r}", said == expected)
+        _check(f"{path}: {heading}", found, f"{section!r:.200}", rest.startswith(section))
+        added = re.split(r"^#{1,2} ", rest[len(section) :], maxsplit=1, flags=re.MULTILINE)[0].splitlines()
+        looks = [said for said in added if said.lstrip()[:1] in ("|", "<") or said.lstrip()[:3] in ("```", "~~~")]
+        _check(
+            f"{path}: {heading}", (looks or added)[:1], "nothing but prose after it", not looks and not any(added[:1])
+        )
+
+
+def _check_metadata(path: str, metadata: dict[str, Any], contents: ModelCardContents) -> None:
+    """What the record knows of the license, say. What it does not know an author may add."""
+    expected = _metadata(contents).to_dict()
+    for name in ("license", "base_model", "datasets", "pipeline_tag"):
+        if name in expected:
+            _check(f"{path}: {name}", metadata.get(name), repr(expected[name]), metadata.get(name) == expected[name])
 
 
 def _rounded(result: EvalResult) -> EvalResult:
@@ -401,14 +438,25 @@ def _eval_results(contents: ModelCardContents) -> list[EvalResult]:
 
 
 def _body(contents: ModelCardContents, pictures: dict[str, str]) -> str:
+    sections = _sections(contents, pictures)
+    written = [f"## {title}\n\n{section}" for title, section in sections.items() if section]
+    return "\n\n".join([f"# {escape_markdown(contents.model_name)}", _introduction(contents), *written]) + "\n"
+
+
+def _introduction(contents: ModelCardContents) -> str:
     focusing = {name: value for name, value in _shown_settings(contents).items() if name in _FOCUSING}
     named = ", ".join(f"{name} {_value(value)}" for name, value in focusing.items())
     loss = f"focal loss ({escape_markdown(named)})" if _is_focal(contents) else "cross entropy"
     alpha = "" if contents.settings.alpha is None else " and class weights (alpha)"
     source = "Trained" if contents.base_model is None else f"Fine-tuned from {escape_markdown(contents.base_model)}"
+    return f"{source} on {escape_markdown(contents.dataset_name)} with {loss}{alpha} by hf\\_focal."
+
+
+def _sections(contents: ModelCardContents, pictures: dict[str, str]) -> dict[str, str]:
+    """By heading, in their order; what there is nothing to say of is empty."""
     shown = "\n\n".join(f"![{title}]({file})" for file, title in pictures.items())
     numbers = [f"{shown} {name}" for shown, name in numbered(contents.label_names).items()] if pictures else []
-    sections = {
+    return {
         "How to use": _how_to_use(contents),
         _results_title(contents): "\n\n".join(part for part in (_results(contents), _fitted_on(contents)) if part),
         "Operating points": _operating_points(contents),
@@ -423,9 +471,6 @@ def _body(contents: ModelCardContents, pictures: dict[str, str]) -> str:
         "Data, machine and versions": _origin(contents),
         "Reproduce": _reproduce(contents),
     }
-    intro = f"{source} on {escape_markdown(contents.dataset_name)} with {loss}{alpha} by hf\\_focal."
-    written = [f"## {title}\n\n{section}" for title, section in sections.items() if section]
-    return "\n\n".join([f"# {escape_markdown(contents.model_name)}", intro, *written]) + "\n"
 
 
 def _folded(settings: FocalSettings, folded: dict[str, Any]) -> str:

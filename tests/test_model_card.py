@@ -538,19 +538,27 @@ class TestReading:
     @pytest.mark.parametrize(
         "message, old, new",
         [
-            ("no such line: | Accuracy | 0.8500", "| Accuracy | 0.8500", "| Accuracy | 0.9500"),
-            ("no such line: | Balanced accuracy | 0.6000 | 0.3516 to", "0.3516 to", "0.5516 to"),
-            ("no such line: | spam | 0.600", "| spam | 0.600", "| spam | 0.700"),
-            ("no such line: | gamma | 2", "| gamma | 2 |", "| gamma | 3 |"),
-            ("no such line: | alpha | 0.5, 1.5, 3", '"alpha": [0.5, 1.5, 4.0]', '"alpha": [0.5, 1.5, 3.0]'),
-            ("no such line: python train.py", "python train.py", "python other.py"),
-            ("no such line: | Accuracy", '"accuracy": [0.9, 0.8', '"accuracy": [0.9, 0.9'),
-            ("no such line: | eggs", '"eggs": {"precision": [0.5', '"eggs": {"precision": [0.9'),
-            ("no such line: python other.py", '["python", "train.py"', '["python", "other.py"'),
+            ("expected the line '| Accuracy | 0.8500", "| Accuracy | 0.8500", "| Accuracy | 0.9500"),
+            ("expected the line '| Balanced accuracy | 0.6000 | 0.3516 to", "0.3516 to", "0.5516 to"),
+            ("expected the line '| spam | 0.600", "| spam | 0.600", "| spam | 0.700"),
+            ("expected the line '| gamma | 2", "| gamma | 2 |", "| gamma | 3 |"),
+            ("expected the line '| alpha | 0.5, 1.5, 3", '"alpha": [0.5, 1.5, 4.0]', '"alpha": [0.5, 1.5, 3.0]'),
+            ('expected the line "python train.py', "python train.py", "python other.py"),
+            ("expected the line '| Accuracy", '"accuracy": [0.9, 0.8', '"accuracy": [0.9, 0.9'),
+            ("expected the line '| eggs", '"eggs": {"precision": [0.5', '"eggs": {"precision": [0.9'),
+            ('expected the line "python other.py', '["python", "train.py"', '["python", "other.py"'),
             ("model-index: expected the results of the record", "value: 0.5\n", "value: 0.6\n"),
-            ("no such line: ## Results on the test split, 1,234", "the test split, 1,234", "the test split, 9,999"),
-            ("no such line: Also fitted on these examples", "Also fitted on these examples", "Nothing was fitted"),
-            ("no such line: model = ", 'model = "a-model"', 'model = "another"'),
+            (
+                "## Results on the test split, 1,234 examples: expected one such heading",
+                "the test split, 1,234",
+                "the test split, 9,999",
+            ),
+            (
+                "expected the line 'Also fitted on these examples",
+                "Also fitted on these examples",
+                "Nothing was fitted",
+            ),
+            ("expected the line 'model = ", 'model = "a-model"', 'model = "another"'),
             ("model-index: expected the results of the record", "  - task:", "  - dropped:"),
         ],
     )
@@ -561,19 +569,42 @@ class TestReading:
         with pytest.raises(ValueError, match=re.escape(message)):
             read_model_card(path)
 
+    @pytest.mark.parametrize(
+        "message, old, new",
+        [
+            ("0 of them that show", "## Results per class\n", "<!--\n## Results per class\n"),
+            ("0 of them that show", "## Results per class\n", "<!-- ## Results per class\n"),
+            ("2 of them that show", "## Limits\n", "## Limits\n\n- None.\n\n## Limits\n"),
+            ("nothing but prose after it", "## Pictures\n", "| all | 1.000 | 1.000 | 1.000 | 99 |\n\n## Pictures\n"),
+            ("nothing but prose after it", "```json hf_focal\n", "```bash\nrm x\n```\n\n```json hf_focal\n"),
+            ("expected the line '| data, split | test |'", "| data, split | test |", "| data, split | train |"),
+            ("## Labels of the training data: expected the line", "| 900 |", "| 500 |"),
+            ("focal loss (gamma 2)", "focal loss (gamma 2)", "focal loss (gamma 3)"),
+            ("within 0.02", "within 0.02", "within 0.002"),
+            ("license: expected 'mit'", "license: mit\n", "license: apache-2.0\n"),
+        ],
+    )
+    def test_tables_that_lie(self, tmp_path, message, old, new):
+        path = write_model_card(tmp_path, contents_of())
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+        with pytest.raises(ValueError, match=re.escape(message)):
+            read_model_card(path)
+
     def test_tables_in_other_order(self, tmp_path):
         path = write_model_card(tmp_path, contents_of())
         spam, eggs = re.findall(r"^\| (?:spam|eggs) \| 0.6.*\n", path.read_text(), re.MULTILINE)
         path.write_text(path.read_text().replace(spam + eggs, eggs + spam))
-        with pytest.raises(ValueError, match="no such line: other lines between"):
+        with pytest.raises(ValueError, match="expected the line '. spam .*, but got '. eggs"):
             read_model_card(path)
 
     @pytest.mark.parametrize(
         "old, new",
         [
-            ("## Limits\n", "## Limits\n\n- Another.\n"),
+            ("## Data, machine and versions\n", "- Another.\n\n## Data, machine and versions\n"),
             ("## Reproduce\n", "## More\n\n```python\nprint()\n```\n\n## Reproduce\n"),
-            ("license: mit\n", "license: apache-2.0\nthumbnail: x.png\n"),
+            ("license: mit\n", "license: mit\nthumbnail: x.png\n"),
         ],
     )
     def test_what_may_be_changed(self, tmp_path, old, new):
