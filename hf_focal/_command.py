@@ -15,8 +15,8 @@ _SECRET_WORDS = {"auth", "authorization", "bearer", "cookie", "jwt", "pat", "pwd
 _SECRET_PARTS = ("password", "passwd", "passphrase", "secret", "credential", "apikey", "accesskey", "privatekey")
 # Of names that end with token or key, those that are known to be no secret; in doubt a value is left out.
 _HARMLESS = {
-    "token": "pad mask eos bos cls sep unk start end image audio special stop new per",
-    "key": "label text image input output target sort group primary foreign cache column id data metric index",
+    "token": "pad mask eos bos cls sep unk start end image audio special stop",
+    "key": "label text image input output target sort group primary foreign cache column metric index",
 }
 _SERVICES = re.compile(
     r"\b(hf_[A-Za-z0-9]{20,}|(gh[pousr]|github_pat)_\w{16,}|glpat-[\w-]{16,}|sk-[\w-]{16,}|[sr]k_(live|test)_\w{16,}"

@@ -332,7 +332,8 @@ def _fitted(
             "a margin or label smoothing): it has to be fitted"
         )
     labels = held_out.labels
-    if labels is not None and not multi_label and labels.dim() == 1 and len(labels.unique()) == 1:
+    counts = None if labels is None or multi_label else _class_counts(labels, held_out)
+    if counts is not None and (counts > 0).sum() == 1:
         raise ValueError("labels: they are all the same, which tells nothing; fold with other held-out data")
     # The class frequencies of the held-out data are taken back by biases.
     more: dict[str, Any] = {"class_prior": None if head.bias is None else settings.class_prior}
@@ -348,10 +349,16 @@ def _fitted(
         raise ValueError(f"{error}; fold with other held-out data") from error
     scale = 1 / scaling.temperature
     bias = torch.zeros(stock.shape[-1]).double() if scaling.bias is None else torch.tensor(scaling.bias).double()
-    if held_out.labels is None or multi_label or head.bias is None:
+    if counts is None or head.bias is None:
         return scale, bias
-    counts = held_out.labels.bincount(minlength=len(bias)) if labels.dim() == 1 else labels.sum(0)
     return scale, _with_absent_classes(scale, bias, counts == 0, held_out, settings)
+
+
+def _class_counts(labels: Tensor, held_out: "_HeldOut") -> Tensor:
+    """The weight of each class, of class ids or of class probabilities."""
+    if labels.dim() == 1:
+        return labels.bincount(held_out.weights, minlength=held_out.logits.shape[-1])
+    return (labels * held_out.weights[:, None]).sum(0)
 
 
 def _with_absent_classes(

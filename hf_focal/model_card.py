@@ -10,10 +10,9 @@ import os
 import platform
 import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
-from functools import partial
 from importlib.metadata import version
 from numbers import Integral, Real
 from pathlib import Path
@@ -68,7 +67,13 @@ _SINCE_0_2 = (
     "tokenizer_id",
 )  # like operating points, not in older records
 _FENCED = re.compile(r"^(`{3,})([^`\n]*)\n(.*?)(?:\n\1`*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
+_CODE = re.compile(
+    r"^ {0,3}(?:(`{3,})[^`\n]*|(~{3,})[^\n]*)\n.*?(?:^ {0,3}(?:\1`*|\2~*)[ \t]*$|\Z)", re.MULTILINE | re.DOTALL
+)
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
+_HIDING_TAG = re.compile(
+    r"<\s*(details|template|script|style|noscript|textarea|title|pre|[^>]*\b(hidden|style)\b)", re.IGNORECASE
+)
 _FOCUSING = ("gamma", "gamma_neg", "margin")  # settings that make the loss a focal one
 # Title, and the metric of the Hub with its arguments, where they are not the name itself.
 _METRICS = {
@@ -338,50 +343,48 @@ def read_model_card(path: str | Path) -> ModelCardContents:
     for name in sorted(get_type_hints(ModelCardContents).keys() ^ record.keys()):
         raise ValueError(f"record: expected {'no' if name in record else 'a'} key {name!r}, but got {sorted(record)}")
     contents = ModelCardContents(**record)
-    if not is_of_0_1:
-        _check_sections(str(path), card.text.replace(blocks[0][0], ""), contents)
-        _check_metadata(str(path), card.data.to_dict(), contents)
-    parts: list[Callable[[ModelCardContents], str]]
-    parts = [
-        _results_heading,
-        _fitted_on,
-        _how_to_use,
-        _operating_points,
-        _thresholds,
-        _per_class,
-        _settings,
-        _command,
-    ]
-    parts.append(partial(_results, in_range=not is_of_0_1))
-    for part in parts:
-        differs = [line for line in part(contents).splitlines() if line not in card.text] or ["other lines between"]
-        _check(str(path), f"no such line: {differs[0]}", "what its record says", part(contents) in card.text)
+    if is_of_0_1:
+        sections = _sections_of_0_1(contents)
+    else:
+        sections = {f"# {escape_markdown(contents.model_name)}": _introduction(contents)}
+        sections |= {f"## {title}": section for title, section in _sections(contents, {}).items() if section}
+    _check_sections(str(path), card.text.replace(blocks[0][0], ""), sections)
+    _check_metadata(str(path), card.data.to_dict(), contents)
     found = [_rounded(result) for result in card.data.eval_results or [] if result.metric_type != _NOT_IN_METADATA]
     named = [(result.metric_name, result.metric_value) for result in found]
     _check(f"{path}: model-index", named, "the results of the record", found == _eval_results(contents))
     return contents
 
 
-def _check_sections(path: str, text: str, contents: ModelCardContents) -> None:
+def _check_sections(path: str, text: str, sections: dict[str, str]) -> None:
     """Whether each stands once under its heading, where a reader sees it, and nothing is added that looks like a part of it."""
-    visible, sections = _COMMENT.sub("", text), _sections(contents, {})
-    headings = {f"## {title}": section for title, section in sections.items() if section}
-    headings[f"# {escape_markdown(contents.model_name)}"] = _introduction(contents)
-    for heading, section in headings.items():
-        line = re.compile(rf"^{re.escape(heading)}[ \t]*$", re.MULTILINE)
-        counts = [len(line.findall(part)) for part in (text, visible)]
-        _check(f"{path}: {heading}", f"{counts[1]} of them that show", "one such heading", counts == [1, 1])
+    shown = text  # of the same length, so that positions are the same
+    for hidden in (_CODE, _COMMENT):
+        shown = hidden.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), shown)
+    tags = [line for line in shown.splitlines() if _HIDING_TAG.search(line)]
+    _check(path, tags[:1], "no HTML that can hide a part of the card", not tags)
+    for heading, section in sections.items():
         section = section.partition(f"\n\n```{_RECORD}")[0]
-        rest = visible[next(line.finditer(visible)).end() :].lstrip("\n")
-        found = rest.splitlines()
-        for said, expected in zip(found, section.splitlines()):
-            _check(f"{path}: {heading}", said, f"the line {expected!r}", said == expected)
-        _check(f"{path}: {heading}", found, f"{section!r:.200}", rest.startswith(section))
+        found = [*re.finditer(rf"^{re.escape(heading)}[ \t]*$", shown, re.MULTILINE)]
+        _check(f"{path}: {heading}", f"{len(found)} that show", "one such heading", len(found) == 1)
+        rest = text[found[0].end() :].lstrip("\n")
+        for line, expected in zip(rest.splitlines(), section.splitlines()):
+            _check(f"{path}: {heading}", line, f"the line {expected!r}", line == expected)
+        _check(f"{path}: {heading}", rest[-200:], f"{section!r:.200}", rest.startswith(section))
         added = re.split(r"^#{1,2} ", rest[len(section) :], maxsplit=1, flags=re.MULTILINE)[0].splitlines()
-        looks = [said for said in added if said.lstrip()[:1] in ("|", "<") or said.lstrip()[:3] in ("```", "~~~")]
-        _check(
-            f"{path}: {heading}", (looks or added)[:1], "nothing but prose after it", not looks and not any(added[:1])
-        )
+        looks = [line for line in added if line.lstrip().startswith(("|", "<", "```", "~~~"))] or added[:1]
+        _check(f"{path}: {heading}", looks[:1], "nothing but prose after it", not any(looks))
+
+
+def _sections_of_0_1(contents: ModelCardContents) -> dict[str, str]:
+    """By heading, what has been the same since version 0.1."""
+    sections = {
+        _results_title(contents): _results(contents, in_range=False),
+        "Results per class": _per_class(contents),
+        "Settings": _settings(contents),
+        "Reproduce": _command(contents),
+    }
+    return {f"## {title}": section for title, section in sections.items() if section}
 
 
 def _check_metadata(path: str, metadata: dict[str, Any], contents: ModelCardContents) -> None:
@@ -541,10 +544,6 @@ def _results_title(contents: ModelCardContents) -> str:
     split = contents.dataset_split
     where = "the evaluation data" if split is None else f"the {escape_markdown(split)} split"
     return f"Results on {where}, {contents.num_examples:,} examples"
-
-
-def _results_heading(contents: ModelCardContents) -> str:
-    return f"## {_results_title(contents)}\n" if contents.metrics else ""
 
 
 def _fitted_on(contents: ModelCardContents) -> str:

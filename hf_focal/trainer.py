@@ -1080,6 +1080,7 @@ class FocalTrainer(Trainer):
                 "model: calibration is folded into its head, so its logits are not those that the loss trains; take that back with "
                 "hf_focal.unfold_calibration(model)"
             )
+        self._calibrated = {}  # which was of the weights before
         self._check_settings()  # a search has changed them since the trainer was made
         if not self._is_resumed:
             was_started = self._has_prior_bias and self.model_init is None  # by an earlier call of `train`

@@ -491,6 +491,11 @@ class TestRefused:
         model = make("bert", "text-classification", gamma=2.0)
         with pytest.raises(ValueError, match="labels: they are all the same"):
             fold_calibration(model, torch.randn(50, 3), torch.zeros(50, dtype=torch.long))
+        one_hot = torch.eye(3)[[0] * 50]
+        with pytest.raises(ValueError, match="labels: they are all the same"):
+            fold_calibration(model, torch.randn(50, 3), one_hot)
+        with pytest.raises(ValueError, match="labels: they are all the same"):  # of those that count
+            fold_calibration(model, torch.randn(50, 3), torch.arange(50) % 2, sample_weight=[1, 0] * 25)
 
     def test_no_head(self):
         model = make("bert", "text-classification", temperature=2.0)

@@ -572,9 +572,17 @@ class TestReading:
     @pytest.mark.parametrize(
         "message, old, new",
         [
-            ("0 of them that show", "## Results per class\n", "<!--\n## Results per class\n"),
-            ("0 of them that show", "## Results per class\n", "<!-- ## Results per class\n"),
-            ("2 of them that show", "## Limits\n", "## Limits\n\n- None.\n\n## Limits\n"),
+            ("0 that show", "## Results per class\n", "## Mine\n\n<!--\n## Results per class\n"),
+            ("0 that show", "## Results per class\n", "## Mine\n\n<!-- ## Results per class\n"),
+            ("0 that show", "## Results per class\n", "## Mine\n\n~~~\n## Results per class\n"),
+            ("0 that show", "## Results per class\n", "## Mine\n\n ~~~~ text\n## Results per class\n"),
+            ("HTML that can hide", "## Results per class\n", "<div hidden>\n\n## Results per class\n"),
+            (
+                "HTML that can hide",
+                "## Results per class\n",
+                "<DETAILS><summary>x</summary>\n\n## Results per class\n",
+            ),
+            ("2 that show", "## Limits\n", "## Limits\n\n- None.\n\n## Limits\n"),
             ("nothing but prose after it", "## Pictures\n", "| all | 1.000 | 1.000 | 1.000 | 99 |\n\n## Pictures\n"),
             ("nothing but prose after it", "```json hf_focal\n", "```bash\nrm x\n```\n\n```json hf_focal\n"),
             ("expected the line '| data, split | test |'", "| data, split | test |", "| data, split | train |"),
@@ -617,11 +625,15 @@ class TestReading:
         path = write_model_card(tmp_path, contents)
         text = re.sub(rf'^  "({"|".join(new)}|operating_points)": .*\n', "", path.read_text(), flags=re.MULTILINE)
         assert "to 1.0000 |" in text and "value: 0.8967\n" in text and "\n## Results\n" in text
-        with pytest.raises(ValueError, match="no such line"):
+        with pytest.raises(ValueError, match="expected the line"):
             path.write_text(text)
             read_model_card(path)
         path.write_text(text.replace("to 1.0000 |", "to 1.1328 |").replace("0.8967\n", f"{2.69 / 3}\n"))
         assert read_model_card(path) == contents
+        for part in ("## Results per class\n", "## Reproduce\n"):  # which a record without the new keys does not hide
+            path.write_text(path.read_text().replace(part, f"## Mine\n\n<!--\n{part}", 1))
+            with pytest.raises(ValueError, match="0 that show"):
+                read_model_card(path)
 
     @pytest.mark.parametrize(
         "name", sorted({field.name for field in fields(ModelCardContents)} - {"thresholds_reached"})

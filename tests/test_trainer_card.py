@@ -822,6 +822,19 @@ class TestMetricsOfTheUser:
 
 
 @pytest.mark.usefixtures("without_drawing")
+@pytest.mark.filterwarnings("ignore:wanted_precision")
+def test_what_thresholds_reached_is_not_of_another_training(tmp_path):
+    data = Dataset.from_dict({"input_ids": [[1, 2, 3]] * 20, "label": [0, 0, 0, 1] * 5})  # nothing tells them apart
+    model = tiny_model(num_labels=2)
+    trainer = quick_trainer(tmp_path, model=model, train_dataset=data, eval_dataset=data, max_steps=1)
+    trainer.train()
+    trainer.calibrate(method="none", wanted_precision=0.99)
+    assert list(card_of(trainer).thresholds_reached.values()) == [{}]
+    trainer.train()
+    assert card_of(trainer).thresholds_reached == {}
+
+
+@pytest.mark.usefixtures("without_drawing")
 class TestCommand:
     @pytest.mark.parametrize(
         "given, kept",
