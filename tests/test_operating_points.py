@@ -146,8 +146,8 @@ class TestScores:
                 {"operating_point": "best"},
             ),
             ("prior: it is an operating point itself", {"operating_point": "balanced", "prior": [0.5, 0.5, 0]}),
-            ("prior: expected probabilities that sum to 1", {"prior": [0.5, 0.5, 0.5]}),
-            ("prior: expected one", {"prior": [0.5, 0.5]}),
+            ("^prior: expected probabilities that sum to 1", {"prior": [0.5, 0.5, 0.5]}),
+            ("^prior: expected one", {"prior": [0.5, 0.5]}),
             (
                 "config: focal_loss holds no thresholds; FocalTrainer.calibrate finds them",
                 {"operating_point": "thresholds"},

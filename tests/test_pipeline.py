@@ -186,7 +186,7 @@ def test_half_precision_model(folder):
     "message, kwargs",
     [
         ("operating_point: expected one of", {"operating_point": "best"}),
-        ("prior: expected probabilities that sum to 1", {"prior": [0.5, 0.5, 0.5]}),
+        ("^prior: expected probabilities that sum to 1", {"prior": [0.5, 0.5, 0.5]}),
         ("prior: expected a frequency for each of .*'ham'", {"prior": {"ham": 1.0}}),
         ("config: focal_loss holds no thresholds", {"operating_point": "thresholds"}),
         ("cost: there is no such argument; 'costs' is one", {"cost": [[0, 1], [9, 0]]}),
