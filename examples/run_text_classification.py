@@ -61,6 +61,7 @@ from hf_focal import (
 )
 from hf_focal.calibration import METHODS
 from hf_focal.evaluation import operating_points_of
+from hf_focal.model_card import one_line
 from hf_focal.operating_points import decision_scores, has_posterior
 from hf_focal.settings import OPERATING_POINTS
 from hf_focal.thresholds import ThresholdCriterion
@@ -382,11 +383,6 @@ def print_calibration(found: dict, num_examples: int) -> None:
         )
 
 
-def printable(name: str) -> str:
-    """In one line, and without characters that a terminal would obey."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-
-
 def print_report(
     split: str,
     labels: np.ndarray,
@@ -398,7 +394,7 @@ def print_report(
 ) -> None:
     """Per class as the model decides, and a row for each way that it can be told to decide."""
     # The means are over the same classes as those of the metrics: all of several labels, and otherwise those that occur.
-    names = [printable(name) for name in names]
+    names = [one_line(name) for name in names]
     classes = range(len(names)) if labels.ndim == 2 else np.union1d(labels, decided)
     report = classification_report(
         labels,

@@ -5,19 +5,38 @@ import re
 from collections.abc import Iterable, Sequence
 
 
-# Control characters, what has no width, marks that reverse the direction of what follows, and halves of surrogate
-# pairs. The joiners of emoji and of Persian (U+200C, U+200D) stay.
+# Control characters, what has no width or shows nothing, marks that reverse the direction of what follows, and halves of
+# surrogate pairs. The joiners of emoji and of Persian (U+200C, U+200D) stay, and so do variation selectors.
 _INVISIBLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
+    "[\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+# What a terminal would obey: ANSI escapes, of which nothing but brackets and numbers would be left.
+_ESCAPE_SEQUENCE = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_]"
 )
 # At the beginning of a line: a heading, a list, a rule, what makes a heading or a table of the line above.
 _BLOCK = re.compile(r"^(\d{0,9})(?=#{1,6}(?: |$)|[-+](?: |$)|[-=:][-=: ]*$|(?<=\d)[.)](?: |$))")
 
 
 def one_line(text: str) -> str:
-    """`text` in one line, without invisible characters and those that reverse the direction of others."""
-    return " ".join(_INVISIBLE.sub(" ", text).split())
+    r"""`text` in one line, without invisible characters, those that reverse the direction of others, and escape sequences.
+
+    For text of others in a terminal or a log, which would obey some of it.
+
+    Args:
+        text (`str`): Any.
+
+    Example:
+
+    ```python
+    >>> from hf_focal.model_card import one_line
+    >>> one_line("a\tname\x1b[2J\u202e")
+    'a name'
+
+    ```
+    """
+    return " ".join(_INVISIBLE.sub(" ", _ESCAPE_SEQUENCE.sub(" ", text)).split())
 
 
 def escape_markdown(text: str) -> str:

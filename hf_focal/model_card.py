@@ -36,7 +36,7 @@ from ._card_pictures import (
     reliability_diagram,
 )
 from ._known_labels import known_labels
-from ._markdown import escape_markdown, markdown_table
+from ._markdown import escape_markdown, markdown_table, one_line
 from ._picture_text import drawable, numbered
 from .alpha import LabelDistribution
 from .metrics import mean_and_interval
@@ -50,6 +50,7 @@ __all__ = [
     "describe_hardware",
     "escape_markdown",
     "markdown_table",
+    "one_line",
     "package_versions",
     "read_model_card",
     "write_model_card",

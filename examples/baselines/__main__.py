@@ -47,7 +47,8 @@ def sweep(args: Namespace, flags: list[str]) -> None:
 
 
 def report(args: Namespace, flags: list[str]) -> None:
-    from baselines.report import difference_table, draw, read_records, report_table
+    from baselines.records import read_records
+    from baselines.report import difference_table, draw, report_table
 
     records, picture = read_records(args.results), args.results.with_name("results.png")
     print(f"{report_table(records, args.baseline)}\n\n{difference_table(records, args.baseline)}")
@@ -137,4 +138,6 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:  # what is wrong with a recipe, a card or a flag, in a line
-        sys.exit(f"python -m baselines: error: {' '.join(str(error).split())}")
+        from hf_focal.model_card import one_line
+
+        sys.exit(f"python -m baselines: error: {one_line(str(error))}")

@@ -28,7 +28,7 @@ def write_cards(recipe: Recipe, records: list[dict], folder: Path) -> list[Path]
     for arm in recipe.arms:
         cells = [record for record in records if record["arm"] == arm and record["stage"] == "test"]
         if len(cells) == len(recipe.seeds):
-            logits = folder / f"{cells[0]['name']}.safetensors"
+            logits = folder / f"{Path(cells[0]['name']).name}.safetensors"
             tensors = load_file(logits) if logits.exists() else {}
             paths.append(write_model_card(folder / slug(arm), card_contents(cells, recipe.title), **tensors))
     return paths

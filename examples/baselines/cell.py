@@ -11,7 +11,7 @@ import json
 import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import datasets.config
@@ -77,6 +77,8 @@ def parse_cell(flags: list[str]) -> Arguments:
 class Cell:
     """One training and its test, with files in a folder: what has been done there is not done again.
 
+    What was done with other flags, data or versions is another training, with which nothing goes on.
+
     Attributes:
         flags (`list[str]`): Of `python -m baselines cell`, without those that say what to do and where.
         folder (`Path`): For the model, the results and the log.
@@ -91,21 +93,21 @@ class Cell:
         A training that was killed goes on from its last epoch.
         """
         finished = self.folder / "training.json"
+        self._begin()
         if not finished.exists():
             checkpoint = self._last_checkpoint()
             resume = [] if checkpoint is None else ["--resume_from_checkpoint", checkpoint]
-            trainer, outputs, record = self._run([*TRAINING_FLAGS, *resume], callbacks)
+            trainer, outputs = self._run([*TRAINING_FLAGS, *resume], callbacks)
             logs, metrics = trainer.state.log_history, outputs["validation"].metrics
-            record |= {
+            record = self.origin | {
+                "hardware": describe_hardware(trainer.args.world_size),
                 "validation_metrics": {name.removeprefix("eval_"): value for name, value in metrics.items()},
                 "best_epoch": next(log["epoch"] for log in logs if log["step"] == trainer.state.best_global_step),
                 "wall_seconds": next(log["train_runtime"] for log in logs if "train_runtime" in log),
                 "resumed": checkpoint is not None,
             }
             if trainer.is_world_process_zero():
-                written = finished.with_suffix(".part")  # a kill while writing leaves no torn record
-                written.write_text(json.dumps(record))
-                written.replace(finished)
+                _write_json(finished, record)
                 for folder in self.folder.glob("checkpoint-*"):
                     shutil.rmtree(folder)
             trainer.accelerator.wait_for_everyone()
@@ -115,7 +117,7 @@ class Cell:
         """The record of the training and, with its model, of the test split; the logits go to a file."""
         record = self.train(callbacks)
         flags = ["--do_predict", "--model_name_or_path", str(self.folder), "--model_revision", "main"]
-        trainer, outputs, _ = self._run(flags)
+        trainer, outputs = self._run(flags)
         output, config = outputs["test"], trainer.model.config
         logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
         logits, labels = torch.from_numpy(logits).double(), torch.from_numpy(output.label_ids)
@@ -138,6 +140,41 @@ class Cell:
     def logits_file(self) -> Path:
         return self.folder / "test_logits.safetensors"
 
+    @staticmethod
+    def data_fingerprint(flags: list[str]) -> str:
+        """Of the data that these flags name."""
+        return Cell(flags, Path()).origin["data_fingerprint"]
+
+    @cached_property
+    def origin(self) -> dict:
+        """All that makes the training what it is."""
+        fingerprint = data_fingerprint(self._splits, parse_cell(self.flags)[2])
+        return {"flags": self.flags, "data_fingerprint": fingerprint, "versions": package_versions()}
+
+    @cached_property
+    def _splits(self) -> DatasetDict:
+        baseline_args, model_args, data_args, _ = parse_cell(self.flags)
+        return load_baseline_splits(data_args, model_args.cache_dir, baseline_args.validation_share)
+
+    def _begin(self) -> None:
+        """Writes down the origin of what is to be in the folder, and removes what is there of another."""
+        training_args = parse_cell([*self.flags, "--output_dir", str(self.folder)])[-1]
+        with training_args.main_process_first(desc="looking for what was done before"):
+            kept = self.folder / "origin.json"
+            leftovers = [*self.folder.glob("checkpoint-*"), *self.folder.glob("training.json")]
+            if not kept.exists() and leftovers:
+                raise ValueError(
+                    f"--output_dir: {self.folder} holds a training of something else; name another folder"
+                )
+            if kept.exists() and json.loads(kept.read_text()) == self.origin:
+                return
+            for leftover in leftovers:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write_json(kept, self.origin)
+            if leftovers:
+                print(f"{self.folder}: the training there has other flags, data or versions, so this one starts anew")
+
     def _last_checkpoint(self) -> str | None:
         whole, _ = last_whole_checkpoint(self.folder)
         return None if whole is None else str(whole)
@@ -147,14 +184,6 @@ class Cell:
         baseline_args, model_args, data_args, training_args = parse_cell(
             ["--metric_for_best_model", "f1_macro", *self.flags, *flags, *common]
         )
-        fingerprint = []
-
-        def load_splits(data_args: DataArguments, cache_dir: str | None) -> DatasetDict:
-            splits = load_baseline_splits(data_args, cache_dir, baseline_args.validation_share)
-            fingerprint.append(data_fingerprint(splits, data_args))
-            return splits
-
-        self.folder.mkdir(parents=True, exist_ok=True)
         trainer_class = RIVALS[baseline_args.rival] if training_args.do_train else FocalTrainer
         prepare_model = None
         if baseline_args.frozen_layers:
@@ -162,21 +191,15 @@ class Cell:
                 freeze_layers, frozen_layers=baseline_args.frozen_layers, cache_dir=FROZEN_LAYERS_CACHE
             )
         with (self.folder / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
-            trainer, outputs = run(
+            return run(
                 model_args,
                 data_args,
                 training_args,
-                load_splits=load_splits,
+                load_splits=lambda *_: self._splits,
                 prepare_model=prepare_model,
                 trainer_class=trainer_class,
                 callbacks=callbacks,
             )
-        origin = {
-            "data_fingerprint": fingerprint[0],
-            "hardware": describe_hardware(training_args.world_size),
-            "versions": package_versions(),
-        }
-        return trainer, outputs, origin
 
 
 def test_metrics(logits: Tensor, labels: Tensor, config: PretrainedConfig, names: list[str]) -> tuple[dict, Tensor]:
@@ -195,6 +218,13 @@ def test_metrics(logits: Tensor, labels: Tensor, config: PretrainedConfig, names
     replace(settings, operating_point="thresholds").store_in(config)
     metrics = evaluate_model(logits, labels, config, label_names=names, label_counts=counts)
     return metrics, decide(logits, config)
+
+
+def _write_json(file: Path, content: dict) -> None:
+    """Whole, or not at all if it is killed meanwhile."""
+    written = file.with_suffix(".part")
+    written.write_text(json.dumps(content))
+    written.replace(file)
 
 
 def _ids(labels: Tensor) -> list:

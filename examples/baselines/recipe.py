@@ -38,8 +38,19 @@ class Recipe:
                 raise ValueError(f"{name}: expected a {kind.__name__} with entries, but got {value!r}")
         if len({*self.seeds}) < len(self.seeds):
             raise ValueError(f"seeds: expected different ones, but got {self.seeds}")
-        if len({slug(arm) for arm in self.arms}) < len(self.arms):
+        names = [slug(str(arm)) for arm in self.arms]
+        if len({name.casefold() for name in names}) < len(names):
             raise ValueError(f"arms: expected names that differ in letters and digits, but got {[*self.arms]}")
+        for arm, name in zip(self.arms, names):  # each has a folder of its own, beside those of the sweep
+            if (
+                not isinstance(arm, str)
+                or not 0 < len(name) <= 100
+                or name.split(".")[0] in ("cells", "locks", "results")
+            ):
+                raise ValueError(
+                    "arms: expected names with a letter or digit, of at most 100, and other than cells, locks and results, "
+                    f"but got {arm!r:.120}"
+                )
         for arm, choice in product(self.arms, self.choices):
             parse_cell(self.cell_flags(arm, choice, self.seeds[0]))
 
@@ -66,6 +77,11 @@ class Recipe:
         return replace(self, arms={arm: self.arms[arm] for arm in arms or self.arms}, seeds=seeds or self.seeds)
 
     @property
+    def shared_flags(self) -> dict[str, str]:
+        """Those that all of its arms have: records of others are no comparison."""
+        return {name: str(value) for name, value in self.flags.items()} | {"metric_for_best_model": self.choose_by}
+
+    @property
     def choices(self) -> list[dict[str, Any]]:
         return [dict(zip(self.grid, values)) for values in product(*self.grid.values())]
 
@@ -76,4 +92,4 @@ class Recipe:
 
 def slug(text: str) -> str:
     """For names of files: letters, digits, dots and underscores."""
-    return re.sub(r"[^A-Za-z0-9.]+", "_", text).strip("_")
+    return re.sub(r"[^A-Za-z0-9.]+", "_", text).strip("._")

@@ -3,8 +3,6 @@
 It takes the finished cells (losses x seeds), and can be made at any time: arms that have no test results yet are left out.
 """
 
-import json
-import warnings
 from itertools import product
 from pathlib import Path
 
@@ -37,17 +35,6 @@ COLORS = {"f1_head": "#8c96c6", "f1_mid": "#2b8cbe", "f1_tail": "#d95f0e"}
 REQUIRED = "arm seed choice metrics labels predictions label_names label_counts wall_seconds resumed".split()
 
 
-def read_records(file: Path) -> list[dict]:
-    """The records of a `results.jsonl`; what a killed process left of a line is skipped with a warning."""
-    records = []
-    for number, line in enumerate(file.read_text(errors="replace").split("\n"), start=1):
-        try:
-            records += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError:
-            warnings.warn(f"{file}, line {number}: expected a record, but got {line[-60:]!r} at its end; skipped")
-    return records
-
-
 def tested_cells(records: list[dict], baseline: str) -> pd.DataFrame:
     """The test cells, a row each, arms in order of appearance; `ValueError` if they cannot be compared."""
     tested = [record for record in records if record.get("stage") == "test"]
@@ -56,7 +43,10 @@ def tested_cells(records: list[dict], baseline: str) -> pd.DataFrame:
     for record in tested:
         if missing := [key for key in REQUIRED if key not in record]:
             raise ValueError(f"expected {', '.join(REQUIRED)} in a test record, but one has no {', '.join(missing)}")
-    comparable = ((records, ("recipe", "data_fingerprint")), (tested, ("labels", "label_names", "label_counts")))
+    comparable = (
+        (records, ("recipe", "shared_flags", "data_fingerprint", "versions")),
+        (tested, ("labels", "label_names", "label_counts")),
+    )
     for group, keys in comparable:
         for record, key in product(group, keys):
             first, value = group[0].get(key), record.get(key)

@@ -18,8 +18,13 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from baselines.cell import Cell
+from baselines.cell import Cell, parse_cell
 from baselines.recipe import Recipe, slug
+from baselines.records import cell_key, read_records
+from hf_focal.model_card import package_versions
+
+
+STAGES = ("validation", "test")
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,9 @@ class Sweep:
 
     def __init__(self, recipe: Recipe, folder: Path, cell_class: type[Cell] = Cell):
         self.recipe, self.folder, self.cell_class = recipe, folder, cell_class
-        self.results = folder / "results.jsonl"
+        self.results, self.versions = folder / "results.jsonl", package_versions()
+        with PartialState().main_process_first():
+            self._fingerprints = self._data_fingerprints()
         (folder / "locks").mkdir(parents=True, exist_ok=True)
 
     def run(self) -> list[dict]:
@@ -62,24 +69,24 @@ class Sweep:
         return self.records()
 
     def records(self) -> list[dict]:
-        """The finished cells of this recipe, in its order."""
-        flags = {arm: [] for arm in self.recipe.arms}
-        for arm, choice, seed in product(self.recipe.arms, self.recipe.choices, self.recipe.seeds):
-            flags[arm].append(self.recipe.cell_flags(arm, choice, seed))
-        found = []
-        for line in self.results.read_text().splitlines() if self.results.exists() else []:
-            try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError:  # what a process wrote that was killed
-                continue
-        return [record for own in flags.values() for cell in own for record in found if record["flags"] == cell]
+        """The finished cells of this recipe, in its order; those of other flags, data or versions are not its own."""
+        found = {cell_key(record): record for record in read_records(self.results)} if self.results.exists() else {}
+        recipe = self.recipe
+        tasks = [
+            Task(stage, arm, tuple(choice.items()), seed)
+            for arm in recipe.arms
+            for choice in recipe.choices
+            for seed in recipe.seeds
+            for stage in STAGES
+        ]
+        return [found[key] for key in map(self._key, tasks) if key in found]
 
     def open_tasks(self) -> list[Task]:
         """What can be done now: the grid of an arm, and once that is complete, its seeds."""
-        records = {(record["stage"], *record["flags"]): record for record in self.records()}
+        records = {cell_key(record): record for record in self.records()}
 
         def record_of(task: Task) -> dict | None:
-            return records.get((task.stage, *self._cell(task).flags))
+            return records.get(self._key(task))
 
         def score(task: Task) -> float:
             return record_of(task)["validation_metrics"][self.recipe.choose_by]
@@ -99,19 +106,22 @@ class Sweep:
         """Whether there was another task; the main process chooses it for all."""
         with self._claim() if PartialState().is_main_process else nullcontext() as task:
             (task,) = broadcast_object_list([task])
-            bar.n = len({tuple(record["flags"]) for record in self.records()})
+            bar.n = len({(record["arm"], *record["flags"]) for record in self.records()})
             if task is None:
                 return False
             bar.set_postfix_str(f"{task.arm}, seed {task.seed}" + "".join(f", {name} {v}" for name, v in task.choice))
             cell = self._cell(task)
             run = cell.train if task.stage == "validation" else cell.test
             named = {"recipe": self.recipe.title, "name": cell.folder.name, "choice": dict(task.choice)}
-            record = asdict(task) | named | {"flags": cell.flags}
+            record = asdict(task) | named | {"shared_flags": self.recipe.shared_flags}
             record |= run(callbacks=[_Progress(bar)])
+            if cell_key(record) != self._key(task):
+                raise ValueError(f"the data, or what is installed, changed while the sweep ran: {bar.postfix}")
             if PartialState().is_main_process:
-                self._append(record)
                 if task.stage == "test":
                     shutil.move(cell.logits_file, self.folder / f"{cell.folder.name}.safetensors")
+                self._append(record)
+                if task.stage == "test":
                     shutil.rmtree(cell.folder)
         gc.collect()  # models are in reference cycles with their trainers
         return True
@@ -140,10 +150,29 @@ class Sweep:
             file.write(json.dumps(record) + "\n")
 
     def _cell(self, task: Task) -> Cell:
+        origin = self._origin(task)
+        digest = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:8]
+        return self.cell_class(origin["flags"], self.folder / "cells" / f"{task.name}_{digest}")
+
+    def _key(self, task: Task) -> str:
+        return cell_key({"stage": task.stage, **self._origin(task)})
+
+    def _origin(self, task: Task) -> dict[str, Any]:
         flags = self.recipe.cell_flags(task.arm, dict(task.choice), task.seed)
-        # A sweep with other flags in this folder has other cells.
-        digest = hashlib.sha256(json.dumps(flags).encode()).hexdigest()[:8]
-        return self.cell_class(flags, self.folder / "cells" / f"{task.name}_{digest}")
+        fingerprint = self._fingerprints[task.arm, task.choice]
+        return {"flags": flags, "data_fingerprint": fingerprint, "versions": self.versions}
+
+    def _data_fingerprints(self) -> dict[tuple[str, tuple[tuple[str, Any], ...]], str]:
+        """By arm and choice; what several of them have in common is read once."""
+        fingerprints, of_data = {}, {}
+        for arm, choice in product(self.recipe.arms, self.recipe.choices):
+            flags = self.recipe.cell_flags(arm, choice, self.recipe.seeds[0])
+            baseline_args, _, data_args, _ = parse_cell(flags)
+            data = repr((data_args, baseline_args.validation_share))
+            if data not in of_data:
+                of_data[data] = self.cell_class.data_fingerprint(flags)
+            fingerprints[arm, tuple(choice.items())] = of_data[data]
+        return fingerprints
 
 
 class _Progress(TrainerCallback):

@@ -42,6 +42,61 @@ def test_record_holds_what_made_it_and_is_the_same_again(model_folder):
     assert any((first[name] != other[name]).any() for name in first)
 
 
+class TestOrigin:
+    """A folder is of one training: with other flags, data or versions nothing there is gone on with."""
+
+    @pytest.fixture
+    def flags(self, model_folder):
+        return cell_flags(model_folder, single_label_data(), max_train_samples=8, num_train_epochs=1)
+
+    def started_anew(self, flags, capsys, **changed):
+        record = Cell(flags, Path("cell")).train()
+        expected = Cell(flags, Path("elsewhere")).train()
+        for name in ("loss", "f1_macro"):
+            assert record["validation_metrics"][name] == expected["validation_metrics"][name]
+        for name in ("best_epoch", "flags", "data_fingerprint", "versions", "resumed"):
+            assert record[name] == expected[name]
+        assert "starts anew" in capsys.readouterr().out
+        return record
+
+    @pytest.mark.parametrize("change", [("--max_train_samples", "16"), ("--num_train_epochs", "3"), ("--seed", "5")])
+    def test_other_flags(self, flags, change, capsys):
+        first = Cell(flags, Path("cell")).train()
+        record = self.started_anew([*flags, *change], capsys)
+        assert record["validation_metrics"]["loss"] != first["validation_metrics"]["loss"]
+
+    def test_other_data(self, flags, capsys):
+        first = Cell(flags, Path("cell")).train()
+        file = Path("train.csv")
+        file.write_bytes(file.read_bytes() + file.read_bytes().splitlines(keepends=True)[-1])
+        record = self.started_anew(flags, capsys)
+        assert record["data_fingerprint"] != first["data_fingerprint"]
+
+    def test_other_versions(self, flags, capsys, monkeypatch):
+        Cell(flags, Path("cell")).train()
+        monkeypatch.setattr("baselines.cell.package_versions", lambda: {"torch": "3"})
+        assert self.started_anew(flags, capsys)["versions"] == {"torch": "3"}
+
+    def test_a_checkpoint_of_other_flags(self, flags, capsys):
+        Cell(flags, Path("cell")).train()
+        Path("cell/training.json").unlink()  # as a killed one leaves it
+        Path("cell/checkpoint-1").mkdir()
+        self.started_anew([*flags, "--seed", "5"], capsys)
+        assert not Path("cell/checkpoint-1").exists()
+
+    def test_the_same_is_not_done_again(self, flags, capsys):
+        first = Cell(flags, Path("cell")).train()
+        weights = Path("cell/model.safetensors").stat().st_mtime_ns
+        assert Cell(flags, Path("cell")).train() == first
+        assert Path("cell/model.safetensors").stat().st_mtime_ns == weights
+
+    def test_a_folder_of_others(self, flags):
+        Path("cell/checkpoint-7").mkdir(parents=True)
+        with pytest.raises(ValueError, match="--output_dir: cell holds a training of something else"):
+            Cell(flags, Path("cell")).train()
+        assert Path("cell/checkpoint-7").exists()
+
+
 @pytest.mark.parametrize("loss", [{"focal_alpha": "inverse"}, {"focal_gamma_neg": 4, "focal_margin": 0.05}])
 def test_multi_label(model_folder, loss):
     record = Cell(cell_flags(model_folder, multi_label_data(), "json", **loss), Path("cell")).test()

@@ -39,6 +39,8 @@ def make_records(arms=(BASELINE, "focal"), seeds=(1, 2, 3), multi_label=False, n
                 "seed": seed,
                 "choice": {"learning_rate": 2e-4},
                 "data_fingerprint": "a1",
+                "flags": ["--loss", arm, "--seed", str(seed)],
+                "versions": {"torch": "2"},
             }
             cell = {
                 "metrics": metrics,
@@ -315,7 +317,15 @@ class TestInput:
             report.report_table(records, BASELINE)
 
     @pytest.mark.parametrize(
-        "key, value", [("data_fingerprint", "b2"), ("recipe", "r"), ("labels", [0, 1]), ("label_counts", [1] * 6)]
+        "key, value",
+        [
+            ("data_fingerprint", "b2"),
+            ("recipe", "r"),
+            ("shared_flags", {"max_steps": "1"}),
+            ("versions", {"torch": "3"}),
+            ("labels", [0, 1]),
+            ("label_counts", [1] * 6),
+        ],
     )
     def test_what_cannot_be_compared(self, key, value):
         records = make_records()
@@ -328,6 +338,37 @@ class TestInput:
         ):
             with pytest.raises(ValueError, match=message):
                 function(records, BASELINE)
+
+    @pytest.mark.parametrize(
+        "line, message",
+        [
+            ("1", "line 3: expected a record, but got '1'"),
+            ("null", "line 3: expected a record, but got 'null'"),
+            ("[]", r"line 3: expected a record, but got '\[\]'"),
+            ("{}", "line 3: expected a record, whose 'stage' is a str, but got None"),
+            ("[" * 100_000 + "]" * 100_000, "line 3: expected a record"),
+            (
+                lambda record: record | {"arm": ["focal"]},
+                r"line 3: expected a record, whose 'arm' is a str, but got \['f",
+            ),
+            (lambda record: record, "lines 2 and 3: 'cross entropy', seed 1, stage 'test', is there twice"),
+            (lambda record: record | {"metrics": {"accuracy": 1.0}}, "lines 2 and 3: .* is there twice"),
+        ],
+        ids=lambda case: case[:30] if isinstance(case, str) else "changed",
+    )
+    def test_lines_that_are_no_records(self, tmp_path, line, message):
+        records = make_records()
+        added = line if isinstance(line, str) else json.dumps(line(records[1]))
+        file = tmp_path / "results.jsonl"
+        file.write_text("\n".join([*map(json.dumps, records[:2]), added, *map(json.dumps, records[2:])]))
+        with pytest.raises(ValueError, match=message):
+            run_baselines("report", file)
+
+    def test_a_file_that_is_too_large(self, tmp_path, monkeypatch):
+        (tmp_path / "results.jsonl").write_text(json.dumps(make_records()[0]))
+        monkeypatch.setattr("baselines.records.LARGEST_FILE", 100)
+        with pytest.raises(ValueError, match="expected at most 100 bytes"):
+            run_baselines("report", tmp_path / "results.jsonl")
 
     def test_predictions_of_other_examples(self):
         records = make_records()

@@ -56,6 +56,10 @@ class StubCell:
     runs: ClassVar[list[tuple[str, ...]]] = []
     seconds: ClassVar[float] = 0
 
+    @staticmethod
+    def data_fingerprint(flags):
+        return "a1"
+
     def train(self, callbacks=None):
         finished = self.folder / "training.json"
         if not finished.exists():
@@ -66,7 +70,8 @@ class StubCell:
             score = rate if "--loss" in self.flags else 1 - rate
             self.folder.mkdir(parents=True)
             training = {"validation_metrics": {"f1_macro": score}, "wall_seconds": 60.0 + rate, "resumed": False}
-            training |= {"data_fingerprint": "a1", "hardware": describe_hardware(), "versions": package_versions()}
+            training |= {"data_fingerprint": self.data_fingerprint(self.flags), "hardware": describe_hardware()}
+            training |= {"flags": self.flags, "versions": package_versions()}
             finished.write_text(json.dumps(training))
         return json.loads(finished.read_text())
 
@@ -138,6 +143,40 @@ class TestSchedule:
         Sweep(Recipe(**recipe).with_flags({"weight_decay": "0.1"}), Path("out"), stub).run()
         assert len(stub.runs) == 2 * runs and records("out")[: len(before)] == before
 
+    @pytest.mark.parametrize("changed", ["data", "versions"])
+    def test_cells_of_other_data_or_versions_are_others(self, recipe, stub, monkeypatch, changed):
+        first = Sweep(Recipe(**recipe), Path("out"), stub).run()
+        before = records("out")
+        if changed == "data":
+            monkeypatch.setattr(stub, "data_fingerprint", staticmethod(lambda flags: "b2"))
+        else:
+            for module in (__name__, "baselines.sweep"):
+                monkeypatch.setattr(f"{module}.package_versions", lambda: {"torch": "3"})
+        second = Sweep(Recipe(**recipe), Path("out"), stub).run()
+        assert len(second) == len(first) and not any(record in first for record in second)
+        assert records("out")[: len(before)] == before and len(stub.runs) == 20
+        with pytest.raises(ValueError, match="data_fingerprint|versions"):
+            run_baselines("report", "out/results.jsonl")
+
+    def test_sweeps_of_different_flags_are_no_table(self, recipe, stub):
+        for samples, arm in (("16", "cross entropy"), ("128", "focal, inverse alpha")):
+            run_baselines("sweep", saved(recipe), "--max_train_samples", samples, "--arms", arm)
+        with pytest.raises(ValueError, match="shared_flags: expected .* as in the first record"):
+            run_baselines("report", "outputs/baselines/words/results.jsonl")
+
+    def test_data_that_change_while_it_runs(self, recipe, stub, monkeypatch):
+        sweep = Sweep(Recipe(**recipe), Path("out"), stub)
+        monkeypatch.setattr(stub, "data_fingerprint", staticmethod(lambda flags: "b2"))
+        with pytest.raises(ValueError, match="the data, or what is installed, changed while the sweep ran"):
+            sweep.run()
+
+    def test_lines_that_are_no_records(self, recipe, stub):
+        Path("out").mkdir()
+        Path("out/results.jsonl").write_text("null\n")
+        with pytest.raises(ValueError, match="line 1: expected a record"):
+            Sweep(Recipe(**recipe), Path("out"), stub).run()
+        assert not stub.runs
+
     def test_flags_of_the_command_win(self, recipe, stub):
         run_baselines("sweep", saved(recipe), "--learning_rate=0.3", "--seeds", 7, "--arms", "focal, inverse alpha")
         (record,) = records()
@@ -171,6 +210,13 @@ class TestRecipe:
             ({"arms": {}}, "arms: expected a dict with entries"),
             ({"seeds": [1, 1]}, "seeds: expected different ones"),
             ({"arms": {"a b": {}, "a-b": {}}}, "arms: expected names that differ"),
+            ({"arms": {"1": {}, "-1": {}}}, "arms: expected names that differ"),
+            ({"arms": {"Focal": {}, "focal": {}}}, "arms: expected names that differ"),
+            ({"arms": {1: {}}}, "arms: expected names with a letter or digit"),
+            ({"arms": {"..": {}}}, "arms: expected names with a letter or digit"),
+            ({"arms": {"../../etc": {}, "cells": {}}}, "arms: expected names .* other than cells"),
+            ({"arms": {"results.md": {}}}, "arms: expected names .* other than cells"),
+            ({"arms": {"a" * 101: {}}}, "arms: expected names .* of at most 100"),
             ({"arms": {"a": {"focal_alpha": "magic"}}}, "focal_alpha: expected none, one of"),
             ({"surprise": 1}, "recipe: expected a mapping with the keys title, flags"),
         ],
@@ -229,6 +275,23 @@ def test_killed_sweep_goes_on(words):
     run_baselines("sweep", saved(words), "--output_dir", "again")
     for one, other in zip(records(), records("again"), strict=True):
         assert one["metrics"] == other["metrics"] and one["predictions"] == other["predictions"]
+
+
+def test_two_sweeps_in_one_folder_of_which_one_is_killed(words):
+    """The other one goes on where it was, and nothing is there twice."""
+    words |= {"flags": words["flags"] | {"num_train_epochs": 10}, "seeds": [1, 2, 3]}
+    first, second = [start_process(run_baselines, "sweep", saved(words)) for _ in range(2)]
+    cells = Path("outputs/baselines/words/cells")
+    wait_for(lambda: any(map(is_whole, cells.glob("*/checkpoint-*/trainer_state.json"))), first)
+    first.kill()
+    first.join()
+    second.join()
+    assert second.exitcode == 0
+    assert sorted(record["seed"] for record in records()) == [1, 2, 3]
+    run_baselines("sweep", saved(words), "--output_dir", "again")
+    of_seed = {record["seed"]: record for record in records()}
+    for record in records("again"):
+        assert record["predictions"] == of_seed[record["seed"]]["predictions"]
 
 
 def is_whole(state: Path) -> bool:

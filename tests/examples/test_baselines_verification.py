@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from baselines.report import read_records
+from baselines.records import read_records
 from baselines.verification import card_command
 from toy_texts import run, run_baselines, single_label_data, write
 
