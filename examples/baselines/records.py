@@ -1,0 +1,66 @@
+"""`results.jsonl`, a record in each line: read with care, as anybody may have written it."""
+
+import json
+import warnings
+from pathlib import Path
+
+from hf_focal.model_card import one_line
+
+
+# What a training is: of two that differ in one of these, neither goes on with the other or stands for it.
+ORIGIN = ("flags", "data_fingerprint", "versions")
+KINDS = {
+    "stage": str,
+    "recipe": str,
+    "arm": str,
+    "seed": int,
+    "choice": dict,
+    "flags": list,
+    "data_fingerprint": str,
+    "versions": dict,
+}
+LARGEST_FILE = 2**28
+
+
+def cell_key(record: dict) -> str:
+    """The same for two records of one cell."""
+    return json.dumps([record["stage"], *(record[name] for name in ORIGIN)], sort_keys=True)
+
+
+def read_records(file: Path) -> list[dict]:
+    """The records of a file; what a killed process left of a line is skipped with a warning.
+
+    Raises:
+        `ValueError`: For a line that is no record, a cell that is there twice, or more than 256 MiB.
+    """
+    if file.stat().st_size > LARGEST_FILE:
+        raise ValueError(f"{file}: expected at most {LARGEST_FILE:,} bytes, but got {file.stat().st_size:,}")
+    records: dict[str, dict] = {}
+    lines: dict[str, int] = {}
+    for number, line in enumerate(file.read_text(errors="replace").split("\n"), start=1):
+        if not line.strip():
+            continue
+        shown = one_line(line[-60:])
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            warnings.warn(f"{file}, line {number}: expected a record, but got {shown!r} at its end; skipped")
+            continue
+        except RecursionError:
+            record = None
+        if not isinstance(record, dict):
+            raise ValueError(f"{file}, line {number}: expected a record, but got {shown!r} at its end")
+        for name, kind in KINDS.items():
+            if not isinstance(record.get(name), kind):
+                raise ValueError(
+                    f"{file}, line {number}: expected a record, whose {name!r} is a {kind.__name__}, but got "
+                    f"{record.get(name)!r:.60}"
+                )
+        key = cell_key(record)
+        if key in records:
+            raise ValueError(
+                f"{file}, lines {lines[key]} and {number}: {record['arm']!r}, seed {record['seed']}, stage "
+                f"{record['stage']!r:.20}, is there twice; remove one of the lines"
+            )
+        records[key], lines[key] = record, number
+    return [*records.values()]
