@@ -13,6 +13,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import datasets.config
 import torch
@@ -21,7 +23,7 @@ from datasets import DatasetDict
 from run_text_classification import ModelArguments, run
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import HfArgumentParser, PretrainedConfig, TrainerCallback
+from transformers import EarlyStoppingCallback, HfArgumentParser, PretrainedConfig, TrainerCallback
 
 from baselines.data import data_fingerprint, load_baseline_splits
 from baselines.frozen_layers import freeze_layers
@@ -34,12 +36,15 @@ from hf_focal import (
     evaluate_model,
 )
 from hf_focal.checkpoints import last_whole_checkpoint
+from hf_focal.evaluation import operating_points_of
 from hf_focal.metrics import ImbalancedClassification
 from hf_focal.model_card import describe_hardware, package_versions
+from hf_focal.operating_points import decision_scores, has_posterior
 
 
 TRAINING_FLAGS = (
-    "--do_train --do_eval --eval_strategy epoch --save_strategy epoch --save_total_limit 1 --load_best_model_at_end"
+    "--do_train --do_eval --eval_strategy epoch --save_strategy epoch --save_total_limit 1 --load_best_model_at_end "
+    "--restore_callback_states_from_checkpoint"
 ).split()
 
 
@@ -52,6 +57,10 @@ class BaselineArguments:
     validation_share: float | None = field(
         default=None, metadata={"help": "Share of the training texts to validate on, where there is no such split."}
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Ends a training that was not better on the validation split for this many epochs."},
+    )
     frozen_layers: int = field(
         default=0,
         metadata={"help": "Of a BERT: how many layers from below, with the embeddings, stay as they are."},
@@ -60,6 +69,8 @@ class BaselineArguments:
     def __post_init__(self):
         if self.rival not in RIVALS:
             raise ValueError(f"--rival: expected one of {', '.join(RIVALS)}, but got {self.rival!r}")
+        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
+            raise ValueError(f"--early_stopping_patience: expected at least 1, but got {self.early_stopping_patience}")
 
 
 FROZEN_LAYERS_CACHE = Path(datasets.config.HF_DATASETS_CACHE, "hf_focal_frozen_layers")
@@ -97,7 +108,7 @@ class Cell:
         if not finished.exists():
             checkpoint = self._last_checkpoint()
             resume = [] if checkpoint is None else ["--resume_from_checkpoint", checkpoint]
-            trainer, outputs = self._run([*TRAINING_FLAGS, *resume], callbacks)
+            trainer, outputs = self._run([*TRAINING_FLAGS, *resume], [*(callbacks or []), *self._early_stopping()])
             logs, metrics = trainer.state.log_history, outputs["validation"].metrics
             record = self.origin | {
                 "hardware": describe_hardware(trainer.args.world_size),
@@ -134,6 +145,7 @@ class Cell:
             "metrics": metrics,
             "labels": _ids(labels),
             "predictions": _ids(decisions),
+            "other_decisions": other_decisions(logits, labels, config, names),
         }
 
     @property
@@ -174,6 +186,10 @@ class Cell:
             _write_json(kept, self.origin)
             if leftovers:
                 print(f"{self.folder}: the training there has other flags, data or versions, so this one starts anew")
+
+    def _early_stopping(self) -> list[TrainerCallback]:
+        patience = parse_cell(self.flags)[0].early_stopping_patience
+        return [] if patience is None else [EarlyStoppingCallback(patience)]
 
     def _last_checkpoint(self) -> str | None:
         whole, _ = last_whole_checkpoint(self.folder)
@@ -218,6 +234,41 @@ def test_metrics(logits: Tensor, labels: Tensor, config: PretrainedConfig, names
     replace(settings, operating_point="thresholds").store_in(config)
     metrics = evaluate_model(logits, labels, config, label_names=names, label_counts=counts)
     return metrics, decide(logits, config)
+
+
+def other_decisions(
+    logits: Tensor, labels: Tensor, config: PretrainedConfig, names: list[str]
+) -> dict[str, dict[str, Any]]:
+    """For each operating point but that of [`test_metrics`], the metrics and the decisions that they are of.
+
+    The probabilities are those of the calibrated posterior where classes occur as in training. That is what the losses can
+    be compared by, also those whose logits stand for another prior.
+    """
+    settings, counts = FocalSettings.from_config(config), FocalSettings.from_config(config).label_counts
+    multi_label = config.problem_type == "multi_label_classification"
+    if not has_posterior(settings, multi_label):
+        return {}
+    _, posterior = decision_scores(logits, config)
+    if not multi_label and all(counts):
+        shares = [count / sum(counts) for count in counts]
+        if settings.class_prior != shares:
+            _, posterior = decision_scores(logits, config, prior=shares)
+        settings, logits = FocalSettings(gamma=0.0, class_prior=shares), posterior.double().log()
+    found = {}
+    for point in operating_points_of(_record(config, settings)):
+        if point == ("thresholds" if multi_label else "as_trained"):
+            continue
+        record = _record(config, replace(settings, operating_point=point))
+        metrics = evaluate_model(logits, labels, record, label_names=names, label_counts=counts)
+        del metrics["per_class"]
+        found[point] = {"metrics": metrics, "predictions": _ids(decide(logits, record))}
+    return found
+
+
+def _record(config: PretrainedConfig, settings: FocalSettings) -> SimpleNamespace:
+    return SimpleNamespace(
+        problem_type=config.problem_type, num_labels=config.num_labels, focal_loss=settings.to_dict()
+    )
 
 
 def _write_json(file: Path, content: dict) -> None:

@@ -83,42 +83,62 @@ class _PartlyFrozenBert(BertModel):
         is_token = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
         *layers, last = self.encoder.layer[self.num_frozen :]
         for layer in layers:
-            hidden = _through(layer, hidden, is_token, hidden.shape[1])
-        hidden = _through(last, hidden, is_token, 1)
+            hidden = _through(layer, hidden, is_token)
+        hidden = _first_row(last, hidden, is_token)
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=self.pooler(hidden))
 
     def _hidden_states(self, ids: Tensor, types: Tensor) -> Tensor:
         """What the frozen layers make of a text, which is computed by itself: the same in every batch."""
         tokens = torch.stack([ids, types]).numpy().astype(np.int32)
-        file = self.folder / f"{hashlib.sha256(tokens.tobytes()).hexdigest()[:32]}.npy"
+        file = self.folder / f"{hashlib.sha256(tokens.tobytes()).hexdigest()[:32]}"
         if file.exists():
-            return torch.from_numpy(np.load(file))
+            return torch.from_file(str(file), size=len(ids) * self.config.hidden_size, dtype=self.dtype_kept).view(
+                len(ids), -1
+            )
         device = self.embeddings.word_embeddings.weight.device
         with torch.no_grad():
             hidden = self.embeddings(input_ids=ids[None].to(device), token_type_ids=types[None].to(device))
             is_token = torch.ones(hidden.shape[:2], dtype=torch.bool, device=device)
             for layer in self.encoder.layer[: self.num_frozen]:
-                hidden = _through(layer, hidden, is_token, hidden.shape[1])
+                hidden = _through(layer, hidden, is_token)
         kept = hidden[0].to(self.dtype_kept).cpu()
         with NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as part:
-            np.save(part, kept.numpy())
+            part.write(kept.numpy().tobytes())
         os.replace(part.name, file)  # whole, or not there: other trainings read and write the same folder
         return kept
 
 
-def _through(layer: nn.Module, hidden: Tensor, is_token: Tensor, num_rows: int) -> Tensor:
-    """The first rows, (N, num_rows, H), of what a layer of BERT makes of all rows, (N, L, H)."""
-    attention, rows = layer.attention.self, hidden[:, :num_rows]
+def _through(layer: nn.Module, hidden: Tensor, is_token: Tensor) -> Tensor:
+    """What a layer of BERT makes of all rows, (N, L, H)."""
+    attention = layer.attention.self
 
     def by_head(projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
 
     mixed = F.scaled_dot_product_attention(
-        by_head(attention.query(rows)),
+        by_head(attention.query(hidden)),
         by_head(attention.key(hidden)),
         by_head(attention.value(hidden)),
         attn_mask=is_token[:, None, None, :],
         dropout_p=attention.dropout.p if attention.training else 0.0,
     )
-    attended = layer.attention.output(mixed.transpose(1, 2).flatten(2), rows)
+    attended = layer.attention.output(mixed.transpose(1, 2).flatten(2), hidden)
+    return layer.output(layer.intermediate(attended), attended)
+
+
+def _first_row(layer: nn.Module, hidden: Tensor, is_token: Tensor) -> Tensor:
+    """The first of these rows, (N, 1, H).
+
+    A row q that attends to K = h W + b needs no key of each token: q K = (q W) h + q b, and likewise for the values.
+    """
+    attention, row = layer.attention.self, hidden[:, :1]
+    num_heads = attention.num_attention_heads
+    query = attention.query(row)[:, 0].unflatten(-1, (num_heads, -1))  # (N, heads, H / heads)
+    of_key, of_value = (part.weight.unflatten(0, (num_heads, -1)) for part in (attention.key, attention.value))
+    key_bias, value_bias = (part.bias.unflatten(0, (num_heads, -1)) for part in (attention.key, attention.value))
+    scores = torch.einsum("nhd,hdk->nhk", query, of_key) @ hidden.transpose(1, 2)
+    scores = (scores + (query * key_bias).sum(-1, keepdim=True)) / query.shape[-1] ** 0.5
+    shares = attention.dropout(scores.masked_fill(~is_token[:, None], -torch.inf).softmax(-1))
+    values = torch.einsum("nhk,hdk->nhd", shares @ hidden, of_value) + shares.sum(-1, keepdim=True) * value_bias
+    attended = layer.attention.output(values.flatten(1)[:, None], row)
     return layer.output(layer.intermediate(attended), attended)

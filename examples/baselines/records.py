@@ -2,6 +2,8 @@
 
 import json
 import warnings
+import zlib
+from base64 import b64decode, b64encode
 from pathlib import Path
 
 from hf_focal.model_card import one_line
@@ -20,11 +22,31 @@ KINDS = {
     "versions": dict,
 }
 LARGEST_FILE = 2**28
+# Of the records, these are for programs: of thousands of test examples they take more room than all else.
+PACKED = ("labels", "predictions", "per_class", "other_decisions")
+LARGEST_PACKED = 2**26
 
 
 def cell_key(record: dict) -> str:
     """The same for two records of one cell."""
     return json.dumps([record["stage"], *(record[name] for name in ORIGIN)], sort_keys=True)
+
+
+def packed(record: dict) -> dict:
+    """The record as a line of the file has it."""
+    return record | {name: _packed(record[name]) for name in PACKED if name in record}
+
+
+def _packed(value: object) -> dict[str, str]:
+    return {"zlib": b64encode(zlib.compress(json.dumps(value).encode(), 9)).decode()}
+
+
+def _unpacked(value: dict[str, str]) -> object:
+    unpacker = zlib.decompressobj()
+    content = unpacker.decompress(b64decode(value["zlib"], validate=True), LARGEST_PACKED)
+    if not unpacker.eof:
+        raise ValueError(f"more than {LARGEST_PACKED:,} bytes, or cut short")
+    return json.loads(content)
 
 
 def read_records(file: Path) -> list[dict]:
@@ -56,6 +78,14 @@ def read_records(file: Path) -> list[dict]:
                     f"{file}, line {number}: expected a record, whose {name!r} is a {kind.__name__}, but got "
                     f"{record.get(name)!r:.60}"
                 )
+        try:
+            record |= {
+                name: _unpacked(record[name])
+                for name in PACKED
+                if isinstance(record.get(name), dict) and {*record[name]} == {"zlib"}
+            }
+        except (ValueError, TypeError, zlib.error, RecursionError) as error:
+            raise ValueError(f"{file}, line {number}: expected packed values, but {error}") from error
         key = cell_key(record)
         if key in records:
             raise ValueError(

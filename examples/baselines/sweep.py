@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 from baselines.cell import Cell, parse_cell
 from baselines.recipe import Recipe, slug
-from baselines.records import cell_key, read_records
+from baselines.records import cell_key, packed, read_records
 from hf_focal.model_card import package_versions
 
 
@@ -82,7 +82,7 @@ class Sweep:
         return [found[key] for key in map(self._key, tasks) if key in found]
 
     def open_tasks(self) -> list[Task]:
-        """What can be done now: the grid of an arm, and once that is complete, its seeds."""
+        """What can be done now: the grid of an arm, and once that is complete, its seeds, of all arms the first ones first."""
         records = {cell_key(record): record for record in self.records()}
 
         def record_of(task: Task) -> dict | None:
@@ -100,7 +100,7 @@ class Sweep:
                 chosen = max(trials, key=score) if tasks else trials[0]
                 tasks = [replace(chosen, stage="test", seed=seed) for seed in self.recipe.seeds]
             open_tasks += [task for task in tasks if record_of(task) is None]
-        return open_tasks
+        return sorted(open_tasks, key=lambda task: (STAGES.index(task.stage), self.recipe.seeds.index(task.seed)))
 
     def _run_next(self, bar: tqdm) -> bool:
         """Whether there was another task; the main process chooses it for all."""
@@ -147,7 +147,7 @@ class Sweep:
             file.seek(0)
             if not file.read().endswith("\n") and file.tell():
                 file.write("\n")  # after a torn line
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(packed(record)) + "\n")
 
     def _cell(self, task: Task) -> Cell:
         origin = self._origin(task)
