@@ -445,8 +445,12 @@ def run(
     trainer_class: type[FocalTrainer] = FocalTrainer,
     callbacks: list[TrainerCallback] | None = None,
     writes_card: bool = False,
+    use_safetensors: bool | None = None,
 ) -> tuple[FocalTrainer, dict[str, PredictionOutput]]:
-    """Trains, evaluates and predicts as the arguments say; the trainer, and what it predicted for each held-out split."""
+    """Trains, evaluates and predicts as the arguments say; the trainer, and what it predicted for each held-out split.
+
+    `use_safetensors` as in `PreTrainedModel.from_pretrained`.
+    """
     wanted = {"train": training_args.do_train, "validation": training_args.do_eval, "test": training_args.do_predict}
     needed = [split for split, is_wanted in wanted.items() if is_wanted]
     if not needed:
@@ -531,7 +535,11 @@ def run(
 
     # Model and training.
     model = AutoModelForSequenceClassification.from_pretrained(
-        path, config=config, ignore_mismatched_sizes=model_args.ignore_mismatched_sizes, **hub
+        path,
+        config=config,
+        ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
+        use_safetensors=use_safetensors,
+        **hub,
     )
     trainer = trainer_class(
         model=model if prepare_model is None else prepare_model(model),

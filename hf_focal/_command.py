@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 
-__all__ = ["without_paths", "without_secrets"]
+__all__ = ["publishable_command"]
 
 _MASK = "***"
 _WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
@@ -27,6 +27,36 @@ _QUERY = re.compile(r"(\w+://[^\s?]*\?)\S+")
 _HEADER = re.compile(r"^([\w-]+):\s.*$", re.DOTALL)
 _SCHEME = re.compile(r"\b(Bearer|Basic)\s+\S+", re.IGNORECASE)
 _PAIR = re.compile(r"""(["']?)([\w.-]+)\1(\s*[=:]\s*)(["']?)([^\s"',;&}]+)""")
+
+
+def publishable_command(command: Sequence[str], secrets: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """A command that says nothing of who ran it, as a card may show it.
+
+    The values of flags such as ``--hub_token`` are left out, and tokens of known services, users and queries of URLs, headers
+    and code after ``-c`` are replaced by ``***``. Absolute paths become relative to the working folder, or outside of it
+    their last part.
+
+    Args:
+        command (sequence of `str`): As in `sys.orig_argv`, or flags alone.
+        secrets (sequence of `str`): To be replaced wherever they stand.
+
+    Returns:
+        `tuple[list[str], list[str]]`: The command, and a sentence for each thing that it lacks.
+
+    Example:
+
+    ```python
+    >>> from hf_focal.model_card import publishable_command
+    >>> publishable_command(["python", "/home/ann/train.py", "--hub_token", "abc"])
+    (['python', 'train.py'], ['Files outside the folder that ... are named without where they are.', 'The command ... --hub_token.'])
+
+    ```
+    """
+    relative, here = without_paths(command), f"{Path.cwd()}/"
+    is_cut = relative != [argument.replace(here, "") for argument in command]
+    kept, left_out = without_secrets(relative, secrets)
+    lacks = ["Files outside the folder that the command was run in are named without where they are."] * is_cut
+    return kept, lacks + [f"The command is given without {', '.join(left_out)}."] * bool(left_out)
 
 
 def without_secrets(command: Sequence[str], secrets: Sequence[str] = ()) -> tuple[list[str], list[str]]:

@@ -23,7 +23,7 @@ from transformers import Trainer
 from transformers.modelcard import TrainingSummary
 from transformers.trainer_utils import PredictionOutput, has_length
 
-from ._command import without_paths, without_secrets
+from ._command import publishable_command
 from ._known_labels import known_labels
 from ._model_kinds import class_names, is_multi_label, task_of
 from ._sample_weights import weights_of
@@ -138,13 +138,8 @@ def _contents(
 ) -> ModelCardContents:
     args, state = trainer.args, trainer.state
     name = results.name
-    relative, here = without_paths(sys.orig_argv[1:]), f"{Path.cwd()}/"
-    is_cut = relative != [argument.replace(here, "") for argument in sys.orig_argv[1:]]
-    token_names = ("hub_token", "push_to_hub_token")
-    command, left_out = without_secrets(
-        ["python", *relative],
-        [token for token in (getattr(args, key, None) for key in token_names) if token],
-    )
+    tokens = [getattr(args, key, None) for key in ("hub_token", "push_to_hub_token")]
+    command, lacks = publishable_command(["python", *sys.orig_argv[1:]], [token for token in tokens if token])
     limits = {
         f"Written during training, after step {state.global_step} of {state.max_steps}.": trainer.is_in_train,
         f"The results are those of the dataset {name!r}, one of several that it was evaluated on.": name is not None,
@@ -153,8 +148,7 @@ def _contents(
         ),
         f"An example counts in the metrics by its weight, in column {_weight_column(trainer)!r}.": results.weights
         is not None,
-        "Files outside the folder that the command was run in are named without where they are.": is_cut,
-        f"The command is given without {', '.join(left_out)}.": left_out,
+        **dict.fromkeys(lacks, True),
     }
     return ModelCardContents(
         model_name=str(summary.model_name),

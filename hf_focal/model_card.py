@@ -35,6 +35,7 @@ from ._card_pictures import (
     readings,
     reliability_diagram,
 )
+from ._command import publishable_command
 from ._known_labels import known_labels
 from ._markdown import escape_markdown, markdown_table, one_line
 from ._picture_text import drawable, numbered
@@ -52,6 +53,7 @@ __all__ = [
     "markdown_table",
     "one_line",
     "package_versions",
+    "publishable_command",
     "read_model_card",
     "write_model_card",
 ]

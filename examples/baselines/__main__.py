@@ -114,7 +114,7 @@ def main() -> None:
         "card",
         type=Path,
         help="a README.md; the exit status is 0 if all numbers are the same, 3 if they are within the tolerance, 1 if one "
-        "differs, 4 if nothing can be compared",
+        "differs, 4 if nothing can be compared, 2 if the card is refused",
     )
     command.add_argument("--seed", type=int, help="by default the first of the card")
     command.set_defaults(run=verify, takes_flags=False)
@@ -140,4 +140,5 @@ if __name__ == "__main__":
     except (ValueError, OSError) as error:  # what is wrong with a recipe, a card or a flag, in a line
         from hf_focal.model_card import one_line
 
-        sys.exit(f"python -m baselines: error: {one_line(str(error))}")
+        print(f"python -m baselines: error: {one_line(str(error))}", file=sys.stderr)
+        sys.exit(2)

@@ -44,6 +44,7 @@ def card_contents(cells: list[dict], title: str) -> ModelCardContents:
     limits = [
         f"Trained by {first['recipe']!r}, arm {first['arm']!r}: each of {len(cells)} seeds is a model of its own."
     ]
+    limits += first.get("left_out", [])
     if isinstance(first["labels"][0], list):
         limits.append(
             "Decided at the operating point f1, by thresholds that were fitted on the validation split for each seed, with the "

@@ -93,10 +93,12 @@ class Cell:
     Attributes:
         flags (`list[str]`): Of `python -m baselines cell`, without those that say what to do and where.
         folder (`Path`): For the model, the results and the log.
+        use_safetensors (`bool`, *optional*): As in `PreTrainedModel.from_pretrained`.
     """
 
     flags: list[str]
     folder: Path
+    use_safetensors: bool | None = None
 
     def train(self, callbacks: list[TrainerCallback] | None = None) -> dict:
         """The record of the training, with the metrics of the best epoch on the validation split.
@@ -215,6 +217,7 @@ class Cell:
                 prepare_model=prepare_model,
                 trainer_class=trainer_class,
                 callbacks=callbacks,
+                use_safetensors=self.use_safetensors,
             )
 
 

@@ -90,7 +90,7 @@ def compare(flags: list[str]) -> None:
     print(f"\n{tables}")
     arm, record = best_arm(records)
     print(recommendation(records, arm, first))
-    save_best(arm, record, arguments, folder)
+    save_best(arm, recipe.cell_flags(arm, record["choice"], record["seed"]), arguments, folder)
     print(f"The tables are in {folder / 'results.md'}, the splits in {folder / 'data'}.")
 
 
@@ -272,13 +272,13 @@ def recommendation(records: list[dict], arm: str, first: str) -> str:
     return f"Recommended: {arm}, {why}; beside {first}, in macro-F1 on the test split, {', '.join(verdicts)}."
 
 
-def save_best(arm: str, record: dict, arguments: OwnDataArguments, folder: Path) -> None:
+def save_best(arm: str, flags: list[str], arguments: OwnDataArguments, folder: Path) -> None:
     """Trains it once more, the same way, to be calibrated, decided as wanted, and saved with its card."""
     model_folder = folder / "model"
     if (model_folder / "README.md").exists():  # which is written last
         print(f"\nThe best one, {arm}, is in {model_folder}; its card says how to use it.")
         return
-    taken = dict(zip(record["flags"][::2], record["flags"][1::2]))
+    taken = dict(zip(flags[::2], flags[1::2]))
     frozen = taken.pop("--frozen_layers", None)
     flags = [part for pair in taken.items() for part in pair]
     flags += _decision(arguments)

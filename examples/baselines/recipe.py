@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from baselines.cell import parse_cell
+from hf_focal.model_card import publishable_command
 
 
 @dataclass(kw_only=True)
@@ -79,7 +80,8 @@ class Recipe:
     @property
     def shared_flags(self) -> dict[str, str]:
         """Those that all of its arms have: records of others are no comparison."""
-        return {name: str(value) for name, value in self.flags.items()} | {"metric_for_best_model": self.choose_by}
+        flags = {name: publishable_command([str(value)])[0][0] for name, value in self.flags.items()}
+        return flags | {"metric_for_best_model": self.choose_by}
 
     @property
     def choices(self) -> list[dict[str, Any]]:

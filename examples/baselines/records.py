@@ -1,5 +1,6 @@
 """`results.jsonl`, a record in each line: read with care, as anybody may have written it."""
 
+import hashlib
 import json
 import warnings
 import zlib
@@ -9,8 +10,6 @@ from pathlib import Path
 from hf_focal.model_card import one_line
 
 
-# What a training is: of two that differ in one of these, neither goes on with the other or stands for it.
-ORIGIN = ("flags", "data_fingerprint", "versions")
 KINDS = {
     "stage": str,
     "recipe": str,
@@ -27,9 +26,15 @@ PACKED = ("labels", "predictions", "per_class", "other_decisions")
 LARGEST_PACKED = 2**26
 
 
+def flags_digest(flags: list[str]) -> str:
+    """Tells flags apart that are the same in a record, which has no folders of its author."""
+    return hashlib.sha256(json.dumps(flags).encode()).hexdigest()[:16]
+
+
 def cell_key(record: dict) -> str:
-    """The same for two records of one cell."""
-    return json.dumps([record["stage"], *(record[name] for name in ORIGIN)], sort_keys=True)
+    """The same for two records of one cell: of the same stage, flags, data and versions."""
+    digest = record.get("flags_digest") or flags_digest(record["flags"])
+    return json.dumps([record["stage"], digest, record["data_fingerprint"], record["versions"]], sort_keys=True)
 
 
 def packed(record: dict) -> dict:

@@ -20,8 +20,8 @@ from transformers import TrainerCallback
 
 from baselines.cell import Cell, parse_cell
 from baselines.recipe import Recipe, slug
-from baselines.records import cell_key, packed, read_records
-from hf_focal.model_card import package_versions
+from baselines.records import cell_key, flags_digest, packed, read_records
+from hf_focal.model_card import package_versions, publishable_command
 
 
 STAGES = ("validation", "test")
@@ -117,6 +117,8 @@ class Sweep:
             record |= run(callbacks=[_Progress(bar)])
             if cell_key(record) != self._key(task):
                 raise ValueError(f"the data, or what is installed, changed while the sweep ran: {bar.postfix}")
+            record |= dict(zip(("flags", "left_out"), publishable_command(cell.flags)))
+            record["flags_digest"] = flags_digest(cell.flags)
             if PartialState().is_main_process:
                 if task.stage == "test":
                     shutil.move(cell.logits_file, self.folder / f"{cell.folder.name}.safetensors")

@@ -18,7 +18,7 @@ from run_text_classification import parse_flags, run
 
 from baselines.cell import CELL_COMMAND, Cell, parse_cell
 from hf_focal import FocalTrainingArguments
-from hf_focal.model_card import ModelCardContents, markdown_table, read_model_card
+from hf_focal.model_card import ModelCardContents, markdown_table, one_line, read_model_card
 
 
 # Twice the largest standard deviation over seeds that macro-F1 has in the README: a card may ask for less, not for more.
@@ -68,7 +68,8 @@ def verify_card(path: Path, seed: int | None = None) -> Verdict:
         return Verdict.NOT_COMPARABLE
     entry, flags = card_command(contents.command)
     flags += ["--seed", str(seed)]
-    print(f"Runs in a temporary folder: {entry} {shlex.join(flags)}")
+    print(one_line(f"Runs in a temporary folder: {entry} {shlex.join(flags)}"))
+    show_what_is_read(entry, flags, path.parent)
     with TemporaryDirectory() as folder:
         record = _ENTRIES[entry][0](flags, Path(folder))
     if record["data_fingerprint"] not in (contents.dataset_fingerprint or "").split("; "):
@@ -97,7 +98,7 @@ def verify_card(path: Path, seed: int | None = None) -> Verdict:
 
 
 def _run_cell(flags: list[str], folder: Path) -> dict[str, Any]:
-    return Cell(flags, folder).test()
+    return Cell(flags, folder, use_safetensors=True).test()
 
 
 def _run_script(flags: list[str], folder: Path) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def _run_script(flags: list[str], folder: Path) -> dict[str, Any]:
         "true",
     ]
     model_args, data_args, training_args = parse_flags([*flags, *overrides])
-    run(model_args, data_args, training_args, writes_card=True)
+    run(model_args, data_args, training_args, writes_card=True, use_safetensors=True)
     contents = read_model_card(folder / "README.md")
     return {
         "hardware": contents.hardware,
@@ -154,6 +155,21 @@ def card_command(command: list[str]) -> tuple[str, list[str]]:
     except (SystemExit, ValueError) as error:
         raise ValueError(f"command: expected flags of `{entry}`, but got {shlex.join(flags):.200}") from error
     return entry, flags
+
+
+def show_what_is_read(entry: str, flags: list[str], folder: Path) -> None:
+    """Prints what a card has read from elsewhere than its folder, and refuses models whose weights could be code."""
+    *_, model_args, data_args, _ = _ENTRIES[entry][1](flags)
+    models = [name for name in (model_args.model_name_or_path, model_args.tokenizer_name) if name is not None]
+    data = data_args.files.values() if data_args.dataset_name is None else [data_args.dataset_name]
+    for name in [*models, *data]:
+        where = Path(name)
+        if not where.exists():
+            print(one_line(f"Reads from the Hub, or from what is installed: {name}"))
+        elif not where.resolve().is_relative_to(folder.resolve()):
+            print(one_line(f"Reads, outside the folder of the card: {where.resolve()}"))
+        if name in models and where.is_dir() and (where / "adapter_config.json").exists():
+            raise ValueError(f"command: expected a model, but {name} is an adapter, which names another model")
 
 
 def differences(

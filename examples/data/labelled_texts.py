@@ -71,12 +71,15 @@ def load_splits(
 ) -> DatasetDict:
     """The raw splits from the hub, from files or, if neither is named, what `embedded_default` returns."""
     if data_args.dataset_name is not None:
-        return load_dataset(
-            data_args.dataset_name,
-            data_args.dataset_config_name,
-            revision=data_args.dataset_revision,
-            cache_dir=cache_dir,
-        )
+        try:
+            return load_dataset(
+                data_args.dataset_name,
+                data_args.dataset_config_name,
+                revision=data_args.dataset_revision,
+                cache_dir=cache_dir,
+            )
+        except RuntimeError as error:  # a script, which is code
+            raise ValueError(f"--dataset_name: {data_args.dataset_name} cannot be read: {error}") from error
     if not data_args.files:
         return embedded_default()
     splits = DatasetDict()

@@ -203,6 +203,25 @@ class TestSchedule:
         assert sweep.results.read_text().splitlines()[-2:] == [lines[-1][:50], lines[-1]]
 
 
+class TestNothingOfTheAuthor:
+    def test_absolute_paths_and_secrets(self, recipe, stub):
+        """Neither results nor cards, which people publish; two folders of one name are two models nevertheless."""
+        here = Path.cwd()
+        recipe["flags"] = {"train_file": here / "mine" / "train.csv", "hub_token": "hf_" + "a" * 30}
+        recipe["flags"] = {name: str(value) for name, value in recipe["flags"].items()}
+        for owner in ("ann", "bob"):
+            Sweep(Recipe(**recipe).with_flags({"model_name_or_path": f"/home/{owner}/model"}), Path("out"), stub).run()
+        first, *_ = found = records("out")
+        assert len(found) == 16 and len(stub.runs) == 20
+        assert first["flags"][first["flags"].index("--train_file") + 1] == str(Path("mine/train.csv"))
+        run_baselines("sweep", saved(recipe), "--output_dir", "out", "--model_name_or_path", "/home/ann/model")
+        written = [path for path in Path("out").rglob("*") if path.suffix in (".jsonl", ".md")]
+        assert len(written) == 4
+        for file in written:
+            assert not any(text in file.read_text() for text in (str(here), "/home", "ann", "hf_aaa"))
+        assert "without where they are" in Path("out/cross_entropy/README.md").read_text()
+
+
 class TestRecipe:
     @pytest.mark.parametrize(
         "change, message",

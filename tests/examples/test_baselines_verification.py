@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from baselines.records import read_records
 from baselines.verification import card_command
@@ -31,7 +32,8 @@ def finished(model_folder, tmp_path_factory):
         patch.chdir(folder)
         splits = ("train", "validation", "test")
         files = {f"{split}_file": write(single_label_data(), f"{split}.csv") for split in splits}
-        flags = {"model_name_or_path": model_folder, "num_train_epochs": 2, "per_device_train_batch_size": 4}
+        shutil.copytree(model_folder, "model")
+        flags = {"model_name_or_path": "model", "num_train_epochs": 2, "per_device_train_batch_size": 4}
         arms = {"cross entropy": {"loss": "cross_entropy"}, "focal, inverse alpha": {"focal_alpha": "inverse"}}
         recipe = {"title": "words", "flags": flags | files | {"use_cpu": True}, "seeds": [1, 2], "arms": arms}
         Path("words.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
@@ -53,6 +55,7 @@ def remembered(finished, monkeypatch):
     class RememberedCell:
         flags: list[str]
         folder: Path
+        use_safetensors: bool
 
         def test(self):
             seed = int(self.flags[-1])
@@ -262,6 +265,65 @@ def test_the_code_of_a_model_is_not_run(card, monkeypatch):
     with pytest.raises(ValueError, match="trust_remote_code"):
         run_baselines("verify", card)
     assert not Path("pwned").exists()
+
+
+def with_model(card, model):
+    contents = read_model_card(card)
+    at = contents.command.index("--model_name_or_path") + 1
+    return rewritten(card, command=[*contents.command[:at], model, *contents.command[at + 1 :]])
+
+
+class Evil:
+    def __reduce__(self):
+        return open, ("pwned", "w")
+
+
+def test_weights_that_could_be_code_are_not_loaded(card, model_folder):
+    shutil.copytree(model_folder, "evil")
+    Path("evil/model.safetensors").unlink()
+    torch.save({"weight": Evil()}, "evil/pytorch_model.bin")
+    with_model(card, "evil")
+    with pytest.raises(OSError, match="safetensors"):
+        run_baselines("verify", card)
+    shutil.copytree(model_folder, "adapter")
+    Path("adapter/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "evil"}))
+    with_model(card, "adapter")
+    with pytest.raises(ValueError, match="adapter is an adapter, which names another model"):
+        run_baselines("verify", card)
+    assert not Path("pwned").exists()
+
+
+def test_a_dataset_with_a_script_is_not_run(card):
+    contents = read_model_card(card)
+    Path("words").mkdir()
+    Path("words/words.py").write_text("open('pwned', 'w')")
+    at = contents.command.index("--train_file")
+    rewritten(card, command=[*contents.command[:at], "--dataset_name", "words", *contents.command[at + 6 :]])
+    with pytest.raises(ValueError, match="--dataset_name: words cannot be read: Dataset scripts"):
+        run_baselines("verify", card)
+    assert not Path("pwned").exists()
+
+
+def test_what_is_read_elsewhere_is_shown_first(card, capsys, monkeypatch):
+    """Also where nothing comes of it."""
+    monkeypatch.setattr("baselines.verification.Cell", lambda *args, **options: pytest.exit("reads"))
+    with pytest.raises(pytest.exit.Exception):
+        run_baselines("verify", card)
+    printed = capsys.readouterr().out
+    assert f"Reads, outside the folder of the card: {Path('train.csv').resolve()}\n" in printed
+    shutil.copy("train.csv", card.parent)
+    contents = read_model_card(card)
+    own = [str(card.parent / part) if part == "train.csv" else part for part in contents.command]
+    rewritten(card, command=own)
+    with pytest.raises(pytest.exit.Exception):
+        run_baselines("verify", card)
+    printed = capsys.readouterr().out
+    assert str(Path("train.csv").resolve()) not in printed and "validation.csv" in printed
+    with_model(card, "some/model\x1b[2J")
+    with pytest.raises(pytest.exit.Exception):
+        run_baselines("verify", card)
+    printed = capsys.readouterr().out
+    assert "Reads from the Hub, or from what is installed: some/model\n" in printed and "\x1b" not in printed
 
 
 @pytest.mark.parametrize("command", [CELL, ["python", "run_text_classification.py"]])
