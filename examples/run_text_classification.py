@@ -336,6 +336,7 @@ def print_label_distribution(settings: FocalSettings, names: list[str], num_exam
     if alpha is not None:
         columns = ["alpha of negatives", "alpha of positives"] if multi_label else ["alpha"]
         table[columns] = alpha.reshape(-1, len(names)).T.numpy()
+    table.index = [*map(one_line, names)]
     with pd.option_context("display.unicode.east_asian_width", True):  # of names in Chinese, say
         text = table.to_string(float_format="%.3f")
     print(f"\nTraining data, gamma {settings.gamma:g}\n{text}")
@@ -365,7 +366,7 @@ def print_calibration(found: dict, num_examples: int) -> None:
         done = f"calibrated by {how} (temperature {found['temperature']:.2f})" if how else "left as they are"
         print(f"\nProbabilities {done}{left_out}")
     rows = {
-        name: {score: "{:.3f} ({:.3f} to {:.3f})".format(*values) for score, values in scores.items()}
+        one_line(name): {score: "{:.3f} ({:.3f} to {:.3f})".format(*values) for score, values in scores.items()}
         for name, scores in found.get("reached", {}).items()
     }
     if rows:
@@ -376,11 +377,10 @@ def print_calibration(found: dict, num_examples: int) -> None:
             f"that they were fitted to (95 % intervals)\n{table.head(20).to_string()}"
         )
     if missing := found.get("not_reachable"):
-        print(f"{found['threshold_criterion']} is not reachable for {', '.join(missing[:20])}")
+        print(f"{found['threshold_criterion']} is not reachable for {one_line(', '.join(missing[:20]))}")
     if unknown := found.get("without_positives"):
-        print(
-            f"Without a positive validation example, so with a threshold that is not fitted: {', '.join(unknown[:20])}"
-        )
+        names = one_line(", ".join(unknown[:20]))
+        print(f"Without a positive validation example, so with a threshold that is not fitted: {names}")
 
 
 def print_report(

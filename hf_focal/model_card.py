@@ -23,7 +23,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 import torch
 import torch.nn.functional as F
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from torch import Tensor
 
@@ -105,6 +107,8 @@ _SHARES = re.compile(
     r"accuracy|balanced_accuracy|(f1|precision|recall|average_precision|expected_calibration_error).*"
 )
 _DIGITS = 4  # of the metadata
+_DEEPEST_METADATA = 20
+_LARGEST_CARD = 2**24
 # The pipeline of ours that reads what FocalTrainer has stored, for each task, and what to try it on.
 _PIPELINES = {
     "text-classification": ("FocalTextClassificationPipeline", "Profits doubled in the second quarter."),
@@ -327,24 +331,23 @@ def read_model_card(path: str | Path) -> ModelCardContents:
         metadata are not those of the record. The message names the line. Cards of version 0.1 are compared by their
         tables, command and results alone.
     """
-    try:
-        card = ModelCard.load(Path(path))
-    except Exception as error:  # there are many ways to break the parser of the metadata
-        raise ValueError(f"{path}: expected a model card, but got {error!r}") from error
+    card = _loaded(Path(path))
     blocks = [match for match in _FENCED.finditer(card.text) if match[2].strip() == _RECORD]
     records = [block[3] for block in blocks]
     _check(str(path), f"{len(records)} of them", f"one block of {_RECORD}", len(records) == 1)
     try:
         record = json.loads(records[0], object_pairs_hook=_without_repetition)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"record: expected JSON, but got {error!r}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"record: expected JSON, but got {error!r:.500}") from error
     _check("record", record, "an object", isinstance(record, dict))
     is_of_0_1 = not {*_SINCE_0_2} & record.keys()
     if is_of_0_1:
         record = {**dict.fromkeys(_SINCE_0_2), "operating_points": {}, **record}
     record = {"thresholds_reached": {}, **record}  # which cards have only where there are some
     for name in sorted(get_type_hints(ModelCardContents).keys() ^ record.keys()):
-        raise ValueError(f"record: expected {'no' if name in record else 'a'} key {name!r}, but got {sorted(record)}")
+        raise ValueError(
+            f"record: expected {'no' if name in record else 'a'} key {name!r}, but got {sorted(record)!r:.500}"
+        )
     contents = ModelCardContents(**record)
     if is_of_0_1:
         sections = _sections_of_0_1(contents)
@@ -353,10 +356,29 @@ def read_model_card(path: str | Path) -> ModelCardContents:
         sections |= {f"## {title}": section for title, section in _sections(contents, {}).items() if section}
     _check_sections(str(path), card.text.replace(blocks[0][0], ""), sections)
     _check_metadata(str(path), card.data.to_dict(), contents)
-    found = [_rounded(result) for result in card.data.eval_results or [] if result.metric_type != _NOT_IN_METADATA]
+    results = getattr(card.data, "eval_results", None) or []
+    found = [_rounded(result) for result in results if result.metric_type != _NOT_IN_METADATA]
     named = [(result.metric_name, result.metric_value) for result in found]
     _check(f"{path}: model-index", named, "the results of the record", found == _eval_results(contents))
     return contents
+
+
+def _loaded(path: Path) -> ModelCard:
+    """Without aliases in the metadata, of which a few lines can stand for more than any memory holds."""
+    _check(str(path), "no such file", "a model card", path.is_file())
+    size = path.stat().st_size
+    _check(str(path), f"{size:,}", f"at most {_LARGEST_CARD:,} bytes", size <= _LARGEST_CARD)
+    depth = 0
+    try:
+        metadata = REGEX_YAML_BLOCK.search(path.read_text("utf-8-sig"))
+        for event in yaml.parse(metadata[2] if metadata else "", yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > _DEEPEST_METADATA:
+                raise ValueError(f"metadata with aliases, or more than {_DEEPEST_METADATA} levels of it")
+        card = ModelCard.load(path)
+    except Exception as error:  # there are many ways to break the parser of the metadata
+        raise ValueError(f"{path}: expected a model card, but got {error!r:.500}") from error
+    return card
 
 
 def _check_sections(path: str, text: str, sections: dict[str, str]) -> None:
@@ -852,7 +874,7 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _check(name: str, value: Any, expected: str, is_met: bool) -> None:
     if not is_met:
-        raise ValueError(f"{name}: expected {expected}, but got {value!r}")
+        raise ValueError(f"{one_line(name)}: expected {expected}, but got {value!r:.500}")
 
 
 def _checked(name: str, value: Any, kind: Any) -> Any:

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ._checks import as_margin, check_distributions
 from ._class_weights import sigmoid_weights, softmax_weights
+from ._markdown import one_line
 from .calibration import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 
 
@@ -241,11 +242,11 @@ class FocalSettings:
             advice = "; a later version of hf_focal reads it" if is_later else ""
             raise ValueError(f"format_version: expected {FORMAT_VERSION}, but got {version!r}{advice}")
         if "gamma" not in record:
-            raise ValueError(f"gamma: missing from focal_loss, which holds {', '.join(map(str, record)) or 'nothing'}")
+            raise ValueError(f"gamma: missing from focal_loss, which holds {_named(record) or 'nothing'}")
         known = {field.name for field in fields(cls)}
         unknown = [str(name) for name in record if name not in known | {"format_version"}]
         if unknown and version is not None:
-            raise ValueError(f"focal_loss: expected only {', '.join(sorted(known))}, but got {', '.join(unknown)}")
+            raise ValueError(f"focal_loss: expected only {', '.join(sorted(known))}, but got {_named(unknown)}")
         values = {name: record[name] for name in record if name in known}
         for name in ("margin", "label_smoothing"):  # 0.1 may hold null
             if values.get(name, 0) is None:
@@ -372,6 +373,10 @@ class FocalSettings:
             values |= {"folded, bias": self.folded["bias"], "folded, shift": self.folded["shift"]}
             del values["folded"]
         return {name: len(value) for name, value in values.items() if isinstance(value, list)}
+
+
+def _named(keys: Iterable[object]) -> str:
+    return one_line(", ".join(map(str, keys)))[:500]
 
 
 def _number(name: str, value: Any, low: float, high: float) -> float:

@@ -141,7 +141,7 @@ def test_dependencies_are_those_imported():
     roots = {module.split(".")[0] for tree in PACKAGE.values() for module, _, _ in imports(tree)}
     third_party = roots - sys.stdlib_module_names - {"hf_focal"}
     distributions = packages_distributions()
-    assert {distributions.get(root, [root])[0].replace("-", "_") for root in third_party} == declared
+    assert {distributions.get(root, [root])[0].replace("-", "_").lower() for root in third_party} == declared
 
 
 def test_public_modules_say_what_is_public():

@@ -161,6 +161,15 @@ def sections_of(text):
     return dict(zip(parts[1::2], parts[2::2])), [match[0] for match in code.finditer(body)]
 
 
+LAUGHS = "\n".join(
+    [
+        "a: &a [x, x]",
+        *(f"{b}: &{b} [{', '.join(['*' + a] * 9)}]" for a, b in zip("abcdefghijk", "bcdefghijkl")),
+        "tags:",
+    ]
+)
+
+
 class TestMarkdown:
     @pytest.mark.parametrize(
         "text, escaped",
@@ -682,6 +691,10 @@ class TestReading:
             (r"expected a model card, but got", "tags:", "tags: [unclosed\nmore:"),
             (r"expected a model card, but got", "tags:", "x: !!python/object/apply:os.system [touch hacked]\ntags:"),
             (r"expected a model card, but got", "tags:", "ignore_metadata_errors: true\ntags:"),
+            (r"expected a model card, but got ValueError\('metadata with aliases", "tags:", LAUGHS),
+            (r"metadata with aliases", "tags:", "a: &a [*a]\ntags:"),
+            (r"more than 20 levels", "tags:", "a: " + "[" * 30 + "]" * 30 + "\ntags:"),
+            (r"record: expected JSON, but got ValueError", '"tolerance": 0.02', '"tolerance": ' + "1" * 10_000),
         ],
     )
     def test_what_is_refused(self, tmp_path, monkeypatch, message, old, new):
@@ -704,6 +717,29 @@ class TestReading:
         (tmp_path / "README.md").write_bytes(b"\xff\xfe\x00")
         with pytest.raises(ValueError, match="expected a model card, but got"):
             read_model_card(tmp_path / "README.md")
+
+    def test_a_card_that_is_too_large(self, tmp_path):
+        (tmp_path / "README.md").write_bytes(b"x" * (2**24 + 1))
+        with pytest.raises(ValueError, match="expected at most 16,777,216 bytes, but got '16,777,217'"):
+            read_model_card(tmp_path / "README.md")
+
+    @pytest.mark.parametrize(
+        "text", ["\x1b[2J", "\x9b31m", "\x1b]0;title\x07", "\u202e", "\u061c", "\u200b", "\U000e0041", "\r"]
+    )
+    def test_no_message_has_what_a_terminal_obeys(self, tmp_path, text):
+        """Wherever it stands in the record: in a name, in a value, in a key."""
+        path = write_model_card(tmp_path, contents_of())
+        card, messages = path.read_text(), []
+        start = card.index("```json hf_focal")
+        for match in re.finditer(r'"[^"\\]*"', card[start:]):
+            at = start + match.start() + 1
+            path.write_text(card[:at] + json.dumps(text)[1:-1] + card[at:], encoding="utf-8", newline="")
+            try:
+                read_model_card(path)
+            except ValueError as error:
+                messages.append(str(error))
+        assert len(messages) > 50
+        assert not any(text in message for message in messages)
 
     def test_many_unclosed_fences_take_no_time(self, tmp_path):
         (tmp_path / "README.md").write_text("---\na: b\n---\n" + "```a\n" * 30_000)

@@ -36,6 +36,7 @@ from baselines.frozen_layers import freeze_layers
 from baselines.recipe import Recipe
 from baselines.report import difference_table, differences, interval_table, report_table
 from baselines.sweep import Sweep
+from hf_focal.model_card import one_line
 
 
 ARMS = {
@@ -150,12 +151,12 @@ def write_splits(arguments: OwnDataArguments, folder: Path) -> dict[str, str]:
     classes = sorted(counts["train"], key=lambda name: -counts["train"][name])
     print("Examples of each class: " + ", ".join(f"{split} {len(splits[split])}" for split in splits))
     for name in classes[:20]:
-        print(f"  {name}: " + ", ".join(f"{split} {counts[split].get(name, 0)}" for split in splits))
+        print(f"  {one_line(name)}: " + ", ".join(f"{split} {counts[split].get(name, 0)}" for split in splits))
     if len(classes) > 20:
         print(f"  and {len(classes) - 20} more")
     missing = [name for name in classes if any(not of_split.get(name) for of_split in counts.values())]
     if missing:
-        print(f"Too rare to be in every split: {', '.join(missing[:20])}")
+        print(f"Too rare to be in every split: {one_line(', '.join(missing[:20]))}")
     return files
 
 

@@ -8,8 +8,10 @@ import math
 import re
 import shlex
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields
 from enum import IntEnum
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -73,9 +75,9 @@ def verify_card(path: Path, seed: int | None = None) -> Verdict:
     with TemporaryDirectory() as folder:
         record = _ENTRIES[entry][0](flags, Path(folder))
     if record["data_fingerprint"] not in (contents.dataset_fingerprint or "").split("; "):
+        of_card = one_line(str(contents.dataset_fingerprint))
         print(
-            f"Not comparable: the data are others, {record['data_fingerprint']}, than those of the card, "
-            f"{contents.dataset_fingerprint}."
+            f"Not comparable: the data are others, {record['data_fingerprint']}, than those of the card, {of_card:.500}."
         )
         return Verdict.NOT_COMPARABLE
     is_same_machine = contents.hardware == record["hardware"] and contents.versions == record["versions"]
@@ -85,7 +87,7 @@ def verify_card(path: Path, seed: int | None = None) -> Verdict:
     where = "the same hardware and versions" if is_same_machine else "other hardware or versions"
     if rows:
         print(f"Different, on {where}: {len(rows)} of {count} values")
-        print(markdown_table(["", "card", "this run", "difference"], rows))
+        print(markdown_table(["", "card", "this run", "difference"], [[*map(one_line, row)] for row in rows]))
         return Verdict.DIFFERENT
     if not differences(contents, contents.seeds.index(seed), record, is_same_machine=True):
         print(f"The same to the last digit: {count} values, on {where}")
@@ -113,7 +115,8 @@ def _run_script(flags: list[str], folder: Path) -> dict[str, Any]:
         "true",
     ]
     model_args, data_args, training_args = parse_flags([*flags, *overrides])
-    run(model_args, data_args, training_args, writes_card=True, use_safetensors=True)
+    with redirect_stdout(StringIO()):  # names of classes are what the data say
+        run(model_args, data_args, training_args, writes_card=True, use_safetensors=True)
     contents = read_model_card(folder / "README.md")
     return {
         "hardware": contents.hardware,
@@ -151,7 +154,8 @@ def card_command(command: list[str]) -> tuple[str, list[str]]:
             if name not in allowed:
                 raise ValueError(f"command: {flag.split('=')[0]!r} is no flag that a card may set")
     try:
-        parse(flags)
+        with redirect_stderr(StringIO()):  # argparse shows what it cannot parse as it is
+            parse(flags)
     except (SystemExit, ValueError) as error:
         raise ValueError(f"command: expected flags of `{entry}`, but got {shlex.join(flags):.200}") from error
     return entry, flags
