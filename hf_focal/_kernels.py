@@ -180,7 +180,7 @@ class SigmoidFocal:
             of_negatives, of_positives = self.alpha.to(dtype)
             weight = torch.lerp(of_negatives, of_positives, labels) * scale
         if self.margin == 0:
-            cross_entropy, rest = F.softplus(margin), margin.sigmoid_()
+            cross_entropy, rest = _softplus(margin), margin.sigmoid_()
             loss, focus = _focal(cross_entropy, rest, gamma, weight, ignored)
             finite = loss.clamp_max(_HUGE) if may_be_infinite else loss
             slope = None if gradient is None else _slope(finite, focus, rest, gamma)
@@ -294,7 +294,12 @@ def _softmax_parts(logits: Tensor, target: Tensor, out: Tensor | None) -> tuple[
     true = logits.gather(1, target)
     # A true logit of infinity is a model that has diverged, not one that is right.
     margin = total.log().add_(shift).sub_(true).masked_fill_(true == math.inf, math.nan)
-    return others, total, F.softplus(margin), margin.sigmoid_()
+    return others, total, _softplus(margin), margin.sigmoid_()
+
+
+def _softplus(margin: Tensor) -> Tensor:
+    """To the last digit of float64 too: above its usual threshold of 20 the argument itself is 1e-10 off."""
+    return F.softplus(margin, threshold=40)
 
 
 def _is_in_range(exponentials: Tensor) -> bool:
@@ -333,7 +338,7 @@ def _shifted_focal(
     """As `_focal` with `shift` taken off 1 - p, which ends at 0; and what is left of it."""
     wrong = margin.sigmoid()
     rest = (wrong - shift).clamp_min_(0)
-    cross_entropy = torch.where(shift == 0, F.softplus(margin), -torch.log1p(-rest))
+    cross_entropy = torch.where(shift == 0, _softplus(margin), -torch.log1p(-rest))
     return *_focal(cross_entropy, rest, gamma, weight, ignored), rest
 
 

@@ -13,6 +13,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
+from hashlib import sha256
 from importlib.metadata import version
 from numbers import Integral, Real
 from pathlib import Path
@@ -731,7 +732,7 @@ def _reproduce(contents: ModelCardContents) -> str:
     return (
         f"{_command(contents)}\n\nSeeds: {_listed(map(str, contents.seeds))}. With the hardware and versions above "
         f"the numbers should be the same to the last digit, with others within {tolerance}. This record "
-        f"has all digits; `hf_focal.model_card.read_model_card` reads it.\n\n```{_RECORD}\n{{\n{record}\n}}\n```"
+        f"has all digits, and the SHA-256 {sha256(record.encode()).hexdigest()}; `hf_focal.model_card.read_model_card` reads it.\n\n```{_RECORD}\n{{\n{record}\n}}\n```"
     )
 
 

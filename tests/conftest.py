@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 from matplotlib.figure import Figure
 
@@ -18,6 +19,15 @@ _PIXEL = bytes.fromhex(
 _cache = tempfile.mkdtemp(prefix="hf_focal_tests_")
 atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 os.environ.update(HF_HOME=_cache, HF_HUB_OFFLINE="1")
+
+# The same examples in every run of the gate, which takes no time to make one smaller that fails; --hypothesis-profile=long
+# looks for others, for as long as it takes.
+hypothesis.configuration.set_hypothesis_home_dir(_cache)
+_common = {"deadline": None, "suppress_health_check": [*hypothesis.HealthCheck], "database": None}
+_phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+hypothesis.settings.register_profile("gate", max_examples=40, derandomize=True, phases=_phases, **_common)
+hypothesis.settings.register_profile("long", max_examples=2000, **_common)
+hypothesis.settings.load_profile("gate")
 
 
 @pytest.fixture(autouse=True)

@@ -648,3 +648,15 @@ def test_a_function_may_give_one_gamma_for_all():
 def test_focal_loss_module_refuses_when_it_is_made(kwargs):
     with pytest.raises(ValueError, match=next(iter(kwargs))):
         FocalLoss(**kwargs)
+
+
+@pytest.mark.parametrize("margin", [19.0, 20.5, 25.0, 35.0, 41.0, 60.0])
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_a_wrong_answer_is_right_to_the_last_digit_of_float64(margin, gamma):
+    """Softplus with its usual threshold is the margin itself from 20 on, which is 1e-10 off."""
+    rest = 1 / (1 + math.exp(-margin))
+    expected = rest**gamma * (margin + math.log1p(math.exp(-margin)))
+    of_classes = focal_loss(torch.tensor([[0, margin]]).double(), torch.tensor([0]), gamma=gamma)
+    assert of_classes.item() == pytest.approx(expected, rel=4e-16)
+    of_label = sigmoid_focal_loss(torch.tensor([margin]).double(), torch.tensor([0]), gamma=gamma)
+    assert of_label.item() == pytest.approx(expected, rel=4e-16)
