@@ -1,13 +1,21 @@
-"""Which checkpoint to resume from: the last one that was written to its end."""
+"""What is on disk is whole: which checkpoint to resume from, and a save that leaves the old model until the new one is there."""
 
 import json
+import os
+import re
+import shutil
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from safetensors import SafetensorError, safe_open
 
 
-__all__ = ["is_whole", "last_whole_checkpoint"]
+__all__ = ["is_whole", "last_whole_checkpoint", "saved_whole"]
+
+_SHARD = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 
 
 def last_whole_checkpoint(folder: str | Path) -> tuple[Path | None, list[Path]]:
@@ -55,6 +63,50 @@ def is_whole(checkpoint: Path) -> bool:
     except (OSError, ValueError, KeyError, AttributeError, SafetensorError):
         return False
     return True
+
+
+@contextmanager
+def saved_whole(folder: str | Path) -> Iterator[Path]:
+    """A folder to save a model in, whose files take the places of those in `folder` once all are written.
+
+    If the disk is full or the process is killed meanwhile, `folder` holds the model that it held. Weights of the old model
+    that the new one has no file for are removed, or they would be loaded beside it.
+
+    Args:
+        folder (`str` or `Path`): Made if need be.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from hf_focal.checkpoints import saved_whole
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with saved_whole(folder) as written:
+    ...         size = (written / "config.json").write_text("{}")
+    ...     [path.name for path in Path(folder).iterdir()]
+    ['config.json']
+
+    ```
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".saving-*"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    with TemporaryDirectory(dir=folder, prefix=".saving-") as written:
+        if (folder / "README.md").is_file():  # which PEFT adds to
+            shutil.copy2(folder / "README.md", written)
+        yield Path(written)
+        files = [path for path in Path(written).rglob("*") if path.is_file()]
+        for path in files:
+            target = folder / path.relative_to(written)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+        names = {path.name for path in files}
+        if any(map(_SHARD.fullmatch, names)):
+            for path in folder.iterdir():
+                if _SHARD.fullmatch(path.name) and path.name not in names:
+                    path.unlink()
 
 
 def _has_step(path: Path) -> bool:

@@ -50,7 +50,7 @@ from ._training_labels import (
 )
 from ._upstream import assert_async
 from .alpha import AlphaMethod, LabelDistribution, check_alpha_method, check_beta
-from .checkpoints import last_whole_checkpoint
+from .checkpoints import last_whole_checkpoint, saved_whole
 from .folding import fold_calibration, needs_held_out_data
 from .held_out import calibrate_config
 from .losses import Gamma
@@ -356,6 +356,12 @@ class FocalTrainer(Trainer):
         if "loss" in logs:
             logs.update(self._statistics.logs(partial(self.accelerator.reduce, reduction="sum")))
         super().log(logs, *args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if not self.args.should_save:
+            return super()._save(output_dir, state_dict)
+        with saved_whole(output_dir or self.args.output_dir or ".") as folder:
+            super()._save(str(folder), state_dict)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As [`~transformers.Trainer.save_model`]; beside a PEFT adapter it writes the settings, as focal_loss.json."""
