@@ -1,6 +1,6 @@
 """What holds for any input, tried with many: `--hypothesis-profile=long` tries thousands.
 
-Losses against a reference of 200 digits, label counts against a plain counter, cards and records against themselves.
+Losses against a reference of 600 digits, label counts against a plain counter, cards and records against themselves.
 """
 
 from collections import Counter
@@ -51,15 +51,15 @@ def logits(draw, most_classes=1000, rows=3):
     return laid_out(values, draw(st.sampled_from(LAYOUTS)))
 
 
-def of_200_digits(function):
+def of_600_digits(function):
     def wrapped(*args):
-        with mpmath.workdps(200):
+        with mpmath.workdps(600):
             return function(*args)
 
     return wrapped
 
 
-@of_200_digits
+@of_600_digits
 def softmax_reference(row, target, gamma, weight):
     """Loss of a row and its gradient."""
     exps = [mpmath.exp(mpmath.mpf(value)) for value in row]
@@ -72,7 +72,7 @@ def softmax_reference(row, target, gamma, weight):
     return float(-weight * focusing * log_p), [float(value) for value in gradient]
 
 
-@of_200_digits
+@of_600_digits
 def sigmoid_reference(logit, target, gamma, weight):
     p = 1 / (1 + mpmath.exp(-mpmath.mpf(logit)))
     p_t, others = (p, 1 - p) if target else (1 - p, p)
@@ -82,11 +82,11 @@ def sigmoid_reference(logit, target, gamma, weight):
     return float(-weight * focusing * log_p), float(of_log_p * others * (1 if target else -1))
 
 
-def assert_close(found, expected, dtype, scale=0.0):
+def assert_close(found, expected, dtype, scale=0.0, times=1.0):
     """Relative to each value, or for gradients, which cancel, to `scale`; below the smallest normal number all is 0."""
     tiny = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).tiny
     expected = torch.tensor(expected, dtype=torch.float64)
-    allowed = TOLERANCE[dtype] * expected.abs().clamp_min(scale) + 4 * tiny
+    allowed = times * TOLERANCE[dtype] * expected.abs().clamp_min(scale) + 4 * tiny
     error = (found.double() - expected).abs()
     assert (error <= allowed).all(), f"off by {error.max():.3g} of {expected.abs().max():.3g}"
 
@@ -121,7 +121,8 @@ class TestLosses:
         expected, gradients = zip(*(sigmoid_reference(z, y, gamma, weight) for z, y in pairs))
         assert_close(losses.flatten(), expected, input.dtype)
         if input.dtype in (torch.float64, torch.float32):
-            assert_close(gradient.flatten(), gradients, input.dtype)
+            # Of a wrong answer p_t counts gamma times, of which float32 keeps what it has beside 1 - p_t.
+            assert_close(gradient.flatten(), gradients, input.dtype, times=1 + gamma / 10)
 
     @given(logits(most_classes=12), st.floats(0, 8), st.booleans())
     def test_vmap_is_the_batch(self, input, gamma, sigmoid):

@@ -1,9 +1,14 @@
 """What focal loss is compared with, each under FocalTrainer's exactness contract: `RIVALS[name]` is the trainer class.
 
-Cross entropy but for one thing (with gamma 0 and no alpha, which the caller sets), for one class per example:
+Cross entropy but for one thing (with gamma 0 and no alpha, which the caller sets). For one class per example:
 
 - ``balanced_sampling`` draws the training examples so that each class is equally likely;
-- ``logit_adjustment`` adds the logarithm of the class prior to the logits (Menon et al. 2021).
+- ``logit_adjustment`` adds the logarithm of the class prior to the logits (Menon et al. 2021);
+
+and for several labels per example:
+
+- ``positive_weights`` weighs the positives of a label by its negatives over its positives, the `pos_weight` that the
+  documentation of `BCEWithLogitsLoss` proposes.
 
 Weighted cross entropy, and for several labels the asymmetric loss (Ridnik et al. 2021, https://arxiv.org/abs/2009.14119),
 are settings of focal loss.
@@ -13,12 +18,14 @@ it was trained with, as for [`FocalTrainer`], and like the training it takes the
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
-from hf_focal import FocalSettings, FocalTrainer
+from hf_focal import FocalSettings, FocalTrainer, LabelDistribution
 
 
 class BalancedSampler(WeightedRandomSampler):
@@ -88,8 +95,20 @@ class LogitAdjustmentTrainer(_ClassBalancedTrainer):
         return super().target_losses(logits + self.tau * log_prior, labels)
 
 
+class PositiveWeightsTrainer(FocalTrainer):
+    """Binary cross entropy, in which all positives of a label weigh as much as all its negatives in `train_dataset`."""
+
+    def __init__(self, *args: Any, train_dataset: Dataset, **kwargs: Any):
+        distribution = LabelDistribution.from_dataset(train_dataset)
+        if distribution.negatives is None or not distribution.counts.all():
+            raise ValueError("positive_weights: expected several labels per example, and positives of each label")
+        pair = [[1.0] * distribution.num_labels, (distribution.negatives / distribution.counts).tolist()]
+        super().__init__(*args, train_dataset=train_dataset, **kwargs | {"alpha": pair})
+
+
 RIVALS: dict[str, type[FocalTrainer]] = {
     "focal": FocalTrainer,
     "balanced_sampling": BalancedSamplingTrainer,
     "logit_adjustment": LogitAdjustmentTrainer,
+    "positive_weights": PositiveWeightsTrainer,
 }

@@ -21,6 +21,7 @@ TASKS = {
     "focal": "single_label",
     "balanced_sampling": "single_label",
     "logit_adjustment": "single_label",
+    "positive_weights": "multi_label",
 }
 LEARNING_RATE = 0.5
 
@@ -48,7 +49,7 @@ def make_trainer(name, folder, dataset=None, task=None, gamma=0, **arguments):
     dataset = tiny_dataset(task) if dataset is None else dataset
     args = TrainingArguments(str(folder), **{**defaults, **arguments})
     trainer = RIVALS.get(name, name)
-    return trainer(tiny_model(task), args, train_dataset=dataset, eval_dataset=dataset, gamma=gamma)
+    return trainer(tiny_model(task), args, train_dataset=dataset, eval_dataset=dataset, gamma=gamma, prior_bias=False)
 
 
 def weights_of(model):
@@ -63,12 +64,16 @@ def reference_losses(name, logits, labels, all_labels):
     """The loss of each example in float64, from the formula and with nothing that the package has."""
     if name == "logit_adjustment":
         logits = logits + (torch.bincount(all_labels) / len(all_labels)).double().log()
+    if name in ("positive_weights", "binary"):
+        y, all_labels = labels.double(), all_labels.double()
+        weight = (1 - all_labels).sum(0) / all_labels.sum(0) if name == "positive_weights" else 1
+        return -(weight * y * logits.sigmoid().log() + (1 - y) * (-logits).sigmoid().log())
     return -logits.softmax(-1).log()[torch.arange(len(labels)), labels]
 
 
 def reference_step(name, dataset, rows):
     """The weights after one step of gradient descent on these rows, in float64."""
-    model = tiny_model(TASKS[name]).double()
+    model = tiny_model(TASKS.get(name, "multi_label")).double()
     labels = torch.tensor(dataset["labels"][:])
     logits = model(input_ids=torch.tensor(dataset["input_ids"][:])[rows]).logits
     reference_losses(name, logits, labels[rows], labels).mean().backward()
@@ -101,7 +106,8 @@ class TestOneStep:
         assert largest(after - reference_step(name, dataset, rows)) < 1e-6
         # Negative control: plain cross entropy of all rows is another step.
         if name != "focal":
-            assert largest(after - reference_step("focal", dataset, list(range(7)))) > 1e-3
+            plain = "binary" if name == "positive_weights" else "focal"
+            assert largest(after - reference_step(plain, dataset, list(range(7)))) > 1e-3
 
     @pytest.mark.parametrize("name", RIVALS)
     def test_a_mean_per_micro_batch_is_far_off(self, tmp_path, name):
