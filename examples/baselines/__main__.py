@@ -4,6 +4,7 @@
     python -m baselines sweep baselines/recipes/bbc_longtail.yaml
     python -m baselines sweep baselines/recipes/reuters90.yaml --dataset_name FOLDER     # other flags win over the recipe
     python -m baselines report outputs/baselines/bbc_longtail/results.jsonl              # of what a sweep has done so far
+    python -m baselines report outputs/baselines/*_frozen/results.jsonl                  # several, at a glance
     python -m baselines verify baselines/results/bbc_longtail/focal/README.md            # one seed of a card, run again
     python -m baselines cell --dataset_name bbc_longtail --seed 1 --output_dir outputs/cell     # a training and its test
 
@@ -30,29 +31,48 @@ def sweep(args: Namespace, flags: list[str]) -> None:
 
     from baselines.cards import write_cards
     from baselines.recipe import Recipe
-    from baselines.report import difference_table, draw, report_table
     from baselines.sweep import Sweep
 
     folder = args.output_dir or Path("outputs/baselines", args.recipe.stem)
     recipe = Recipe.load(args.recipe).with_flags(pairs(flags)).restricted_to(args.arms, args.seeds)
+    if PartialState().is_main_process and recipe.takes:
+        print(f"{recipe.title}: takes {recipe.takes}. What is done is kept, and it goes on where it was.")
     records = Sweep(recipe, folder).run()
     if PartialState().is_main_process:
-        baseline = next(iter(recipe.arms))
-        tables = f"{report_table(records, baseline)}\n\n{difference_table(records, baseline)}\n"
+        tables = tables_and_picture(records, next(iter(recipe.arms)), folder / "results.png")
         (folder / "results.md").write_text(tables)
-        draw(records, baseline, folder / "results.png")
-        cards = write_cards(recipe, records, folder)
+        cards = [] if recipe.along else write_cards(recipe, records, folder)
         print(tables, "Pictures and model cards:", folder / "results.png", *cards, sep="\n")
     end_processes()
 
 
-def report(args: Namespace, flags: list[str]) -> None:
-    from baselines.records import read_records
+def tables_and_picture(records: list[dict], baseline: str, picture: Path) -> str:
+    from baselines.curves import curve_tables, draw_curves
+    from baselines.decisions import decided_at, with_posterior
     from baselines.report import difference_table, draw, report_table
 
-    records, picture = read_records(args.results), args.results.with_name("results.png")
-    print(f"{report_table(records, args.baseline)}\n\n{difference_table(records, args.baseline)}")
-    draw(records, args.baseline, picture)
+    if any("along" in record for record in records):
+        draw_curves(records, picture)
+        return f"{curve_tables(records)}\n"
+    records = [*with_posterior(records), *decided_at(records, "balanced", [baseline])]
+    draw(records, baseline, picture)
+    return f"{report_table(records, baseline)}\n\n{difference_table(records, baseline)}\n"
+
+
+def report(args: Namespace, flags: list[str]) -> None:
+    from baselines.overview import compare, draw_overview, overview_table
+    from baselines.records import read_records
+
+    of_files = {file: read_records(file) for file in args.results}
+    first = args.results[0]
+    if len(of_files) == 1:
+        picture = first.with_name("results.png")
+        print(tables_and_picture(of_files[first], args.baseline, picture))
+    else:
+        picture = first.parents[1] / "overview.png"
+        table = compare({file.parent.name: records for file, records in of_files.items()})
+        print(overview_table(table))
+        draw_overview(table, picture)
     print(f"\n{picture} shows the same as a picture.")
 
 
@@ -105,7 +125,12 @@ def main() -> None:
     command.set_defaults(run=sweep, takes_flags=True)
 
     command = commands.add_parser("report", help="tables and picture of a results.jsonl", allow_abbrev=False)
-    command.add_argument("results", type=Path, help="results.jsonl of a sweep, which may still run")
+    command.add_argument(
+        "results",
+        type=Path,
+        nargs="+",
+        help="results.jsonl of a sweep, which may still run; of several, how each loss differs from the first one",
+    )
     command.add_argument("--baseline", default="cross entropy", help="the arm that the others are compared with")
     command.set_defaults(run=report, takes_flags=False)
 

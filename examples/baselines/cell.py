@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import EarlyStoppingCallback, HfArgumentParser, PretrainedConfig, TrainerCallback
 
-from baselines.data import data_fingerprint, load_baseline_splits
+from baselines.data import data_fingerprint, load_baseline_splits, with_label_noise
 from baselines.frozen_layers import freeze_layers
 from baselines.rivals import RIVALS
 from hf_focal import (
@@ -56,6 +56,10 @@ class BaselineArguments:
     )
     validation_share: float | None = field(
         default=None, metadata={"help": "Share of the training texts to validate on, where there is no such split."}
+    )
+    label_noise: float = field(
+        default=0.0,
+        metadata={"help": "Share of the training and validation texts that get another class, any other one, by lot."},
     )
     early_stopping_patience: int | None = field(
         default=None,
@@ -168,7 +172,8 @@ class Cell:
     @cached_property
     def _splits(self) -> DatasetDict:
         baseline_args, model_args, data_args, _ = parse_cell(self.flags)
-        return load_baseline_splits(data_args, model_args.cache_dir, baseline_args.validation_share)
+        splits = load_baseline_splits(data_args, model_args.cache_dir, baseline_args.validation_share)
+        return with_label_noise(splits, data_args, baseline_args.label_noise) if baseline_args.label_noise else splits
 
     def _begin(self) -> None:
         """Writes down the origin of what is to be in the folder, and removes what is there of another."""

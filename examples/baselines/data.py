@@ -8,11 +8,12 @@ import json
 from collections import Counter, defaultdict
 from random import Random
 
+import numpy as np
 from data.bbc_longtail import load_bbc_longtail
 from data.labelled_texts import DataArguments, load_splits, read_labels
 from data.newsgroups_longtail import load_newsgroups_longtail
 from data.reuters_r52 import load_reuters_r52
-from datasets import DatasetDict
+from datasets import ClassLabel, DatasetDict
 
 
 PACKAGED = {
@@ -71,6 +72,22 @@ def cut_validation(splits: DatasetDict, data_args: DataArguments, share: float, 
     for i, text in enumerate(texts):
         rows[text in held_out].append(i)
     return DatasetDict({**splits, "train": train.select(rows[False]), "validation": train.select(rows[True])})
+
+
+def with_label_noise(splits: DatasetDict, data_args: DataArguments, share: float, seed: int = 0) -> DatasetDict:
+    """Gives this share of the rows of `train` and `validation` another class by lot; the test split stays right."""
+    column, noisy = data_args.label_column_name, {}
+    if not 0 < share < 1 or not isinstance(splits["train"].features[column], ClassLabel):
+        raise ValueError(f"--label_noise: expected a share below 1 of rows that have one class each, but got {share}")
+    for split in ("train", "validation"):
+        draws = np.random.default_rng(seed)
+        dataset, num_classes = splits[split], splits["train"].features[column].num_classes
+        labels = np.array(dataset[column])
+        is_wrong = draws.random(len(labels)) < share
+        labels[is_wrong] = (labels + draws.integers(1, num_classes, size=len(labels)))[is_wrong] % num_classes
+        feature = dataset.features[column]
+        noisy[split] = dataset.remove_columns(column).add_column(column, labels.tolist(), feature=feature)
+    return DatasetDict({**splits, **noisy})
 
 
 def data_fingerprint(splits: DatasetDict, data_args: DataArguments) -> str:

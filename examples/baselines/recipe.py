@@ -21,7 +21,9 @@ class Recipe:
         flags (`dict`): Of `python -m baselines cell`, for all arms.
         arms (`dict[str, dict]`): More flags for each arm; the first arm is the baseline.
         grid (`dict[str, list]`): Values of flags, of which each arm gets those that are best on the validation split.
+        along (`dict[str, list]`): One flag and its values, for a curve: each arm is one for each of them.
         seeds (`list[int]`): The first one is also that of the grid.
+        takes (`str`): How long it takes, for people.
         choose_by (`str`): The metric on the validation split that chooses among epochs and in the grid.
     """
 
@@ -29,13 +31,15 @@ class Recipe:
     flags: dict[str, Any]
     arms: dict[str, dict[str, Any]]
     grid: dict[str, list] = field(default_factory=dict)
+    along: dict[str, list] = field(default_factory=dict)
     seeds: list[int]
     choose_by: str = "f1_macro"
+    takes: str = ""
 
     def __post_init__(self):
-        for name, kind in (("flags", dict), ("arms", dict), ("grid", dict), ("seeds", list)):
+        for name, kind in (("flags", dict), ("arms", dict), ("grid", dict), ("along", dict), ("seeds", list)):
             value = getattr(self, name)
-            if not isinstance(value, kind) or (not value and name != "grid"):
+            if not isinstance(value, kind) or (not value and name not in ("grid", "along")):
                 raise ValueError(f"{name}: expected a {kind.__name__} with entries, but got {value!r}")
         if len({*self.seeds}) < len(self.seeds):
             raise ValueError(f"seeds: expected different ones, but got {self.seeds}")
@@ -52,6 +56,8 @@ class Recipe:
                     "arms: expected names with a letter or digit, of at most 100, and other than cells, locks and results, "
                     f"but got {arm!r:.120}"
                 )
+        if len(self.along) > 1:
+            raise ValueError(f"along: expected one flag, but got {', '.join(self.along)}")
         for arm, choice in product(self.arms, self.choices):
             parse_cell(self.cell_flags(arm, choice, self.seeds[0]))
 
@@ -63,7 +69,13 @@ class Recipe:
         known, needed = cls.__dataclass_fields__.keys(), {"title", "flags", "arms", "seeds"}
         if not isinstance(content, dict) or not needed <= content.keys() <= known:
             raise ValueError(f"recipe: expected a mapping with the keys {', '.join(known)}, but got {content!r:.300}")
-        return cls(**content)
+        recipe = cls(**content)
+        for name, values in recipe.along.items():
+            arms = {
+                f"{arm}, {name} {value}": own | {name: value} for arm, own in recipe.arms.items() for value in values
+            }
+            return replace(recipe, arms=arms)
+        return recipe
 
     def with_flags(self, flags: dict[str, str]) -> "Recipe":
         """These flags in place of its own, and of what its grid tries."""
@@ -76,6 +88,13 @@ class Recipe:
         if unknown := {*(arms or [])} - self.arms.keys():
             raise ValueError(f"--arms: expected some of {[*self.arms]}, but got {min(unknown)!r}")
         return replace(self, arms={arm: self.arms[arm] for arm in arms or self.arms}, seeds=seeds or self.seeds)
+
+    def point(self, arm: str) -> dict[str, Any]:
+        """Which curve an arm is on, and where; nothing for a recipe without curves."""
+        for name in self.along:
+            value = self.arms[arm][name]
+            return {"loss": arm.removesuffix(f", {name} {value}"), "along": name, "value": value}
+        return {}
 
     @property
     def shared_flags(self) -> dict[str, str]:

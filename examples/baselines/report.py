@@ -139,10 +139,27 @@ def _gap(values: np.ndarray, random_seed: int) -> dict[str, float]:
     """The mean over the seeds, (S, 1 + B), and its 95 % interval, for which a replicate draws seeds too."""
     found = {"difference": values[:, 0].mean()}
     if not np.isnan(found["difference"]):
-        num_seeds, replicates = len(values), values.shape[1] - 1
-        draw = np.random.default_rng((random_seed, 1)).integers(num_seeds, size=(num_seeds, replicates))
-        means = np.take_along_axis(values[:, 1:], draw, axis=0).mean(0)
-        found["low"], found["high"] = np.nanquantile(means, [0.025, 0.975])
+        found["low"], found["high"] = np.nanquantile(_means(values, random_seed)[1:], [0.025, 0.975])
+    return found
+
+
+def _means(values: np.ndarray, random_seed: int) -> np.ndarray:
+    """The mean over the seeds, and those of the replicates, (1 + B)."""
+    num_seeds, replicates = len(values), values.shape[1] - 1
+    draw = np.random.default_rng((random_seed, 1)).integers(num_seeds, size=(num_seeds, replicates))
+    return np.append(values[:, :1].mean(0), np.take_along_axis(values[:, 1:], draw, axis=0).mean(0))
+
+
+def replicated_differences(
+    records: list[dict], baseline: str, metric: str, replicates: int = 2000, random_seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Of each arm, the mean difference to the baseline and those of the replicates of [`differences`], (1 + B)."""
+    values, found = _replicated(tested_cells(records, baseline), replicates, random_seed), {}
+    for arm in [arm for arm in values if arm != baseline]:
+        seeds = sorted(values[arm].keys() & values[baseline].keys())
+        if seeds:
+            gaps = [values[arm][seed][metric] - values[baseline][seed][metric] for seed in seeds]
+            found[arm] = _means(np.array(gaps), random_seed)
     return found
 
 

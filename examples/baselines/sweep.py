@@ -113,7 +113,7 @@ class Sweep:
             cell = self._cell(task)
             run = cell.train if task.stage == "validation" else cell.test
             named = {"recipe": self.recipe.title, "name": cell.folder.name, "choice": dict(task.choice)}
-            record = asdict(task) | named | {"shared_flags": self.recipe.shared_flags}
+            record = asdict(task) | named | {"shared_flags": self.recipe.shared_flags, **self.recipe.point(task.arm)}
             record |= run(callbacks=[_Progress(bar)])
             if cell_key(record) != self._key(task):
                 raise ValueError(f"the data, or what is installed, changed while the sweep ran: {bar.postfix}")
@@ -170,7 +170,7 @@ class Sweep:
         for arm, choice in product(self.recipe.arms, self.recipe.choices):
             flags = self.recipe.cell_flags(arm, choice, self.recipe.seeds[0])
             baseline_args, _, data_args, _ = parse_cell(flags)
-            data = repr((data_args, baseline_args.validation_share))
+            data = repr((data_args, baseline_args.validation_share, baseline_args.label_noise))
             if data not in of_data:
                 of_data[data] = self.cell_class.data_fingerprint(flags)
             fingerprints[arm, tuple(choice.items())] = of_data[data]

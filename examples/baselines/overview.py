@@ -1,0 +1,110 @@
+"""Many results at a glance: which losses are better than the baseline, for each dataset and over all of them."""
+
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from baselines.decisions import decided_at
+from baselines.report import TITLES, replicated_differences
+from hf_focal.model_card import escape_markdown, markdown_table, one_line
+
+
+OVER_ALL = "all"
+
+
+def compare(results: Mapping[str, list[dict]], metric: str = "f1_macro", replicates: int = 2000) -> pd.DataFrame:
+    """The difference of each loss to the first one, of each dataset and over all of them.
+
+    Columns are dataset, arm, difference, low and high (a 95 % interval), p (two-sided, of the bootstrap) and holm (p
+    corrected for the number of losses of the dataset by Holm's method). Over all is the mean of the datasets' differences,
+    for losses that all of them have. Cross entropy that decides at `balanced` is a loss too.
+    """
+    rows, of_datasets = [], {}
+    for dataset, records in results.items():
+        baseline = records[0]["arm"]
+        drawn = replicated_differences(
+            [*records, *decided_at(records, "balanced", [baseline])], baseline, metric, replicates
+        )
+        of_datasets[dataset] = {
+            arm.replace(baseline, "cross entropy") if "at balanced" in arm else arm: gaps
+            for arm, gaps in drawn.items()
+        }
+    arms = dict.fromkeys(chain(*of_datasets.values()))
+    shared = [arm for arm in arms if all(arm in drawn for drawn in of_datasets.values())]
+    if len(of_datasets) > 1 and shared:
+        of_datasets[OVER_ALL] = {
+            arm: np.mean([drawn[arm] for drawn in of_datasets.values()], axis=0) for arm in shared
+        }
+    for dataset, drawn in of_datasets.items():
+        found = [{"dataset": dataset, "arm": arm, **_summary(gaps)} for arm, gaps in drawn.items()]
+        for row, p in zip(found, _holm([row["p"] for row in found])):
+            rows.append(row | {"holm": p})
+    return pd.DataFrame(rows)
+
+
+def _summary(gaps: np.ndarray) -> dict[str, float]:
+    """The first is the difference itself, the others those of bootstrap replicates."""
+    difference, replicates = gaps[0], gaps[1:]
+    low, high = np.nanquantile(replicates, [0.025, 0.975])
+    at_most = min((1 + np.sum(replicates <= 0)), (1 + np.sum(replicates >= 0))) / (1 + len(replicates))
+    return {"difference": difference, "low": low, "high": high, "p": min(1.0, 2 * at_most)}
+
+
+def _holm(values: list[float]) -> list[float]:
+    corrected, largest = [0.0] * len(values), 0.0
+    for rank, k in enumerate(np.argsort(values)):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[k]))
+        corrected[k] = largest
+    return corrected
+
+
+def overview_table(table: pd.DataFrame, metric: str = "f1_macro") -> str:
+    """Markdown: a row for each loss, the best over all first; in bold what Holm's p of 0.05 tells from the baseline."""
+    datasets = [*dict.fromkeys(table["dataset"])]
+    by_cell = {(row.arm, row.dataset): row for row in table.itertuples()}
+    order = table[table["dataset"] == datasets[-1]].sort_values("difference", ascending=False)["arm"]
+    rows = []
+    for arm in dict.fromkeys([*order, *table["arm"]]):
+        cells = []
+        for dataset in datasets:
+            row = by_cell.get((arm, dataset))
+            text = "–" if row is None else f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
+            cells.append(f"**{text}**" if row is not None and row.holm < 0.05 else text)
+        rows.append([escape_markdown(arm), *cells])
+    header = [f"{TITLES[metric]}, beside cross entropy", *map(escape_markdown, datasets)]
+    note = (
+        "Mean difference over the seeds that both have, with the 95 % interval of a bootstrap of seeds and test examples. "
+        "**Bold**: told from cross entropy with p below 0.05 after Holm's correction for the losses of a column."
+    )
+    return f"{markdown_table(header, rows)}\n\n{note}"
+
+
+def draw_overview(table: pd.DataFrame, file: Path, metric: str = "f1_macro") -> None:
+    """A forest plot: a panel for each dataset, a line for each loss, right of 0 what is better than cross entropy."""
+    datasets = [*dict.fromkeys(table["dataset"])]
+    order = table[table["dataset"] == datasets[-1]].sort_values("difference", ascending=False)["arm"]
+    arms = [*dict.fromkeys([*order, *table["arm"]])]
+    figure = Figure(figsize=(3 + 2.6 * len(datasets), 1.2 + 0.36 * len(arms)), layout="constrained", dpi=150)
+    plots = np.atleast_1d(figure.subplots(1, len(datasets), sharey=True))
+    for axes, dataset in zip(plots, datasets):
+        for row in table[table["dataset"] == dataset].itertuples():
+            y, is_sure = arms.index(row.arm), row.holm < 0.05
+            color = ("#0072b2" if row.difference > 0 else "#d55e00") if is_sure else "#999999"
+            axes.plot([row.low, row.high], [y, y], color=color, linewidth=2)
+            axes.plot(row.difference, y, "D", color=color)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_title(one_line(dataset), fontsize="medium", parse_math=False)
+        axes.tick_params(left=False)
+        axes.spines[["top", "left", "right"]].set_visible(False)
+    plots[0].set_yticks(range(len(arms)), [one_line(arm) for arm in arms], parse_math=False)
+    plots[0].set_ylim(len(arms) - 0.5, -0.5)
+    figure.supxlabel(
+        f"difference in {TITLES[metric]} to cross entropy, with 95 % intervals   blue, orange: better, worse (Holm's p < 0.05)",
+        fontsize="small",
+        color="#525252",
+    )
+    figure.savefig(file)
