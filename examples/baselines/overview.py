@@ -41,7 +41,7 @@ def compare(results: Mapping[str, list[dict]], metric: str = "f1_macro", replica
         }
     for dataset, drawn in of_datasets.items():
         found = [{"dataset": dataset, "arm": arm, **_summary(gaps)} for arm, gaps in drawn.items()]
-        for row, p in zip(found, _holm([row["p"] for row in found])):
+        for row, p in zip(found, holm([row["p"] for row in found])):
             rows.append(row | {"holm": p})
     return pd.DataFrame(rows)
 
@@ -54,7 +54,7 @@ def _summary(gaps: np.ndarray) -> dict[str, float]:
     return {"difference": difference, "low": low, "high": high, "p": min(1.0, 2 * at_most)}
 
 
-def _holm(values: list[float]) -> list[float]:
+def holm(values: list[float]) -> list[float]:
     corrected, largest = [0.0] * len(values), 0.0
     for rank, k in enumerate(np.argsort(values)):
         largest = max(largest, min(1.0, (len(values) - rank) * values[k]))

@@ -1,15 +1,18 @@
 """One training of the baselines and its test: what its record holds, and that it can be had again."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from baselines.cell import Cell
-from baselines.data import cut_validation
+from baselines.data import cut_validation, with_label_noise
 from data.labelled_texts import DataArguments
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from safetensors.torch import load_file
 from toy_texts import multi_label_data, single_label_data, write
+from transformers import TrainerCallback
 
 
 pytestmark = pytest.mark.usefixtures("without_drawing")
@@ -95,6 +98,75 @@ class TestOrigin:
         with pytest.raises(ValueError, match="--output_dir: cell holds a training of something else"):
             Cell(flags, Path("cell")).train()
         assert Path("cell/checkpoint-7").exists()
+
+
+def test_other_decisions_are_of_the_same_logits(model_folder):
+    """Of balanced sampling too, whose logits stand for equally likely classes."""
+    flags = cell_flags(model_folder, single_label_data(), loss="cross_entropy", rival="balanced_sampling")
+    record = Cell(flags, Path("cell")).test()
+    tensors = load_file("cell/test_logits.safetensors")
+    shares = torch.tensor(record["label_counts"]).double() / sum(record["label_counts"])
+    temperature = record["focal_loss"]["temperature"] or 1.0
+    bias = torch.tensor(record["focal_loss"].get("calibration_bias") or [0.0] * 3).double()
+    balanced = (tensors["logits"] / temperature + bias).softmax(-1)
+    posterior = balanced * shares / (balanced * shares).sum(-1, keepdim=True)
+    others = record["other_decisions"]
+    assert others["most_likely"]["predictions"] == posterior.argmax(-1).tolist()
+    assert others["balanced"]["predictions"] == balanced.argmax(-1).tolist()
+    likelihood = -posterior.log().gather(1, tensors["labels"][:, None]).mean()
+    for point in ("most_likely", "balanced"):
+        assert others[point]["metrics"]["negative_log_likelihood"] == pytest.approx(likelihood.item(), rel=1e-5)
+    right = [a == b for a, b in zip(record["labels"], others["most_likely"]["predictions"])]
+    assert others["most_likely"]["metrics"]["accuracy"] == pytest.approx(sum(right) / len(right))
+
+
+class TestEarlyStopping:
+    FLAGS = {"early_stopping_patience": 2, "num_train_epochs": 8, "learning_rate": 1e-9, "calibration_method": "none"}
+
+    def test_ends_after_the_patience(self, model_folder):
+        record = Cell(cell_flags(model_folder, single_label_data(), **self.FLAGS), Path("cell")).train()
+        assert record["best_epoch"] == 1.0
+        state = json.loads(Path("cell/trainer_state.json").read_text())
+        assert state["epoch"] == 3.0
+
+    def test_a_killed_training_has_not_forgotten_what_it_waited_for(self, model_folder, monkeypatch):
+        """Resumed after each epoch, it ends where it would have ended."""
+        flags = cell_flags(model_folder, single_label_data(), **self.FLAGS)
+
+        class Kill(TrainerCallback):
+            def on_save(self, args, state, control, **kwargs):
+                raise KeyboardInterrupt
+
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                Cell(flags, Path("cell")).train([Kill()])
+        Cell(flags, Path("cell")).train()
+        assert json.loads(Path("cell/trainer_state.json").read_text())["epoch"] == 3.0
+
+    def test_a_patience_below_1(self, model_folder):
+        with pytest.raises(ValueError, match="--early_stopping_patience: expected at least 1"):
+            Cell(cell_flags(model_folder, single_label_data(), early_stopping_patience=0), Path("cell")).train()
+
+
+class TestLabelNoise:
+    def test_as_many_are_wrong_and_the_test_split_is_right(self):
+        features = Features({"text": Value("string"), "label": ClassLabel(names=["a", "b", "c"])})
+        rows = {"text": [str(k) for k in range(3000)], "label": [k % 3 for k in range(3000)]}
+        splits = DatasetDict({split: Dataset.from_dict(rows, features) for split in ("train", "validation", "test")})
+        noisy = with_label_noise(splits, DataArguments(), 0.2)
+        for split in ("train", "validation"):
+            changed = [a != b for a, b in zip(noisy[split]["label"], rows["label"])]
+            assert sum(changed) / 3000 == pytest.approx(0.2, abs=0.03)
+            to = Counter((b - a) % 3 for a, b in zip(rows["label"], noisy[split]["label"]) if a != b)
+            assert to[1] == pytest.approx(to[2], rel=0.2) and noisy[split].features == splits[split].features
+        assert noisy["test"]["label"][:] == rows["label"]
+        assert with_label_noise(splits, DataArguments(), 0.2)["train"]["label"][:] == noisy["train"]["label"][:]
+
+    def test_is_other_data(self, model_folder):
+        Path("data").mkdir()
+        flags = cell_flags(model_folder, single_label_data())
+        with pytest.raises(ValueError, match="--label_noise"):
+            Cell([*flags, "--label_noise", "1.5"], Path("cell")).train()
 
 
 @pytest.mark.parametrize("loss", [{"focal_alpha": "inverse"}, {"focal_gamma_neg": 4, "focal_margin": 0.05}])
