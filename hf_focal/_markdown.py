@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 # Control characters, what has no width or shows nothing, marks that reverse the direction of what follows, and halves of
 # surrogate pairs. The joiners of emoji and of Persian (U+200C, U+200D) stay, and so do variation selectors.
 _INVISIBLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
-    "\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+    "[\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u070f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U00013430-\U0001345f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 # What a terminal would obey: ANSI escapes, of which nothing but brackets and numbers would be left.
 _ESCAPE_SEQUENCE = re.compile(

@@ -11,7 +11,7 @@ import platform
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
 from hashlib import sha256
 from importlib.metadata import version
@@ -42,6 +42,7 @@ from ._command import publishable_command
 from ._known_labels import known_labels
 from ._markdown import escape_markdown, markdown_table, one_line
 from ._picture_text import drawable, numbered
+from ._rendered_card import check_pictures, check_sections, fenced
 from .alpha import LabelDistribution
 from .metrics import mean_and_interval
 from .operating_points import decide, has_posterior
@@ -66,20 +67,6 @@ __all__ = [
 TOLERANCE = 0.05
 
 _RECORD = "json hf_focal"
-_SINCE_0_2 = (
-    "num_examples",
-    "fitted_on_split",
-    "model_id",
-    "tokenizer_id",
-)  # like operating points, not in older records
-_FENCED = re.compile(r"^(`{3,})([^`\n]*)\n(.*?)(?:\n\1`*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
-_CODE = re.compile(
-    r"^ {0,3}(?:(`{3,})[^`\n]*|(~{3,})[^\n]*)\n.*?(?:^ {0,3}(?:\1`*|\2~*)[ \t]*$|\Z)", re.MULTILINE | re.DOTALL
-)
-_COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
-_HIDING_TAG = re.compile(
-    r"<\s*(details|template|script|style|noscript|textarea|title|pre|[^>]*\b(hidden|style)\b)", re.IGNORECASE
-)
 _FOCUSING = ("gamma", "gamma_neg", "margin")  # settings that make the loss a focal one
 # Title, and the metric of the Hub with its arguments, where they are not the name itself.
 _METRICS = {
@@ -109,7 +96,13 @@ _SHARES = re.compile(
 )
 _DIGITS = 4  # of the metadata
 _DEEPEST_METADATA = 20
-_LARGEST_CARD = 2**24
+_PICTURES = {
+    "label_distribution.png": "Labels of the training data",
+    "confusion_matrix.png": "Confusion matrix",
+    "reliability_diagram.png": "Reliability diagram",
+    "precision_recall.png": "Precision and recall",
+}
+_LARGEST_CARD, _LARGEST_METADATA, _MOST_METRICS = 2**21, 2**16, 100
 # The pipeline of ours that reads what FocalTrainer has stored, for each task, and what to try it on.
 _PIPELINES = {
     "text-classification": ("FocalTextClassificationPipeline", "Profits doubled in the second quarter."),
@@ -226,6 +219,10 @@ class ModelCardContents:
         _check("operating_points", points, f"some of {OPERATING_POINTS}", {*points} <= {*OPERATING_POINTS})
         reached = [*self.thresholds_reached]
         _check("thresholds_reached", reached, "classes of label_names", {*reached} <= {*self.label_names})
+        for kind in ("metrics", "per_class", "operating_points", "thresholds_reached"):
+            groups = [self.metrics] if kind == "metrics" else getattr(self, kind).values()
+            names = {name for group in groups for name in group}
+            _check(kind, f"{len(names)} of them", f"at most {_MOST_METRICS} metrics", len(names) <= _MOST_METRICS)
         for kind in ("operating_points", "thresholds_reached"):
             for name, values in (pair for metrics in getattr(self, kind).values() for pair in metrics.items()):
                 is_interval = len(values) == 3 and values[1] <= values[2]
@@ -320,8 +317,8 @@ def write_model_card(
 def read_model_card(path: str | Path) -> ModelCardContents:
     """The contents of a card that [`write_model_card`] has written. Nothing in it is run, whatever it holds.
 
-    Sections, prose and metadata may have been added to the card, at the end of its sections too, but there no rows and no
-    code. What was written of the record stands as it was, under its heading, once.
+    Sections, prose and metadata may have been added to the card, and prose behind its sections, but no HTML. What was written
+    of the record stands as it was, as a renderer of Markdown shows it, under its heading, once.
 
     Args:
         path (`str` or `Path`): The README.md.
@@ -329,38 +326,31 @@ def read_model_card(path: str | Path) -> ModelCardContents:
     Raises:
         `ValueError`: If there is no such file or no record in it; if the record lacks a key, has one twice or one that
         is not known, or a value of another type; or if a section, the license, base model, datasets or results in the
-        metadata are not those of the record. The message names the line. Cards of version 0.1 are compared by their
-        tables, command and results alone.
+        metadata are not those of the record. The message names the line. Cards of version 0.1 are not read.
     """
     card = _loaded(Path(path))
-    blocks = [match for match in _FENCED.finditer(card.text) if match[2].strip() == _RECORD]
-    records = [block[3] for block in blocks]
-    _check(str(path), f"{len(records)} of them", f"one block of {_RECORD}", len(records) == 1)
+    text = card.text.replace("\r\n", "\n").replace("\r", "\n")
+    blocks = fenced(text, _RECORD)
+    _check(str(path), f"{len(blocks)} of them", f"one block of {_RECORD}", len(blocks) == 1)
     try:
-        record = json.loads(records[0], object_pairs_hook=_without_repetition)
+        record = json.loads(blocks[0].content, object_pairs_hook=_without_repetition)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"record: expected JSON, but got {error!r:.500}") from error
     _check("record", record, "an object", isinstance(record, dict))
-    is_of_0_1 = not {*_SINCE_0_2} & record.keys()
-    if is_of_0_1:
-        record = {**dict.fromkeys(_SINCE_0_2), "operating_points": {}, **record}
     record = {"thresholds_reached": {}, **record}  # which cards have only where there are some
     for name in sorted(get_type_hints(ModelCardContents).keys() ^ record.keys()):
         raise ValueError(
             f"record: expected {'no' if name in record else 'a'} key {name!r}, but got {sorted(record)!r:.500}"
         )
     contents = ModelCardContents(**record)
-    if is_of_0_1:
-        sections = _sections_of_0_1(contents)
-    else:
-        sections = {f"# {escape_markdown(contents.model_name)}": _introduction(contents)}
-        sections |= {f"## {title}": section for title, section in _sections(contents, {}).items() if section}
-    _check_sections(str(path), card.text.replace(blocks[0][0], ""), sections)
-    _check_metadata(str(path), card.data.to_dict(), contents)
-    results = getattr(card.data, "eval_results", None) or []
-    found = [_rounded(result) for result in results if result.metric_type != _NOT_IN_METADATA]
-    named = [(result.metric_name, result.metric_value) for result in found]
-    _check(f"{path}: model-index", named, "the results of the record", found == _eval_results(contents))
+    of_sections, title = _sections(contents, {}), f"# {escape_markdown(contents.model_name)}"
+    sections = {f"## {title}": section for title, section in of_sections.items() if section}
+    sections = {title: _introduction(contents)} | sections
+    sections = {title: section.partition(f"\n\n```{_RECORD}")[0] for title, section in sections.items()}
+    known = [title for title in of_sections if title != "Pictures"]
+    check_sections(str(path), text, sections, ["Results", *known], _RECORD)
+    check_pictures(str(path), text, [f"![{title}]({file})" for file, title in _PICTURES.items()], _RECORD)
+    _check_metadata(str(path), card, contents)
     return contents
 
 
@@ -372,73 +362,57 @@ def _loaded(path: Path) -> ModelCard:
     depth = 0
     try:
         metadata = REGEX_YAML_BLOCK.search(path.read_text("utf-8-sig"))
-        for event in yaml.parse(metadata[2] if metadata else "", yaml.SafeLoader):
+        content = metadata[2] if metadata else ""
+        if len(content) > _LARGEST_METADATA:
+            raise ValueError(f"more than {_LARGEST_METADATA:,} characters of metadata")
+        for event in yaml.parse(content, yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or depth > _DEEPEST_METADATA:
                 raise ValueError(f"metadata with aliases, or more than {_DEEPEST_METADATA} levels of it")
+        _check_keys(yaml.compose(content, yaml.SafeLoader))
         card = ModelCard.load(path)
     except Exception as error:  # there are many ways to break the parser of the metadata
         raise ValueError(f"{path}: expected a model card, but got {error!r:.500}") from error
     return card
 
 
-def _check_sections(path: str, text: str, sections: dict[str, str]) -> None:
-    """Whether each stands once under its heading, where a reader sees it, and nothing is added that looks like a part of it."""
-    shown = text  # of the same length, so that positions are the same
-    for hidden in (_CODE, _COMMENT):
-        shown = hidden.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), shown)
-    tags = [line for line in shown.splitlines() if _HIDING_TAG.search(line)]
-    _check(path, tags[:1], "no HTML that can hide a part of the card", not tags)
-    for heading, section in sections.items():
-        section = section.partition(f"\n\n```{_RECORD}")[0]
-        found = [*re.finditer(rf"^{re.escape(heading)}[ \t]*$", shown, re.MULTILINE)]
-        _check(f"{path}: {heading}", f"{len(found)} that show", "one such heading", len(found) == 1)
-        rest = text[found[0].end() :].lstrip("\n")
-        for line, expected in zip(rest.splitlines(), section.splitlines()):
-            _check(f"{path}: {heading}", line, f"the line {expected!r}", line == expected)
-        _check(f"{path}: {heading}", rest[-200:], f"{section!r:.200}", rest.startswith(section))
-        added = re.split(r"^#{1,2} ", rest[len(section) :], maxsplit=1, flags=re.MULTILINE)[0].splitlines()
-        looks = [line for line in added if line.lstrip().startswith(("|", "<", "```", "~~~"))] or added[:1]
-        _check(f"{path}: {heading}", looks[:1], "nothing but prose after it", not any(looks))
+def _check_keys(node: yaml.Node | None) -> None:
+    """Of two values for a key a parser takes one, and others perhaps the other."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    names = [name.value for name, _ in pairs if isinstance(name, yaml.ScalarNode)]
+    if len({*names}) < len(names):
+        raise ValueError("metadata that have a key twice")
+    inner = [value for _, value in pairs] if pairs else node.value if isinstance(node, yaml.SequenceNode) else []
+    for value in inner:
+        _check_keys(value)
 
 
-def _sections_of_0_1(contents: ModelCardContents) -> dict[str, str]:
-    """By heading, what has been the same since version 0.1."""
-    sections = {
-        _results_title(contents): _results(contents, in_range=False),
-        "Results per class": _per_class(contents),
-        "Settings": _settings(contents),
-        "Reproduce": _command(contents),
-    }
-    return {f"## {title}": section for title, section in sections.items() if section}
-
-
-def _check_metadata(path: str, metadata: dict[str, Any], contents: ModelCardContents) -> None:
+def _check_metadata(path: str, card: ModelCard, contents: ModelCardContents) -> None:
     """What the record knows of the license, say. What it does not know an author may add."""
-    expected = _metadata(contents).to_dict()
-    for name in ("license", "base_model", "datasets", "pipeline_tag"):
+    found, expected = card.data.to_dict(), _metadata(contents).to_dict()
+    for name in ("license", "base_model", "datasets", "pipeline_tag", "library_name", "language"):
         if name in expected:
-            _check(f"{path}: {name}", metadata.get(name), repr(expected[name]), metadata.get(name) == expected[name])
-
-
-def _rounded(result: EvalResult) -> EvalResult:
-    """As metadata hold it; cards of version 0.1 have all digits."""
-    value = result.metric_value
-    return replace(result, metric_value=round(value, _DIGITS)) if isinstance(value, float) else result
+            _check(f"{path}: {name}", found.get(name), repr(expected[name]), found.get(name) == expected[name])
+    results = getattr(card.data, "eval_results", None) or []
+    named = [(result.metric_name, result.metric_value) for result in results]
+    _check(f"{path}: model-index", named, "the results of the record", results == _eval_results(contents))
+    if results:
+        said = getattr(card.data, "model_name", None)
+        _check(f"{path}: model-index", said, repr(contents.model_name), said == _for_yaml(contents.model_name))
 
 
 def _metadata(contents: ModelCardContents) -> ModelCardData:
     results, dataset_id = _eval_results(contents), _hub_id(contents.dataset_id)
     return ModelCardData(
         language=contents.language or None,
-        license=contents.license,
+        license=contents.license and _for_yaml(contents.license),
         library_name="transformers",
         pipeline_tag=contents.task,
         base_model=_hub_id(contents.base_model),
         datasets=None if dataset_id is None else [dataset_id],
-        tags=["focal-loss", "hf_focal", *contents.tags],
+        tags=["focal-loss", "hf_focal", *map(_for_yaml, contents.tags)],
         metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
-        model_name=contents.model_name if results else None,  # a model-index needs results
+        model_name=_for_yaml(contents.model_name) if results else None,  # a model-index needs results
         eval_results=results or None,
     )
 
@@ -452,18 +426,23 @@ def _eval_results(contents: ModelCardContents) -> list[EvalResult]:
         title, metric, arguments = _metric(name)
         result = EvalResult(
             task_type=contents.task,
-            dataset_type=contents.dataset_id or slug or "unknown",  # without one, it is no result
-            dataset_name=contents.dataset_name,
-            dataset_config=contents.dataset_config,
-            dataset_split=contents.dataset_split,
-            dataset_revision=contents.dataset_revision,
-            metric_type=metric,
-            metric_name=title,
+            dataset_type=_for_yaml(contents.dataset_id or "") or slug or "unknown",  # without one, it is no result
+            dataset_name=_for_yaml(contents.dataset_name),
+            dataset_config=contents.dataset_config and _for_yaml(contents.dataset_config),
+            dataset_split=contents.dataset_split and _for_yaml(contents.dataset_split),
+            dataset_revision=contents.dataset_revision and _for_yaml(contents.dataset_revision),
+            metric_type=_for_yaml(metric),
+            metric_name=_for_yaml(title),
             metric_args=arguments,
             metric_value=round(fmean(values), _DIGITS),
         )
         results.append(result)
     return results
+
+
+def _for_yaml(text: str) -> str:
+    """Without the line break of which YAML makes a space."""
+    return text.replace("\x85", " ")
 
 
 def _body(contents: ModelCardContents, pictures: dict[str, str]) -> str:
@@ -564,7 +543,6 @@ def _how_to_use(contents: ModelCardContents) -> str:
 
 
 def _results_title(contents: ModelCardContents) -> str:
-    """Without a number of examples as it was in version 0.1, whose cards are read."""
     if contents.num_examples is None:
         return "Results"
     split = contents.dataset_split
@@ -581,15 +559,14 @@ def _fitted_on(contents: ModelCardContents) -> str:
     return f"Also fitted on these examples, which flatters the results: {_listed(fitted)}."
 
 
-def _results(contents: ModelCardContents, in_range: bool = True) -> str:
-    """With the ends of intervals in the range of the metric, which version 0.1 did not heed."""
+def _results(contents: ModelCardContents) -> str:
     num_seeds = len(contents.seeds)
     if num_seeds == 1:
         return _table(["metric", "value"], [[_metric(k)[0], f"{v[0]:.4f}"] for k, v in contents.metrics.items()])
     rows = []
     for name, values in contents.metrics.items():
         mean, half = mean_and_interval(values)
-        low, high = _range(name) if in_range else (-math.inf, math.inf)
+        low, high = _range(name)
         rows.append([_metric(name)[0], f"{mean:.4f}", f"{max(mean - half, low):.4f} to {min(mean + half, high):.4f}"])
     return _table(["metric", f"mean of {num_seeds} seeds", "95 % interval (Student's t)"], rows)
 
@@ -737,20 +714,34 @@ def _reproduce(contents: ModelCardContents) -> str:
 
 
 def _command(contents: ModelCardContents) -> str:
-    command = shlex.join(contents.command).encode(errors="backslashreplace").decode()  # file names need not be text
+    command = " ".join(map(_shell_word, contents.command))
     fence = "`" * max(3, *(len(run) + 1 for run in ["", *re.findall("`+", command)]))
     return f"{fence}bash\n{command}\n{fence}"
 
 
+def _shell_word(text: str) -> str:
+    """As bash reads it, without characters that a terminal would obey."""
+    text = text.encode(errors="backslashreplace").decode()  # file names need not be text
+    obeyed = {c for c in {*text} if not c.isspace() or c == "\r" if one_line(f"a{c}b") != f"a{c}b"}
+    if not obeyed:
+        return shlex.quote(text)
+    return "$'" + "".join(_escaped(c) if c in obeyed or c in "\\'" else c for c in text) + "'"
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\u{code:04x}" if code < 2**16 else f"\\U{code:08x}"
+
+
 def _draw(folder: Path, contents: ModelCardContents, examples: tuple[Tensor, Tensor] | None) -> dict[str, str]:
     """Saves the pictures, and gives the title of each file."""
-    pictures, settings, alpha = {}, contents.settings, _alpha(contents)
+    drawn, settings, alpha = [], contents.settings, _alpha(contents)
     distribution = _distribution(contents, contents.label_names)
     if distribution is not None:
         distribution.plot(alpha, folder / "label_distribution.png", f"Training data, {distribution.summary()}")
-        pictures["label_distribution.png"] = "Labels of the training data"
+        drawn.append("label_distribution.png")
     if examples is None:
-        return pictures
+        return _titled(drawn)
     logits, targets = examples
     problem_type = f"{'multi' if contents.multi_label else 'single'}_label_classification"
     decided = decide(logits, SimpleNamespace(problem_type=problem_type, focal_loss=settings.to_dict()))
@@ -760,19 +751,23 @@ def _draw(folder: Path, contents: ModelCardContents, examples: tuple[Tensor, Ten
     if not contents.multi_label:
         figure = confusion_matrix(decided, targets.argmax(-1), names, settings.label_counts, f"Confusion, {where}")
         figure.savefig(folder / "confusion_matrix.png")
-        pictures["confusion_matrix.png"] = "Confusion matrix"
+        drawn.append("confusion_matrix.png")
     probabilities = readings(logits, settings, contents.multi_label)
     note = prior_note(targets, settings.training_prior, names, contents.multi_label)
     figure = reliability_diagram(probabilities, targets, contents.multi_label, f"Reliability, {where}", note)
     figure.savefig(folder / "reliability_diagram.png")
-    pictures["reliability_diagram.png"] = "Reliability diagram"
+    drawn.append("reliability_diagram.png")
     _, p = probabilities.popitem()  # the posterior, if there is one
     title = f"Precision and recall, {where}"
     curves = precision_recall_curves(p, targets, decided, names, settings, contents.multi_label, title)
     if curves is not None:
         curves.savefig(folder / "precision_recall.png")
-        pictures["precision_recall.png"] = "Precision and recall"
-    return pictures
+        drawn.append("precision_recall.png")
+    return _titled(drawn)
+
+
+def _titled(files: Iterable[str]) -> dict[str, str]:
+    return {file: _PICTURES[file] for file in files}
 
 
 def _examples(contents: ModelCardContents, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,132 @@
+"""What a reader of a card sees, as a renderer of Markdown has it, and whether that is what it ought to be."""
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+from itertools import takewhile
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from ._markdown import one_line
+
+
+__all__ = ["check_pictures", "check_sections", "fenced"]
+
+# Each of these can be a part of something that takes long to parse, or of a table.
+_MOST = 20_000
+_PROSE = {"paragraph", "inline", "bullet_list", "ordered_list", "list_item", "blockquote", "hr", "heading"}
+
+
+def _parsed(text: str) -> list[Token]:
+    return MarkdownIt("commonmark").enable("table").parse(text)
+
+
+def fenced(text: str, info: str) -> list[Token]:
+    """The blocks of code of this kind that a reader sees."""
+    return [token for token in _parsed(text) if token.type == "fence" and token.info.strip() == info]
+
+
+def check_sections(path: str, text: str, sections: Mapping[str, str], titles: Iterable[str], record: str) -> None:
+    """Whether each section stands once, as it is, under its heading, and nothing is added that looks like a part of it.
+
+    Args:
+        path (`str`): For messages.
+        text (`str`): Of the card, without its metadata.
+        sections (mapping of `str` to `str`): The Markdown of each section by that of its heading.
+        titles (iterable of `str`): Headings that are refused where they are none of these.
+        record (`str`): The kind of the block of code that the record is, which may stand anywhere.
+
+    Raises:
+        `ValueError`: If not; the message has the line.
+    """
+    for character in "<[`*_|":
+        if text.count(character) > _MOST:
+            raise ValueError(f"{path}: expected at most {_MOST:,} of the character {character!r}")
+    tokens = [token for token in _parsed(text) if not (token.type == "fence" and token.info.strip() == record)]
+    for token in tokens:
+        kinds = {token.type, *(child.type for child in token.children or [])}
+        if kinds & {"html_block", "html_inline"}:
+            raise _error(path, token, "no HTML, which can hide a part of the card", token.content)
+    headings: dict[str, list[int]] = {}
+    for k, token in enumerate(tokens):
+        if token.type == "heading_open":
+            headings.setdefault(_plain(tokens[k + 1]), []).append(k)
+    expected = {_plain(_parsed(heading)[1]): (heading, section) for heading, section in sections.items()}
+    if "" in headings and "" not in expected:
+        raise _error(path, tokens[headings[""][0]], "headings that say something", "an empty one")
+    for title in map(_normal, titles):
+        if title not in expected and title in headings:
+            raise _error(path, tokens[headings[title][0]], "no section that the record does not give", title)
+    for name, (heading, section) in expected.items():
+        places = headings.get(name, [])
+        if len(places) != 1:
+            raise ValueError(
+                f"{path}: {one_line(heading)}: expected one such heading, but got {len(places)} that show"
+            )
+        start, where = places[0], f"{path}: {one_line(heading)}"
+        _check_lines(where, text, (tokens[start].map or [0])[0], f"{heading}\n\n{section}")
+        found = tokens[start : start + 3] + [*takewhile(lambda token: not _is_heading(token), tokens[start + 3 :])]
+        wanted = _parsed(f"{heading}\n\n{section}")
+        closing: list[str] = []  # items may follow those of a list, but no row those of a table
+        while wanted[-1].nesting < 0:
+            closing.insert(0, wanted.pop().type)
+        for token, right in zip(found, wanted):
+            if _signature(token) != _signature(right):
+                raise _error(
+                    where, token, f"{right.content or right.type!r}, and to show it so", token.content or token.type
+                )
+        rest = found[len(wanted) :]
+        _check_prose(
+            where, rest[len(closing) :] if [token.type for token in rest[: len(closing)]] == closing else rest
+        )
+
+
+def check_pictures(path: str, text: str, pictures: Iterable[str], record: str) -> None:
+    """Whether the section that depends on what could be drawn has only these images, and prose."""
+    tokens = [token for token in _parsed(text) if not (token.type == "fence" and token.info.strip() == record)]
+    places = [k for k, token in enumerate(tokens[1:]) if _is_heading(tokens[k]) and _plain(token) == "pictures"]
+    if len(places) > 1:
+        raise _error(path, tokens[places[1]], "one heading 'Pictures' at most", len(places))
+    here = takewhile(lambda token: not _is_heading(token), tokens[places[0] + 3 :] if places else [])
+    _check_prose(f"{path}: ## Pictures", here, {*pictures})
+
+
+def _check_lines(path: str, text: str, start: int, expected: str) -> None:
+    lines = text.split("\n")[start:]
+    for k, line in enumerate(expected.split("\n")):
+        found = lines[k].rstrip(" \t") if k < len(lines) else ""
+        if found != line.rstrip(" \t"):
+            raise ValueError(
+                f"{path}, line {start + k + 1} of the text: expected the line {line!r:.500}, but got {found!r:.500}"
+            )
+
+
+def _check_prose(path: str, tokens: Iterable[Token], images: Iterable[str] = ()) -> None:
+    for token in tokens:
+        if token.type.removesuffix("_open").removesuffix("_close") not in _PROSE:
+            raise _error(path, token, "nothing but prose after it", token.content or token.type)
+        shown = any(child.type == "image" for child in token.children or [])
+        if shown and not {*token.content.splitlines()} <= {*images}:
+            raise _error(path, token, "nothing but prose and pictures of a card", token.content)
+
+
+def _is_heading(token: Token) -> bool:
+    return token.type == "heading_open" and token.tag in ("h1", "h2")
+
+
+def _plain(token: Token) -> str:
+    """The text of a heading, whatever marks and entities it is made of."""
+    return _normal("".join(child.content for child in token.children or []))
+
+
+def _normal(text: str) -> str:
+    return one_line(unicodedata.normalize("NFKC", text)).casefold()
+
+
+def _signature(token: Token) -> tuple[object, ...]:
+    return token.type, token.tag, token.level, token.info, token.content, str(token.attrs)
+
+
+def _error(path: str, token: Token, expected: str, found: object) -> ValueError:
+    where = f", line {token.map[0] + 1} of the text" if token.map else ""
+    return ValueError(f"{path}{where}: expected {expected:.500}, but got {found!r:.500}")
