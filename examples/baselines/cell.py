@@ -8,13 +8,14 @@ once, with that model. The model cards of a sweep hold such a command.
 """
 
 import json
+import math
 import shutil
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import datasets.config
 import torch
@@ -23,9 +24,9 @@ from datasets import DatasetDict
 from run_text_classification import ModelArguments, run
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import EarlyStoppingCallback, HfArgumentParser, PretrainedConfig, TrainerCallback
+from transformers import EarlyStoppingCallback, HfArgumentParser, PretrainedConfig, TrainerCallback, TrainerState
 
-from baselines.data import data_fingerprint, load_baseline_splits, with_label_noise
+from baselines.data import data_fingerprint, load_baseline_splits, model_fingerprint, with_label_noise
 from baselines.frozen_layers import freeze_layers
 from baselines.rivals import RIVALS
 from hf_focal import (
@@ -88,6 +89,11 @@ def parse_cell(flags: list[str]) -> Arguments:
     return parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
 
 
+def cell_flag_names() -> set[str]:
+    """Written out: argparse would take abbreviations and hyphens too."""
+    return {field.name for arguments in get_args(Arguments) for field in fields(arguments) if field.init}
+
+
 @dataclass
 class Cell:
     """One training and its test, with files in a folder: what has been done there is not done again.
@@ -113,7 +119,7 @@ class Cell:
         self._begin()
         if not finished.exists():
             checkpoint = self._last_checkpoint()
-            resume = [] if checkpoint is None else ["--resume_from_checkpoint", checkpoint]
+            resume = [] if checkpoint is None else ["--resume_from_checkpoint", checkpoint, *_epochs_left(checkpoint)]
             trainer, outputs = self._run([*TRAINING_FLAGS, *resume], [*(callbacks or []), *self._early_stopping()])
             logs, metrics = trainer.state.log_history, outputs["validation"].metrics
             record = self.origin | {
@@ -159,15 +165,20 @@ class Cell:
         return self.folder / "test_logits.safetensors"
 
     @staticmethod
-    def data_fingerprint(flags: list[str]) -> str:
-        """Of the data that these flags name."""
-        return Cell(flags, Path()).origin["data_fingerprint"]
+    def origin_of(flags: list[str]) -> dict:
+        """All that makes the training that these flags name what it is."""
+        return Cell(flags, Path()).origin
 
     @cached_property
     def origin(self) -> dict:
         """All that makes the training what it is."""
-        fingerprint = data_fingerprint(self._splits, parse_cell(self.flags)[2])
-        return {"flags": self.flags, "data_fingerprint": fingerprint, "versions": package_versions()}
+        _, model_args, data_args, training_args = parse_cell(self.flags)
+        return {
+            "flags": self.flags,
+            "data_fingerprint": data_fingerprint(self._splits, data_args, training_args.focal_sample_weight_column),
+            "model_fingerprint": model_fingerprint(model_args),
+            "versions": package_versions(),
+        }
 
     @cached_property
     def _splits(self) -> DatasetDict:
@@ -224,6 +235,16 @@ class Cell:
                 callbacks=callbacks,
                 use_safetensors=self.use_safetensors,
             )
+
+
+def _epochs_left(checkpoint: str) -> list[str]:
+    """None, for a training that early stopping has ended: the Trainer would begin another epoch."""
+    state = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json")))
+    stopping = state.stateful_callbacks.get("EarlyStoppingCallback", {})
+    stopping = stopping[0] if isinstance(stopping, list) else stopping
+    patience = stopping.get("args", {}).get("early_stopping_patience", math.inf)
+    waited = stopping.get("attributes", {}).get("early_stopping_patience_counter", 0)
+    return ["--num_train_epochs", str(state.epoch)] if waited >= patience else []
 
 
 def test_metrics(logits: Tensor, labels: Tensor, config: PretrainedConfig, names: list[str]) -> tuple[dict, Tensor]:

@@ -6,6 +6,7 @@ Where there is no validation split, one is cut off the training data, so that th
 import hashlib
 import json
 from collections import Counter, defaultdict
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -14,6 +15,7 @@ from data.labelled_texts import DataArguments, load_splits, read_labels
 from data.newsgroups_longtail import load_newsgroups_longtail
 from data.reuters_r52 import load_reuters_r52
 from datasets import ClassLabel, DatasetDict
+from run_text_classification import ModelArguments, model_path
 
 
 PACKAGED = {
@@ -90,11 +92,24 @@ def with_label_noise(splits: DatasetDict, data_args: DataArguments, share: float
     return DatasetDict({**splits, **noisy})
 
 
-def data_fingerprint(splits: DatasetDict, data_args: DataArguments) -> str:
-    """SHA-256 of the texts and labels of all splits: the same data on any machine, however they were stored."""
+def data_fingerprint(splits: DatasetDict, data_args: DataArguments, weight_column: str | None = None) -> str:
+    """SHA-256 of the texts, labels and weights of all splits: the same data on any machine, however they were stored."""
     digest = hashlib.sha256()
     for split in sorted(splits):
         columns = [splits[split][column] for column in data_args.text_columns]
         for row in zip(*columns, read_labels(splits[split], data_args.label_column_name)):
             digest.update(json.dumps([split, *row]).encode())
+        if weight_column in splits[split].column_names:
+            digest.update(json.dumps([split, splits[split][weight_column][:]]).encode())
+    return digest.hexdigest()
+
+
+def model_fingerprint(model_args: ModelArguments) -> str:
+    """SHA-256 of what is in the folder of a base model, or of its name and revision on the Hub."""
+    folder, digest = Path(model_path(model_args)), hashlib.sha256()
+    if not folder.is_dir():
+        return hashlib.sha256(json.dumps([str(folder), model_args.model_revision]).encode()).hexdigest()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".txt", ".model", ".safetensors", ".bin") and file.name != "training_args.bin":
+            digest.update(json.dumps([file.name, hashlib.sha256(file.read_bytes()).hexdigest()]).encode())
     return digest.hexdigest()

@@ -2,14 +2,23 @@
 
 import re
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from baselines.cell import parse_cell
+from baselines.cell import cell_flag_names, parse_cell
 from hf_focal.model_card import publishable_command
+
+
+LOWER_IS_BETTER = ("loss", "negative_log_likelihood", "brier_score", "expected_calibration_error")
+OWN_FLAGS = {
+    "seed": "the recipe has seeds; --seeds gives others",
+    "metric_for_best_model": "it is choose_by of the recipe",
+    "greater_is_better": "it follows from choose_by of the recipe",
+    "output_dir": "each cell has a folder of its own",
+}
 
 
 @dataclass(kw_only=True)
@@ -56,6 +65,7 @@ class Recipe:
                     "arms: expected names with a letter or digit, of at most 100, and other than cells, locks and results, "
                     f"but got {arm!r:.120}"
                 )
+        self._check_entries()
         if len(self.along) > 1:
             raise ValueError(f"along: expected one flag, but got {', '.join(self.along)}")
         for arm, choice in product(self.arms, self.choices):
@@ -99,15 +109,44 @@ class Recipe:
     @property
     def shared_flags(self) -> dict[str, str]:
         """Those that all of its arms have: records of others are no comparison."""
-        flags = {name: publishable_command([str(value)])[0][0] for name, value in self.flags.items()}
-        return flags | {"metric_for_best_model": self.choose_by}
+        pairs = [publishable_command([f"--{name}", str(value)])[0] for name, value in self.flags.items()]
+        shared = {pair[0].removeprefix("--"): pair[1] for pair in pairs if len(pair) == 2}
+        return shared | {"metric_for_best_model": self.choose_by}
+
+    def _check_entries(self) -> None:
+        if not isinstance(self.title, str) or not all(type(seed) is int for seed in self.seeds):
+            raise ValueError(
+                f"title, seeds: expected a text and whole numbers, but got {self.title!r}, {self.seeds!r}"
+            )
+        for name, values in (self.grid | self.along).items():
+            texts = [*map(str, values)] if isinstance(values, list) else []
+            if not texts or len({*texts}) < len(texts):
+                raise ValueError(f"{name}: expected a list of different values, but got {values!r}")
+        of_arms = [*self.arms.values()]
+        if not all(isinstance(own, dict) for own in of_arms) or len({*map(repr, of_arms)}) < len(of_arms):
+            raise ValueError(f"arms: expected each to have flags of its own, but got {self.arms!r:.300}")
+        names = {*self.flags, *self.grid, *self.along, *chain(*of_arms)}
+        for name in sorted(names):
+            if name in OWN_FLAGS:
+                raise ValueError(f"--{name}: {OWN_FLAGS[name]}")
+            if name not in cell_flag_names():
+                raise ValueError(
+                    f"--{name}: no flag of `python -m baselines cell`, where they are written with underscores"
+                )
+
+    @property
+    def greater_is_better(self) -> bool:
+        return not self.choose_by.startswith(LOWER_IS_BETTER)
 
     @property
     def choices(self) -> list[dict[str, Any]]:
         return [dict(zip(self.grid, values)) for values in product(*self.grid.values())]
 
     def cell_flags(self, arm: str, choice: dict[str, Any], seed: int) -> list[str]:
-        flags = self.flags | {"metric_for_best_model": self.choose_by} | self.arms[arm] | choice | {"seed": seed}
+        chosen = {"metric_for_best_model": self.choose_by}
+        if not self.greater_is_better:
+            chosen["greater_is_better"] = "false"
+        flags = self.flags | chosen | self.arms[arm] | choice | {"seed": seed}
         return [text for name, value in flags.items() for text in (f"--{name}", str(value))]
 
 

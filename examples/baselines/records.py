@@ -23,7 +23,7 @@ KINDS = {
 LARGEST_FILE = 2**28
 # Of the records, these are for programs: of thousands of test examples they take more room than all else.
 PACKED = ("labels", "predictions", "per_class", "other_decisions")
-LARGEST_PACKED = 2**26
+LARGEST_UNPACKED = 2**28
 
 
 def flags_digest(flags: list[str]) -> str:
@@ -32,9 +32,10 @@ def flags_digest(flags: list[str]) -> str:
 
 
 def cell_key(record: dict) -> str:
-    """The same for two records of one cell: of the same stage, flags, data and versions."""
+    """The same for two records of one cell: of the same stage, flags, base model, data and versions."""
     digest = record.get("flags_digest") or flags_digest(record["flags"])
-    return json.dumps([record["stage"], digest, record["data_fingerprint"], record["versions"]], sort_keys=True)
+    origin = [record.get("model_fingerprint"), record["data_fingerprint"], record["versions"]]
+    return json.dumps([record["stage"], digest, *origin], sort_keys=True)
 
 
 def packed(record: dict) -> dict:
@@ -46,24 +47,30 @@ def _packed(value: object) -> dict[str, str]:
     return {"zlib": b64encode(zlib.compress(json.dumps(value).encode(), 9)).decode()}
 
 
-def _unpacked(value: dict[str, str]) -> object:
+def _is_packed(value: object) -> bool:
+    return isinstance(value, dict) and {*value} == {"zlib"}
+
+
+def _unpacked(value: dict[str, str], most: int) -> tuple[object, int]:
+    """The value, and how many bytes it took."""
     unpacker = zlib.decompressobj()
-    content = unpacker.decompress(b64decode(value["zlib"], validate=True), LARGEST_PACKED)
+    content = unpacker.decompress(b64decode(value["zlib"], validate=True), max(most, 1))
     if not unpacker.eof:
-        raise ValueError(f"more than {LARGEST_PACKED:,} bytes, or cut short")
-    return json.loads(content)
+        raise ValueError(f"more than {LARGEST_UNPACKED:,} bytes in all, or cut short")
+    return json.loads(content), len(content)
 
 
 def read_records(file: Path) -> list[dict]:
     """The records of a file; what a killed process left of a line is skipped with a warning.
 
     Raises:
-        `ValueError`: For a line that is no record, a cell that is there twice, or more than 256 MiB.
+        `ValueError`: For a line that is no record, a cell that is there twice, or more than 256 MiB, also once unpacked.
     """
     if file.stat().st_size > LARGEST_FILE:
         raise ValueError(f"{file}: expected at most {LARGEST_FILE:,} bytes, but got {file.stat().st_size:,}")
     records: dict[str, dict] = {}
     lines: dict[str, int] = {}
+    unpacked = 0
     for number, line in enumerate(file.read_text(errors="replace").split("\n"), start=1):
         if not line.strip():
             continue
@@ -73,7 +80,7 @@ def read_records(file: Path) -> list[dict]:
         except json.JSONDecodeError:
             warnings.warn(f"{file}, line {number}: expected a record, but got {shown!r} at its end; skipped")
             continue
-        except RecursionError:
+        except (ValueError, RecursionError):  # numbers of thousands of digits, say
             record = None
         if not isinstance(record, dict):
             raise ValueError(f"{file}, line {number}: expected a record, but got {shown!r} at its end")
@@ -84,11 +91,9 @@ def read_records(file: Path) -> list[dict]:
                     f"{record.get(name)!r:.60}"
                 )
         try:
-            record |= {
-                name: _unpacked(record[name])
-                for name in PACKED
-                if isinstance(record.get(name), dict) and {*record[name]} == {"zlib"}
-            }
+            for name in [name for name in PACKED if _is_packed(record.get(name))]:
+                record[name], size = _unpacked(record[name], LARGEST_UNPACKED - unpacked)
+                unpacked += size
         except (ValueError, TypeError, zlib.error, RecursionError) as error:
             raise ValueError(f"{file}, line {number}: expected packed values, but {error}") from error
         key = cell_key(record)

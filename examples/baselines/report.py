@@ -44,7 +44,7 @@ def tested_cells(records: list[dict], baseline: str) -> pd.DataFrame:
         if missing := [key for key in REQUIRED if key not in record]:
             raise ValueError(f"expected {', '.join(REQUIRED)} in a test record, but one has no {', '.join(missing)}")
     comparable = (
-        (records, ("recipe", "shared_flags", "data_fingerprint", "versions")),
+        (records, ("recipe", "shared_flags", "data_fingerprint", "model_fingerprint", "versions")),
         (tested, ("labels", "label_names", "label_counts")),
     )
     for group, keys in comparable:
@@ -59,11 +59,21 @@ def tested_cells(records: list[dict], baseline: str) -> pd.DataFrame:
     for arm in arms:
         cells = [r for r in tested if r["arm"] == arm]
         choices, seeds = [r["choice"] for r in cells], [r["seed"] for r in cells]
+        own = [_without(r.get("flags", []), {"seed", *r["choice"]}) for r in cells]
+        if any(flags != own[0] for flags in own):
+            raise ValueError(
+                f"{arm!r}: expected the same flags for all seeds, but got {own[0]!r:.200} and {next(f for f in own if f != own[0])!r:.200}"
+            )
         if any(choice != choices[0] for choice in choices) or len(set(seeds)) < len(seeds):
             raise ValueError(
                 f"{arm!r}: expected one choice and one test of each seed, but got {choices}, seeds {seeds}"
             )
     return pd.DataFrame(sorted(tested, key=lambda r: arms.index(r["arm"])))
+
+
+def _without(flags: list[str], names: set[str]) -> dict[str, str]:
+    found = dict(zip(flags[::2], flags[1::2]))
+    return {flag: value for flag, value in found.items() if flag.removeprefix("--") not in names}
 
 
 def settings(choice: dict) -> str:

@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from baselines.cell import Cell, parse_cell
 from baselines.recipe import Recipe, slug
 from baselines.records import cell_key, flags_digest, packed, read_records
-from hf_focal.model_card import package_versions, publishable_command
+from hf_focal.model_card import publishable_command
 
 
 STAGES = ("validation", "test")
@@ -54,9 +54,9 @@ class Sweep:
 
     def __init__(self, recipe: Recipe, folder: Path, cell_class: type[Cell] = Cell):
         self.recipe, self.folder, self.cell_class = recipe, folder, cell_class
-        self.results, self.versions = folder / "results.jsonl", package_versions()
+        self.results = folder / "results.jsonl"
         with PartialState().main_process_first():
-            self._fingerprints = self._data_fingerprints()
+            self._origins = self._find_origins()
         (folder / "locks").mkdir(parents=True, exist_ok=True)
 
     def run(self) -> list[dict]:
@@ -89,7 +89,8 @@ class Sweep:
             return records.get(self._key(task))
 
         def score(task: Task) -> float:
-            return record_of(task)["validation_metrics"][self.recipe.choose_by]
+            value = record_of(task)["validation_metrics"][self.recipe.choose_by]
+            return value if self.recipe.greater_is_better else -value
 
         open_tasks = []
         for arm in self.recipe.arms:
@@ -145,7 +146,7 @@ class Sweep:
         yield None
 
     def _append(self, record: dict) -> None:
-        with FileLock(self.folder / "locks" / "results"), self.results.open("a+") as file:
+        with FileLock(self.folder / "locks" / "results"), self.results.open("a+", errors="replace") as file:
             file.seek(0)
             if not file.read().endswith("\n") and file.tell():
                 file.write("\n")  # after a torn line
@@ -161,20 +162,20 @@ class Sweep:
 
     def _origin(self, task: Task) -> dict[str, Any]:
         flags = self.recipe.cell_flags(task.arm, dict(task.choice), task.seed)
-        fingerprint = self._fingerprints[task.arm, task.choice]
-        return {"flags": flags, "data_fingerprint": fingerprint, "versions": self.versions}
+        return self._origins[task.arm, task.choice] | {"flags": flags}
 
-    def _data_fingerprints(self) -> dict[tuple[str, tuple[tuple[str, Any], ...]], str]:
-        """By arm and choice; what several of them have in common is read once."""
-        fingerprints, of_data = {}, {}
+    def _find_origins(self) -> dict[tuple[str, tuple[tuple[str, Any], ...]], dict[str, Any]]:
+        """By arm and choice; the data and the model that several of them have in common are read once."""
+        origins, known = {}, {}
         for arm, choice in product(self.recipe.arms, self.recipe.choices):
             flags = self.recipe.cell_flags(arm, choice, self.recipe.seeds[0])
-            baseline_args, _, data_args, _ = parse_cell(flags)
-            data = repr((data_args, baseline_args.validation_share, baseline_args.label_noise))
-            if data not in of_data:
-                of_data[data] = self.cell_class.data_fingerprint(flags)
-            fingerprints[arm, tuple(choice.items())] = of_data[data]
-        return fingerprints
+            baseline_args, model_args, data_args, training_args = parse_cell(flags)
+            read = [model_args.model_name_or_path, model_args.model_revision, training_args.focal_sample_weight_column]
+            key = repr((data_args, baseline_args.validation_share, baseline_args.label_noise, read))
+            if key not in known:
+                known[key] = self.cell_class.origin_of(flags)
+            origins[arm, tuple(choice.items())] = known[key]
+        return origins
 
 
 class _Progress(TrainerCallback):

@@ -56,9 +56,12 @@ class StubCell:
     runs: ClassVar[list[tuple[str, ...]]] = []
     seconds: ClassVar[float] = 0
 
-    @staticmethod
-    def data_fingerprint(flags):
-        return "a1"
+    fingerprint: ClassVar[str] = "a1"
+
+    @classmethod
+    def origin_of(cls, flags):
+        prints = {"data_fingerprint": cls.fingerprint, "model_fingerprint": "m1"}
+        return {"flags": flags, "versions": package_versions()} | prints
 
     def train(self, callbacks=None):
         finished = self.folder / "training.json"
@@ -70,8 +73,7 @@ class StubCell:
             score = rate if "--loss" in self.flags else 1 - rate
             self.folder.mkdir(parents=True)
             training = {"validation_metrics": {"f1_macro": score}, "wall_seconds": 60.0 + rate, "resumed": False}
-            training |= {"data_fingerprint": self.data_fingerprint(self.flags), "hardware": describe_hardware()}
-            training |= {"flags": self.flags, "versions": package_versions()}
+            training |= {"hardware": describe_hardware()} | self.origin_of(self.flags)
             finished.write_text(json.dumps(training))
         return json.loads(finished.read_text())
 
@@ -148,10 +150,9 @@ class TestSchedule:
         first = Sweep(Recipe(**recipe), Path("out"), stub).run()
         before = records("out")
         if changed == "data":
-            monkeypatch.setattr(stub, "data_fingerprint", staticmethod(lambda flags: "b2"))
+            monkeypatch.setattr(stub, "fingerprint", "b2")
         else:
-            for module in (__name__, "baselines.sweep"):
-                monkeypatch.setattr(f"{module}.package_versions", lambda: {"torch": "3"})
+            monkeypatch.setattr(f"{__name__}.package_versions", lambda: {"torch": "3"})
         second = Sweep(Recipe(**recipe), Path("out"), stub).run()
         assert len(second) == len(first) and not any(record in first for record in second)
         assert records("out")[: len(before)] == before and len(stub.runs) == 20
@@ -166,7 +167,7 @@ class TestSchedule:
 
     def test_data_that_change_while_it_runs(self, recipe, stub, monkeypatch):
         sweep = Sweep(Recipe(**recipe), Path("out"), stub)
-        monkeypatch.setattr(stub, "data_fingerprint", staticmethod(lambda flags: "b2"))
+        monkeypatch.setattr(stub, "fingerprint", "b2")
         with pytest.raises(ValueError, match="the data, or what is installed, changed while the sweep ran"):
             sweep.run()
 
