@@ -443,7 +443,9 @@ def _existing_metadata(readme: Path) -> dict[str, Any]:
     try:
         return {**(metadata_load(readme) or {})}
     except Exception as error:  # there are many ways to break the parser
-        kept = readme.with_name("README.md.bak")
+        taken = {path.name for path in readme.parent.glob("README.md.bak*")}
+        names = ["README.md.bak", *(f"README.md.bak{number}" for number in range(1, len(taken) + 1))]
+        kept = readme.with_name(next(name for name in names if name not in taken))
         shutil.copyfile(readme, kept)
         warnings.warn(
             f"{readme}: its metadata cannot be read ({type(error).__name__}), so nothing of it is in the new card; the old one "

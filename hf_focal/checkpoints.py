@@ -15,7 +15,10 @@ from safetensors import SafetensorError, safe_open
 
 __all__ = ["is_whole", "last_whole_checkpoint", "saved_whole"]
 
-_SHARD = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+_WEIGHTS = re.compile(
+    r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?|adapter_model\.(safetensors|bin)|adapter_config\.json"
+)
+_CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
 
 
 def last_whole_checkpoint(folder: str | Path) -> tuple[Path | None, list[Path]]:
@@ -37,9 +40,10 @@ def last_whole_checkpoint(folder: str | Path) -> tuple[Path | None, list[Path]]:
 
     ```
     """
-    found = {int(path.name.rpartition("-")[2]): path for path in Path(folder).glob("checkpoint-*") if _has_step(path)}
+    named = [(_CHECKPOINT.fullmatch(path.name), path) for path in Path(folder).glob("checkpoint-*")]
+    found = [(int(match[1]), path) for match, path in named if match and path.is_dir()]
     torn: list[Path] = []
-    for _, checkpoint in sorted(found.items(), reverse=True):
+    for _, checkpoint in sorted(found, reverse=True):
         if is_whole(checkpoint):
             return checkpoint, torn
         torn.append(checkpoint)
@@ -49,7 +53,11 @@ def last_whole_checkpoint(folder: str | Path) -> tuple[Path | None, list[Path]]:
 def is_whole(checkpoint: Path) -> bool:
     """Whether the state of the trainer, which is written last, and all files of weights can be read to their ends."""
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text())
+        if "global_step" not in json.loads((checkpoint / "trainer_state.json").read_text()):
+            return False
+        # Weights that are spread over processes are in folders.
+        if not any(_WEIGHTS.fullmatch(path.name) or path.is_dir() for path in checkpoint.iterdir()):
+            return False
         for path in checkpoint.glob("*.index.json"):
             shards = {*json.loads(path.read_text())["weight_map"].values()}
             if not all((checkpoint / shard).is_file() for shard in shards):
@@ -60,7 +68,7 @@ def is_whole(checkpoint: Path) -> bool:
         for path in [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth"), *checkpoint.glob("*.bin")]:
             if path.name != "training_args.bin" and not zipfile.is_zipfile(path):  # of which the end is the directory
                 return False
-    except (OSError, ValueError, KeyError, AttributeError, SafetensorError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         return False
     return True
 
@@ -69,8 +77,9 @@ def is_whole(checkpoint: Path) -> bool:
 def saved_whole(folder: str | Path) -> Iterator[Path]:
     """A folder to save a model in, whose files take the places of those in `folder` once all are written.
 
-    If the disk is full or the process is killed meanwhile, `folder` holds the model that it held. Weights of the old model
-    that the new one has no file for are removed, or they would be loaded beside it.
+    If the disk is full or the process is killed while it writes, `folder` holds the model that it held; only the renaming of
+    the files, at the end, is not one step. Weights of the old model that the new one has no file for are removed, or they
+    would be loaded beside it, and so is an adapter.
 
     Args:
         folder (`str` or `Path`): Made if need be.
@@ -103,11 +112,7 @@ def saved_whole(folder: str | Path) -> Iterator[Path]:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, target)
         names = {path.name for path in files}
-        if any(map(_SHARD.fullmatch, names)):
+        if any(map(_WEIGHTS.fullmatch, names)):
             for path in folder.iterdir():
-                if _SHARD.fullmatch(path.name) and path.name not in names:
+                if _WEIGHTS.fullmatch(path.name) and path.name not in names:
                     path.unlink()
-
-
-def _has_step(path: Path) -> bool:
-    return path.is_dir() and path.name.rpartition("-")[2].isdigit()

@@ -358,19 +358,15 @@ class FocalTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Beside a PEFT adapter it writes the settings, as focal_loss.json."""
         if not self.args.should_save:
             return super()._save(output_dir, state_dict)
         with saved_whole(output_dir or self.args.output_dir or ".") as folder:
             super()._save(str(folder), state_dict)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As [`~transformers.Trainer.save_model`]; beside a PEFT adapter it writes the settings, as focal_loss.json."""
-        is_adapter = hasattr(self.accelerator.unwrap_model(self.model), "get_base_model")
-        settings = FocalSettings.find_in(self._config()) if is_adapter and self.args.should_save else None
-        if settings is not None:
-            # Not as config.json: with one, from_pretrained looks for the weights of the base model in the same folder.
-            settings.store_in_folder(output_dir or self.args.output_dir or ".")
-        super().save_model(output_dir, _internal_call=_internal_call)
+            settings = FocalSettings.find_in(self._config())
+            if settings is not None and hasattr(self.accelerator.unwrap_model(self.model), "get_base_model"):
+                # An adapter. Not as config.json, beside which from_pretrained looks for the weights of the base model.
+                settings.store_in_folder(folder)
 
     def calibrate(
         self,

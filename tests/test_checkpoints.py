@@ -50,6 +50,23 @@ def test_without_its_state_it_is_torn(folder):
     assert not is_whole(folder / "checkpoint-2")
 
 
+def test_a_folder_of_another_name_is_no_checkpoint(folder):
+    shutil.copytree(folder / "checkpoint-1", folder / "checkpoint-old-999")
+    (folder / "checkpoint-²").mkdir()
+    assert last_whole_checkpoint(folder) == (folder / "checkpoint-2", [])
+
+
+@pytest.mark.parametrize("state", ["null", "{}", "[]"])
+def test_a_state_that_is_none(folder, state):
+    (folder / "checkpoint-2" / "trainer_state.json").write_text(state)
+    assert not is_whole(folder / "checkpoint-2")
+
+
+def test_without_weights_it_is_torn(folder):
+    (folder / "checkpoint-2" / "model.safetensors").unlink()
+    assert last_whole_checkpoint(folder) == (folder / "checkpoint-1", [folder / "checkpoint-2"])
+
+
 def test_training_goes_on_from_the_last_whole_one(folder):
     cut(folder / "checkpoint-2" / "model.safetensors")
     trainer = make_trainer(folder, train_dataset=tiny_dataset(), max_steps=2, save_strategy="no")
@@ -155,6 +172,15 @@ class TestSavedWhole:
         found = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
         mine = dict.fromkeys(("notes.txt", "README.md", "checkpoint-1/model.safetensors"), "mine")
         assert found == mine | {"model.safetensors": "new"}
+
+    def test_an_adapter_is_not_loaded_in_place_of_a_whole_model(self, tmp_path):
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            (tmp_path / name).write_text("{}")
+        model = tiny_model()
+        make_trainer(tmp_path, model=model).save_model()
+        assert not [*tmp_path.glob("adapter*")]
+        loaded = BertForSequenceClassification.from_pretrained(tmp_path)
+        assert (loaded.classifier.weight == model.classifier.weight).all()
 
     def test_a_kill_leaves_what_was_there(self, tmp_path):
         (tmp_path / "model.safetensors").write_text("old")

@@ -203,7 +203,9 @@ class Cell:
             self.folder.mkdir(parents=True, exist_ok=True)
             _write_json(kept, self.origin)
             if leftovers:
-                print(f"{self.folder}: the training there has other flags, data or versions, so this one starts anew")
+                print(
+                    f"{self.folder}: the training there has other flags, model, data or versions, so this one starts anew"
+                )
 
     def _early_stopping(self) -> list[TrainerCallback]:
         patience = parse_cell(self.flags)[0].early_stopping_patience

@@ -31,7 +31,7 @@ from run_text_classification import (
 from transformers import AutoConfig, AutoModelForSequenceClassification, HfArgumentParser
 
 from baselines.cell import FROZEN_LAYERS_CACHE
-from baselines.data import cut_validation
+from baselines.data import cut_validation, model_fingerprint
 from baselines.frozen_layers import freeze_layers
 from baselines.recipe import Recipe
 from baselines.report import difference_table, differences, interval_table, report_table
@@ -75,9 +75,10 @@ def compare(flags: list[str]) -> None:
     """The whole command."""
     (arguments,) = HfArgumentParser(OwnDataArguments).parse_args_into_dataclasses(flags, look_for_args_file=False)
     folder = Path(arguments.output_dir or Path("outputs", Path(arguments.train_file).stem))
-    check_folder(arguments, folder)
+    made_from = check_folder(arguments, folder)
     files = write_splits(arguments, folder / "data")
     check_wanted(arguments, files)
+    (folder / "made_from.txt").write_text(made_from)
     common = {f"{split}_file": file for split, file in files.items()}
     common |= {name: getattr(arguments, name) for name in _OF_DATA}
     if arguments.model_name_or_path is not None:
@@ -95,18 +96,21 @@ def compare(flags: list[str]) -> None:
     print(f"The tables are in {folder / 'results.md'}, the splits in {folder / 'data'}.")
 
 
-def check_folder(arguments: OwnDataArguments, folder: Path) -> None:
-    """Whether what is there, if anything, is of the same data and flags, so that it may go on."""
+def check_folder(arguments: OwnDataArguments, folder: Path) -> str:
+    """A digest of the data, the base model and the flags; what is there, if anything, has to be of the same, so that it may go on."""
     values = {name: value for name, value in asdict(arguments).items() if name != "output_dir"}
     digest = hashlib.sha256(json.dumps(values).encode())
     for file in arguments.files.values():
         if Path(file).is_file():  # reading says what is wrong with others
             digest.update(Path(file).read_bytes())
+    model_args, _, _ = parse_flags([])
+    model_args.model_name_or_path = arguments.model_name_or_path
+    digest.update(model_fingerprint(model_args).encode())
     made_from = folder / "made_from.txt"
     if made_from.exists() and made_from.read_text() != digest.hexdigest():
         raise ValueError(f"--output_dir: {folder} holds a run of other data or with other flags; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    made_from.write_text(digest.hexdigest())
+    return digest.hexdigest()
 
 
 def check_wanted(arguments: OwnDataArguments, files: dict[str, str]) -> None:

@@ -93,7 +93,9 @@ def load_splits(
             if kind in ("csv", "tsv"):
                 splits[split] = _read_csv(file, split, data_args)
             else:
-                splits[split] = load_dataset(kind, data_files={"data": file}, cache_dir=cache_dir)["data"]
+                splits[split] = load_dataset(
+                    kind, data_files={"data": str(Path(file).resolve())}, cache_dir=cache_dir
+                )["data"]
         except Exception as error:  # each reader has its own
             cause = error.__cause__ or error
             flags = "; --delimiter and --encoding say how a csv file is written" if kind in ("csv", "tsv") else ""

@@ -1,6 +1,7 @@
 """One training of the baselines and its test: what its record holds, and that it can be had again."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -93,6 +94,22 @@ class TestOrigin:
         assert Cell(flags, Path("cell")).train() == first
         assert Path("cell/model.safetensors").stat().st_mtime_ns == weights
 
+    def test_another_model_or_other_weights(self, flags, model_folder, capsys):
+        data = single_label_data()
+        weighted = cell_flags(model_folder, data.assign(weight=1.0), max_train_samples=8, num_train_epochs=1)
+        weighted += ["--focal_sample_weight_column", "weight"]
+        first = Cell(weighted, Path("cell")).train()
+        cell_flags(model_folder, data.assign(weight=[1.0 + k % 3 for k in range(len(data))]))
+        second = self.started_anew(weighted, capsys)
+        assert first["data_fingerprint"] != second["data_fingerprint"]
+        shutil.copytree(model_folder, "model")
+        flags = [*flags, "--model_name_or_path", "model"]
+        Cell(flags, Path("exchanged")).train()
+        config = Path("model/config.json")
+        config.write_text(config.read_text().replace('"hidden_dropout_prob": 0.0', '"hidden_dropout_prob": 0.5') + " ")
+        Cell(flags, Path("exchanged")).train()
+        assert "exchanged: the training there has other flags, model, data or versions" in capsys.readouterr().out
+
     def test_a_folder_of_others(self, flags):
         Path("cell/checkpoint-7").mkdir(parents=True)
         with pytest.raises(ValueError, match="--output_dir: cell holds a training of something else"):
@@ -137,7 +154,7 @@ class TestEarlyStopping:
             def on_save(self, args, state, control, **kwargs):
                 raise KeyboardInterrupt
 
-        for _ in range(2):
+        for _ in range(3):  # the last time after the epoch that ends it
             with pytest.raises(KeyboardInterrupt):
                 Cell(flags, Path("cell")).train([Kill()])
         Cell(flags, Path("cell")).train()

@@ -1,6 +1,8 @@
 """From a csv to a model that decides, with one command."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -108,12 +110,23 @@ def test_nothing_is_trained_for_what_cannot_be_decided(model_folder, capsys):
 
 
 def test_a_folder_of_other_data_is_not_gone_on_with(model_folder, quick, capsys):
+    from baselines.own_data import OwnDataArguments, check_folder
+
     data = numbered(single_label_data())
     data.loc[:3, "text"] = ""
     flags = ["--train_file", write(data, "mine.csv"), "--model_name_or_path", model_folder, "--wanted_recall", "0.9"]
     with pytest.raises(ValueError, match="thresholds are for"):
         run_baselines(*flags)
     assert "- train split, rows 1, 2, 3, 4: blank text" in capsys.readouterr().out
+    # What was refused blocks nothing; what was begun does, with other data or another base model in its place.
+    assert not Path("outputs/mine/made_from.txt").exists()
+    arguments = OwnDataArguments(train_file="mine.csv", model_name_or_path=model_folder, wanted_recall=0.9)
+    Path("outputs/mine/made_from.txt").write_text(check_folder(arguments, Path("outputs/mine")))
+    check_folder(arguments, Path("outputs/mine"))
+    shutil.copytree(model_folder, "other_model")
+    Path("other_model/config.json").write_text(Path("other_model/config.json").read_text() + " ")
+    with pytest.raises(ValueError, match="holds a run of other data"):
+        check_folder(replace(arguments, model_name_or_path="other_model"), Path("outputs/mine"))
     write(numbered(single_label_data(), 5), "mine.csv")
     with pytest.raises(ValueError, match="--output_dir: outputs/mine holds a run of other data or with other flags"):
         run_baselines(*flags)

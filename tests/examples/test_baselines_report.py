@@ -307,6 +307,10 @@ class TestInput:
             ("one has no predictions", lambda r: r.pop("predictions")),
             ("expected one choice and one test of each seed", lambda r: r.update(seed=1)),
             ("expected one choice and one test", lambda r: r.update(choice={"learning_rate": r["seed"]})),
+            (
+                "'cross entropy': expected the same flags for all seeds",
+                lambda r: r.update(flags=["--focal_gamma", str(r["seed"]), *r["flags"]]),
+            ),
         ],
     )
     def test_bad_records(self, message, change):
@@ -323,6 +327,7 @@ class TestInput:
             ("recipe", "r"),
             ("shared_flags", {"max_steps": "1"}),
             ("versions", {"torch": "3"}),
+            ("model_fingerprint", "m2"),
             ("labels", [0, 1]),
             ("label_counts", [1] * 6),
         ],

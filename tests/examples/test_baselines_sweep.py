@@ -178,6 +178,21 @@ class TestSchedule:
             Sweep(Recipe(**recipe), Path("out"), stub).run()
         assert not stub.runs
 
+    def test_of_a_loss_the_least_is_chosen(self, recipe, stub, monkeypatch):
+        train = stub.train
+
+        def with_loss(cell, callbacks=None):
+            record = train(cell, callbacks)
+            return record | {"validation_metrics": {"loss": record["validation_metrics"]["f1_macro"]}}
+
+        monkeypatch.setattr(stub, "train", with_loss)
+        found = Sweep(Recipe(**recipe, choose_by="loss"), Path("out"), stub).run()
+        for arm, rate in zip(ARMS, (0.001, 0.02)):  # the other ones than of the F1 that this was
+            tested = [r for r in found if r["stage"] == "test" and r["arm"] == arm]
+            assert {r["choice"]["learning_rate"] for r in tested} == {rate}
+            flags = tested[0]["flags"]
+            assert flags[flags.index("--greater_is_better") + 1] == "false"
+
     def test_flags_of_the_command_win(self, recipe, stub):
         run_baselines("sweep", saved(recipe), "--learning_rate=0.3", "--seeds", 7, "--arms", "focal, inverse alpha")
         (record,) = records()
@@ -208,7 +223,7 @@ class TestNothingOfTheAuthor:
     def test_absolute_paths_and_secrets(self, recipe, stub):
         """Neither results nor cards, which people publish; two folders of one name are two models nevertheless."""
         here = Path.cwd()
-        recipe["flags"] = {"train_file": here / "mine" / "train.csv", "hub_token": "hf_" + "a" * 30}
+        recipe["flags"] = {"train_file": here / "mine" / "train.csv", "hub_token": "tok_SECRET12345"}
         recipe["flags"] = {name: str(value) for name, value in recipe["flags"].items()}
         for owner in ("ann", "bob"):
             Sweep(Recipe(**recipe).with_flags({"model_name_or_path": f"/home/{owner}/model"}), Path("out"), stub).run()
@@ -219,7 +234,7 @@ class TestNothingOfTheAuthor:
         written = [path for path in Path("out").rglob("*") if path.suffix in (".jsonl", ".md")]
         assert len(written) == 4
         for file in written:
-            assert not any(text in file.read_text() for text in (str(here), "/home", "ann", "hf_aaa"))
+            assert not any(text in file.read_text() for text in (str(here), "/home", "ann", "SECRET"))
         assert "without where they are" in Path("out/cross_entropy/README.md").read_text()
 
 
@@ -238,6 +253,20 @@ class TestRecipe:
             ({"arms": {"results.md": {}}}, "arms: expected names .* other than cells"),
             ({"arms": {"a" * 101: {}}}, "arms: expected names .* of at most 100"),
             ({"arms": {"a": {"focal_alpha": "magic"}}}, "focal_alpha: expected none, one of"),
+            ({"title": 2024}, "title, seeds: expected a text and whole numbers"),
+            ({"seeds": ["1", "2"]}, "title, seeds: expected a text and whole numbers"),
+            ({"grid": {"learning_rate": [0.02, 0.02]}}, "learning_rate: expected a list of different values"),
+            ({"grid": {"learning_rate": "12"}}, "learning_rate: expected a list of different values"),
+            ({"grid": {"learning_rate": []}}, "learning_rate: expected a list of different values"),
+            ({"arms": {"a": None}}, "arms: expected each to have flags of its own"),
+            (
+                {"arms": {"a": {"loss": "focal"}, "b": {"loss": "focal"}}},
+                "arms: expected each to have flags of its own",
+            ),
+            ({"flags": {"train_file": "a.csv", "seed": 3}}, "--seed: the recipe has seeds"),
+            ({"flags": {"train_file": "a.csv", "metric_for_best_model": "accuracy"}}, "it is choose_by of the recipe"),
+            ({"flags": {"train-file": "a.csv"}}, "--train-file: no flag of"),
+            ({"flags": {"train_file": "a.csv", "learning_r": 1}}, "--learning_r: no flag of"),
             ({"surprise": 1}, "recipe: expected a mapping with the keys title, flags"),
         ],
     )
