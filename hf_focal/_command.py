@@ -1,9 +1,10 @@
 """The command that a card shows: of this process, without secrets and without the folders of its author."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 
@@ -11,22 +12,52 @@ __all__ = ["publishable_command"]
 
 _MASK = "***"
 _WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
-_SECRET_WORDS = {"auth", "authorization", "bearer", "cookie", "jwt", "pat", "pwd", "sas", "sig", "signature"}
+_SECRET_WORDS = {
+    *(
+        "auth",
+        "authorization",
+        "bearer",
+        "cookie",
+        "jwt",
+        "otp",
+        "pass",
+        "passcode",
+        "pat",
+        "pin",
+        "pw",
+        "pwd",
+        "sas",
+        "session",
+    ),
+    *("sessionid", "sig", "signature"),
+}
 _SECRET_PARTS = ("password", "passwd", "passphrase", "secret", "credential", "apikey", "accesskey", "privatekey")
-# Of names that end with token or key, those that are known to be no secret; in doubt a value is left out.
+# What is no secret though its name has one of these words: what stands before or behind it. In doubt a value is left out.
 _HARMLESS = {
-    "token": "pad mask eos bos cls sep unk start end image audio special stop",
-    "key": "label text image input output target sort group primary foreign cache column metric index",
+    "token": {
+        *"pad mask eos bos cls sep unk start end image audio special stop max min num new text extra".split(),
+        *"type types classification length level per count id ids limit".split(),
+    },
+    "key": {
+        *"label text image input output target sort group primary foreign cache column metric index".split(),
+        "by",
+    },
 }
 _SERVICES = re.compile(
     r"\b(hf_[A-Za-z0-9]{20,}|(gh[pousr]|github_pat)_\w{16,}|glpat-[\w-]{16,}|sk-[\w-]{16,}|[sr]k_(live|test)_\w{16,}"
-    r"|A[KS]IA[0-9A-Z]{12,}|xox[abeprs]-[\w-]{10,}|AIza[\w-]{30,}|ya29\.[\w-]{20,}|eyJ[\w-]{10,}\.[\w.-]{10,})"
+    r"|A[KS]IA[0-9A-Z]{12,}|xox[abeprs]-[\w-]{10,}|AIza[\w-]{30,}|ya29\.[\w-]{20,}|eyJ[\w-]{10,}\.[\w.-]{10,}"
+    r"|npm_\w{20,}|pypi-[\w-]{16,}|dop_v1_\w{16,}|SG\.[\w-]{10,}\.[\w-]{10,}|hooks\.slack\.com/services/\S+)"
 )
-_USER = re.compile(r"://[^/\s@]+@")
+_USER = re.compile(r"://\S+@")
+_USER_AND_PASSWORD = re.compile(r"(?<![\w/])[\w.-]+:(?!//)[^\s@:]+@(?=[\w.-]+)")
 _QUERY = re.compile(r"(\w+://[^\s?]*\?)\S+")
+# After the beginning, a sign that ends a name, or a flag of one letter: an absolute path, or one that leaves its folder.
+_PATH = re.compile(
+    r"""(^|[\s=,:;@"'\[({]|^-\w)((?:file:)?/{1,3}(?=[^/\s])[^\s,;:"'\])}]*|(?:[\w.-]+/)*\.\./[^\s,;"'\])}]*|[A-Za-z]:[\\/].*)"""
+)
 _HEADER = re.compile(r"^([\w-]+):\s.*$", re.DOTALL)
 _SCHEME = re.compile(r"\b(Bearer|Basic)\s+\S+", re.IGNORECASE)
-_PAIR = re.compile(r"""(["']?)([\w.-]+)\1(\s*[=:]\s*)(["']?)([^\s"',;&}]+)""")
+_PAIR = re.compile(r"""(["']?)([\w.-]+)\1(\s*[=:]\s*)(["']?)(\[[^\]]*\]|[^\s"',;&}]+)""")
 
 
 def publishable_command(command: Sequence[str], secrets: Sequence[str] = ()) -> tuple[list[str], list[str]]:
@@ -69,8 +100,8 @@ def without_secrets(command: Sequence[str], secrets: Sequence[str] = ()) -> tupl
     is_value = is_code = False
     is_before_script = True
     for argument in command:
-        if is_value and not argument.startswith("-"):
-            is_value = False
+        is_value = is_value and not argument.startswith("--")
+        if is_value:  # all of them, as some flags take several
             continue
         if is_code:
             kept.append(_MASK)
@@ -96,17 +127,23 @@ def without_paths(command: Sequence[str]) -> list[str]:
 
 
 def _is_secret(name: str) -> bool:
-    words = [word.lower() for word in _WORD.findall(name)]
-    joined = "".join(words)
-    if {*words} & _SECRET_WORDS or any(part in joined for part in _SECRET_PARTS):
+    words = [word.lower().rstrip("0123456789") for word in _WORD.findall(name)]
+    if len(words) > 1:
+        words = [word.removesuffix("s") if word in ("tokens", "keys") else word for word in words]
+    if {*words} & _SECRET_WORDS or any(part in "".join(words) for part in _SECRET_PARTS):
         return True
-    for end, harmless in _HARMLESS.items():
-        if joined.endswith(end):
-            return not joined.removesuffix(end).endswith(tuple(harmless.split()))
+    for secret, harmless in _HARMLESS.items():
+        for k, word in enumerate(words):
+            if word == secret and not {*words[max(k - 1, 0) : k], *words[k + 1 : k + 2]} & harmless:
+                return True
+            if word.endswith(secret) and word != secret and not word.removesuffix(secret).endswith(tuple(harmless)):
+                return True
     return False
 
 
 def _masked(argument: str) -> str:
+    if " --" in f" {argument}" and len(argument.split()) > 1 and without_secrets(argument.split())[1]:
+        return _MASK  # a command in a flag
     name, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
     try:
         content = json.loads(value) if value[:1] in ("{", "[") else None
@@ -118,7 +155,7 @@ def _masked(argument: str) -> str:
     header = _HEADER.match(value)
     if header and _is_secret(header[1]):
         value = f"{header[1]}: {_MASK}"
-    value = _QUERY.sub(rf"\1{_MASK}", _USER.sub(f"://{_MASK}@", value))
+    value = _QUERY.sub(rf"\1{_MASK}", _USER.sub(f"://{_MASK}@", _USER_AND_PASSWORD.sub(f"{_MASK}@", value)))
     value = _SCHEME.sub(rf"\1 {_MASK}", _PAIR.sub(_masked_pair, value))
     return _SERVICES.sub(_MASK, name + equals + value)
 
@@ -130,18 +167,26 @@ def _masked_pair(match: re.Match[str]) -> str:
 
 def _without_secret_keys(content: Any) -> Any:
     if isinstance(content, dict):
-        return {
-            name: _MASK if _is_secret(name) and not isinstance(value, dict) else _without_secret_keys(value)
-            for name, value in content.items()
-        }
-    return [_without_secret_keys(one) for one in content] if isinstance(content, list) else content
+        return {name: _MASK if _is_secret(name) else _without_secret_keys(value) for name, value in content.items()}
+    if isinstance(content, list):
+        is_command = all(isinstance(one, str) for one in content)
+        return _MASK if is_command and without_secrets(content)[1] else [*map(_without_secret_keys, content)]
+    return content
 
 
 def _relative(argument: str) -> str:
-    name, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
-    if "://" in value or not (PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()):
+    """With each path in it relative, or only its last part."""
+    if "://" in argument and not argument.startswith("file:"):
         return argument
-    if PureWindowsPath(value).drive:
-        return name + equals + PureWindowsPath(value).name
-    path, here = Path(value), Path.cwd()
-    return name + equals + (str(path.relative_to(here)) if path.is_relative_to(here) else path.name)
+    return _PATH.sub(lambda match: match[1] + _shortened(match[2]), argument)
+
+
+def _shortened(path: str) -> str:
+    path = re.sub(r"^file:/*", "/", path)
+    if PureWindowsPath(path).drive:
+        return PureWindowsPath(path).name
+    where, here = Path(os.path.normpath(path)), Path.cwd()
+    if where.is_absolute():
+        return str(where.relative_to(here)) if where.is_relative_to(here) else where.name
+    known = where.parts[:1] == ("..",) and {*where.parts} & {*here.parts}
+    return where.name if known else path

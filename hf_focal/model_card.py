@@ -390,7 +390,7 @@ def _check_keys(node: yaml.Node | None) -> None:
 def _check_metadata(path: str, card: ModelCard, contents: ModelCardContents) -> None:
     """What the record knows of the license, say. What it does not know an author may add."""
     found, expected = card.data.to_dict(), _metadata(contents).to_dict()
-    for name in ("license", "base_model", "datasets", "pipeline_tag", "library_name", "language"):
+    for name in ("license", "base_model", "datasets", "pipeline_tag", "language"):
         if name in expected:
             _check(f"{path}: {name}", found.get(name), repr(expected[name]), found.get(name) == expected[name])
     results = getattr(card.data, "eval_results", None) or []

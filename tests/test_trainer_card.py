@@ -861,9 +861,22 @@ class TestCommand:
             ("--sort_key n --pattern x --author me --authority y", "--sort_key n --pattern x --author me --authority y"),
             ('--hub={"token":"x","n":[{"api_key":"y"}]}', '--hub={"token":"***","n":[{"api_key":"***"}]}'),
             ("--hub {'token':'x','a':1}", "--hub {'token':'***','a':1}"),
-            ("--storage key1=a,account_key=b", "--storage key1=a,account_key=***"),
+            ("--storage name=a,account_key=b", "--storage name=a,account_key=***"),
             (f"--x ghp_{'a' * 36} --y sk-proj-{'b' * 20} AKIA{'C' * 16}", "--x *** --y *** ***"),
             (f"--x glpat-{'a' * 20} eyJ{'a' * 12}.{'b' * 12}.c", "--x *** ***"),
+            ("ann:S@proxy:8080 --proxy=ann:S@proxy:8080", "***@proxy:8080 --proxy=***@proxy:8080"),
+            ("https://ann:p@S@host/x https://ann:a/S@host", "https://***@host/x https://***@host"),
+            ("--hub_token -S --seed 1", "--seed 1"),
+            ("--hub_token a S --seed 1", "--seed 1"),
+            ("--hub_tokens S --hub_token_1 S --token2 S --hubTokenValue S --TOKEN_HUB S", ""),
+            ("--pass S --passcode S --pin S --otp S --sessionid S --session_id S", ""),
+            ("--max_new_tokens 5 --token_type_ids 1 --tokens 3 --key_by n", "--max_new_tokens 5 --token_type_ids 1 --tokens 3 --key_by n"),
+            ('{"auth":{"pw":"S"},"credentials":{"value":"S"}}', '{"auth":"***","credentials":"***"}'),
+            ("{'token':['S']}", "{'token':***}"),
+            ('["--hub_token","S","--seed","1"]', '"***"'),
+            ("Uid=a;Pass=S", "Uid=a;Pass=***"),
+            ("https://hooks.slack.com/services/T0/B0/S", "https://***"),
+            (f"npm_{'a' * 36} pypi-{'a' * 20} dop_v1_{'a' * 20}", "*** *** ***"),
             ("--learning_rate 2e-5 --task-name sk-small", "--learning_rate 2e-5 --task-name sk-small"),
         ],
     )  # fmt: skip
@@ -896,8 +909,35 @@ class TestCommand:
             "a/b",
             "--x=/",
         ]
-        expected = ["train.py", "data/a.csv", "--out=out", "b.csv", "https://h/a", "a/b", "--x="]
+        expected = ["train.py", "data/a.csv", "--out=out", "b.csv", "https://h/a", "a/b", "--x=/"]
         assert without_paths(given) == expected
+
+    def test_a_command_in_a_flag(self):
+        assert without_secrets(["--args", "--seed 1 --hub_token S"])[0] == ["--args", "***"]
+
+    @pytest.mark.parametrize(
+        "given, kept",
+        [
+            ("data.path=/home/ann/x", "data.path=x"),
+            ("a.csv,/home/ann/b.csv", "a.csv,b.csv"),
+            ('{"file": "/home/ann/b.csv"}', '{"file": "b.csv"}'),
+            ("['/home/ann/b.csv']", "['b.csv']"),
+            ("file:///home/ann/x", "x"),
+            ("-I/home/ann/lib", "-Ilib"),
+            ("pycache_prefix=/home/ann/c", "pycache_prefix=c"),
+            ("train:/home/ann/x", "train:x"),
+            ("@/home/ann/args", "@args"),
+            ("../{here}/../../{parent}/x.csv", "x.csv"),
+            ("../models/bert", "../models/bert"),
+            ("1/2 a/b s3://b/c https://h/home/ann", "1/2 a/b s3://b/c https://h/home/ann"),
+        ],
+    )
+    def test_paths_in_any_place(self, tmp_path, monkeypatch, given, kept):
+        folder = tmp_path / "w"
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        given = given.format(here="w", parent=tmp_path.name) if "{here}" in given else given
+        assert without_paths([given]) == [kept]
 
     @pytest.mark.parametrize("name", ["hub_token", "push_to_hub_token"])
     def test_no_secret_in_the_card(self, tmp_path, trained, monkeypatch, name):

@@ -22,6 +22,7 @@ Beside it: `results.md` with the tables, `results.png`, and a model card with pi
 import gc
 import json
 import sys
+import traceback
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
@@ -60,10 +61,20 @@ def tables_and_picture(records: list[dict], baseline: str, picture: Path) -> str
 
 
 def report(args: Namespace, flags: list[str]) -> None:
-    from baselines.overview import compare, draw_overview, overview_table
     from baselines.records import read_records
 
     of_files = {file: read_records(file) for file in args.results}
+    try:
+        _report(args, of_files)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"{', '.join(map(str, args.results))}: a record does not hold what a sweep writes: {error!r}"
+        ) from error
+
+
+def _report(args: Namespace, of_files: dict[Path, list[dict]]) -> None:
+    from baselines.overview import compare, draw_overview, overview_table
+
     first = args.results[0]
     if len(of_files) == 1:
         picture = first.with_name("results.png")
@@ -156,7 +167,13 @@ def main() -> None:
     args, flags = parser.parse_known_args()
     if flags and not args.takes_flags:
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
-    args.run(args, flags)
+    if args.takes_flags:
+        args.run(args, flags)
+        return
+    from baselines.plain_streams import plain_streams
+
+    with plain_streams():  # a card, or the results of others
+        args.run(args, flags)
 
 
 if __name__ == "__main__":
@@ -166,4 +183,9 @@ if __name__ == "__main__":
         from hf_focal.model_card import one_line
 
         print(f"python -m baselines: error: {one_line(str(error))}", file=sys.stderr)
+        sys.exit(2)
+    except Exception:  # 1 is the verdict "different"
+        from hf_focal.model_card import one_line
+
+        print(*map(one_line, traceback.format_exc().splitlines()), sep="\n", file=sys.stderr)
         sys.exit(2)

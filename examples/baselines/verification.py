@@ -4,20 +4,23 @@ A card is untrusted. Its command has to be `python -m baselines cell` or `python
 that change nothing but the data, the model and the training; they are parsed here, and no shell sees them.
 """
 
+import json
 import math
 import re
 import shlex
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import fields
+from dataclasses import fields, replace
 from enum import IntEnum
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from datasets import load_dataset_builder
 from run_text_classification import parse_flags, run
 
+from baselines.cards import card_contents
 from baselines.cell import CELL_COMMAND, Cell, parse_cell
 from hf_focal import FocalTrainingArguments
 from hf_focal.model_card import ModelCardContents, markdown_table, one_line, read_model_card
@@ -43,6 +46,13 @@ _SCRIPT_FLAGS = _FLAGS | set(
     # These have no effect, as `_run_script` sets them, or what makes them work.
     "output_dir report_to push_to_hub hub_model_id hub_private_repo hub_strategy".split()
 )
+
+
+# What a run gives of the data and the model, beside the settings and the scores; the rest is the author's to say.
+_DESCRIBED = (
+    "settings label_names multi_label task dataset_id dataset_config dataset_revision dataset_split num_examples base_model "
+    "fitted_on_split"
+).split()
 
 
 class Verdict(IntEnum):
@@ -81,12 +91,15 @@ def verify_card(path: Path, seed: int | None = None) -> Verdict:
         )
         return Verdict.NOT_COMPARABLE
     is_same_machine = contents.hardware == record["hardware"] and contents.versions == record["versions"]
-    rows = differences(contents, contents.seeds.index(seed), record, is_same_machine)
+    rows = described_otherwise(contents, record["contents"])
+    rows += differences(contents, contents.seeds.index(seed), record, is_same_machine)
     count = len(contents.metrics) + sum(map(len, contents.per_class.values()))
     count += 3 * sum(map(len, contents.operating_points.values()))
     where = "the same hardware and versions" if is_same_machine else "other hardware or versions"
+    if len(contents.seeds) > 1:
+        where = f"seed {seed}, one of {len(contents.seeds)} of the card, {where}"
     if rows:
-        print(f"Different, on {where}: {len(rows)} of {count} values")
+        print(f"Different, on {where}: {len(rows)} differences, {count} values compared")
         print(markdown_table(["", "card", "this run", "difference"], [[*map(one_line, row)] for row in rows]))
         return Verdict.DIFFERENT
     if not differences(contents, contents.seeds.index(seed), record, is_same_machine=True):
@@ -100,7 +113,9 @@ def verify_card(path: Path, seed: int | None = None) -> Verdict:
 
 
 def _run_cell(flags: list[str], folder: Path) -> dict[str, Any]:
-    return Cell(flags, folder, use_safetensors=True).test()
+    record = Cell(flags, folder, use_safetensors=True).test()
+    named = {"recipe": "", "arm": "", "seed": int(flags[-1]), "flags": flags[:-2]}
+    return record | {"contents": card_contents([record | named], "")}
 
 
 def _run_script(flags: list[str], folder: Path) -> dict[str, Any]:
@@ -119,6 +134,7 @@ def _run_script(flags: list[str], folder: Path) -> dict[str, Any]:
         run(model_args, data_args, training_args, writes_card=True, use_safetensors=True)
     contents = read_model_card(folder / "README.md")
     return {
+        "contents": contents,
         "hardware": contents.hardware,
         "versions": contents.versions,
         "data_fingerprint": contents.dataset_fingerprint,
@@ -172,8 +188,72 @@ def show_what_is_read(entry: str, flags: list[str], folder: Path) -> None:
             print(one_line(f"Reads from the Hub, or from what is installed: {name}"))
         elif not where.resolve().is_relative_to(folder.resolve()):
             print(one_line(f"Reads, outside the folder of the card: {where.resolve()}"))
-        if name in models and where.is_dir() and (where / "adapter_config.json").exists():
-            raise ValueError(f"command: expected a model, but {name} is an adapter, which names another model")
+        if where.is_dir():
+            for path in sorted({path.resolve() for path in [*where.rglob("*"), *_named_in(where)]}):
+                if not path.is_relative_to(where.resolve()):
+                    print(one_line(f"Reads, by a name in {name}: {path}"))
+        if name in models and where.is_dir():
+            _check_model(where)
+
+
+def _named_in(folder: Path) -> list[Path]:
+    """Files that a model or a dataset names: shards of weights, and data files."""
+    found = []
+    for index in folder.glob("*.index.json"):
+        try:
+            found += [folder / shard for shard in {*json.loads(index.read_text())["weight_map"].values()}]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"command: {index} is no index of weights") from error
+    if (folder / "README.md").is_file() and not (folder / "config.json").is_file():
+        of_splits = load_dataset_builder(str(folder)).config.data_files or {}
+        found += [Path(file) for files in of_splits.values() for file in files]
+    return found
+
+
+def _check_model(folder: Path) -> None:
+    """Refuses what is another model's, or code from the Hub."""
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(f"command: expected a model, but {folder} is an adapter, which names another model")
+    config = folder / "config.json"
+    try:
+        of_hub = (
+            re.search(r'"_?attn_implementation"\s*:\s*(\{[^}]*/|"[^"]*/)', config.read_text())
+            if config.is_file()
+            else None
+        )
+    except ValueError as error:
+        raise ValueError(f"command: {config} is no text") from error
+    if of_hub:
+        raise ValueError(f"command: the attention of {folder} is code from the Hub, which is not run")
+
+
+def described_otherwise(contents: ModelCardContents, again: ModelCardContents) -> list[tuple[str, str, str, str]]:
+    """What a card says of the data, the model and the settings where the run that it names says something else."""
+    rows = []
+    for name in _DESCRIBED:
+        said, found = getattr(contents, name), getattr(again, name)
+        if name == "settings":  # of several seeds each has a temperature and thresholds of its own
+            own = (
+                {} if len(contents.seeds) == 1 else {"temperature": None, "thresholds": None, "calibration_bias": None}
+            )
+            said, found = replace(said, **own), replace(found, **own)
+            if not is_close(said.to_dict(), found.to_dict()):
+                rows.append((name, f"{said.to_dict()!r:.200}", f"{found.to_dict()!r:.200}", ""))
+        elif said != found:
+            rows.append((name, f"{said!r:.200}", f"{found!r:.200}", ""))
+    return rows
+
+
+def is_close(one: Any, other: Any) -> bool:
+    """The same but for what is fitted, of which another machine has other digits."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        fitted = ("temperature", "thresholds", "calibration_bias", "folded")
+        return one.keys() == other.keys() and all(name in fitted or is_close(one[name], other[name]) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(is_close, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-6)
+    return one == other
 
 
 def differences(

@@ -3,7 +3,9 @@
 import io
 import json
 import os
+import re
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 import yaml
 from baselines.records import read_records
 from baselines.verification import card_command
-from toy_texts import run, run_baselines, single_label_data, write
+from toy_texts import EXAMPLES, run, run_baselines, single_label_data, write
 
 from hf_focal.model_card import read_model_card, write_model_card
 
@@ -149,7 +151,7 @@ class TestComparison:
         write_model_card(card.parent, contents)
         assert verify(card) == 1
         printed = capsys.readouterr().out
-        assert "| 'f1_macro' |" in printed and "| 'chess' 'recall' |" in printed and ": 2 of " in printed
+        assert "| 'f1_macro' |" in printed and "| 'chess' 'recall' |" in printed and ": 2 differences" in printed
         assert verify(card, "--seed", 2) == 0  # those numbers are of the first seed
 
     def test_other_versions_are_compared_within_the_tolerance(self, card):
@@ -188,7 +190,7 @@ class TestComparison:
         contents.per_class["chess"]["recall"][0] += 0.02 * supports["chess"] ** -0.5
         write_model_card(card.parent, contents)
         assert verify(card) == 1
-        assert "| 'chess' 'recall' |" in (printed := capsys.readouterr().out) and ": 1 of " in printed
+        assert "| 'chess' 'recall' |" in (printed := capsys.readouterr().out) and ": 1 differences" in printed
 
     def test_a_card_cannot_ask_for_more_than_the_code_knows(self, card, capsys):
         contents = read_model_card(card)
@@ -267,6 +269,30 @@ def test_the_code_of_a_model_is_not_run(card, monkeypatch):
     assert not Path("pwned").exists()
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"num_examples": 1_000_000},
+        {"base_model": "meta-llama/Llama-3-70B"},
+        {"dataset_split": "hidden"},
+        {"dataset_id": "imagenet"},
+        {"gamma": 5.0},
+        {"alpha": [1.0, 2.0, 3.0]},
+        {"label_counts": [20, 60, 120]},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_what_a_card_says_of_data_model_and_settings_is_compared(card, changed, remembered, capsys):
+    contents = read_model_card(card)
+    settings = {name: value for name, value in changed.items() if name in ("gamma", "alpha", "label_counts")}
+    others = {name: value for name, value in changed.items() if name not in settings}
+    rewritten(card, settings=replace(contents.settings, **settings), **others)
+    assert verify(card) == 1
+    printed = capsys.readouterr().out
+    assert f"| {next(iter(others), 'settings')} |" in printed
+    assert ": 1 differences" in printed and "seed 1, one of 2 of the card" in printed
+
+
 def with_model(card, model):
     contents = read_model_card(card)
     at = contents.command.index("--model_name_or_path") + 1
@@ -331,6 +357,63 @@ def test_a_card_may_set_all_that_makes_the_loss(command):
     flags = "--focal_gamma 1 --focal_gamma_neg 4 --focal_margin 0.05 --focal_alpha inverse --focal_alpha_max_ratio 9"
     flags = [*flags.split(), "--focal_alpha_empty_weight", "1", "--focal_prior_bias", "true", "--dataset_name", "x"]
     assert card_command([*command, *flags])[1] == flags
+
+
+def test_what_is_read_by_a_name_in_a_folder_is_shown(card, model_folder, capsys, monkeypatch):
+    monkeypatch.setattr("baselines.verification.Cell", lambda *args, **options: pytest.exit("reads"))
+    Path("private").mkdir()
+    shutil.copy("train.csv", "private/secret.csv")
+    data = card.parent / "data"
+    data.mkdir()
+    (data / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {Path('private/secret.csv').resolve()}\n---\n"
+    )
+    shutil.copytree(model_folder, card.parent / "model")
+    (card.parent / "model/tokenizer.json").unlink()
+    (card.parent / "model/tokenizer.json").symlink_to(Path("model/tokenizer.json").resolve())
+    (card.parent / "model/model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "../../private.safetensors"}}'
+    )
+    with_model(card, str(card.parent / "model"))
+    contents = read_model_card(card)
+    at = contents.command.index("--train_file")
+    rewritten(card, command=[*contents.command[:at], "--dataset_name", str(data), *contents.command[at + 6 :]])
+    with pytest.raises(pytest.exit.Exception):
+        run_baselines("verify", card)
+    printed = capsys.readouterr().out
+    for path in ("private/secret.csv", "model/tokenizer.json"):
+        assert re.search(rf"Reads, by a name in .*: {re.escape(str(Path(path).resolve()))}\n", printed)
+    assert "private.safetensors" in printed
+
+
+def test_attention_of_the_hub_is_not_run(card, model_folder):
+    shutil.copytree(model_folder, "evil")
+    config = json.loads(Path("evil/config.json").read_text())
+    Path("evil/config.json").write_text(json.dumps(config | {"attn_implementation": "evil/kernel"}))
+    with_model(card, "evil")
+    with pytest.raises(ValueError, match="the attention of evil is code from the Hub"):
+        run_baselines("verify", card)
+
+
+def test_streams_are_plain(capsys):
+    from baselines.plain_streams import plain_streams
+
+    with plain_streams():
+        print("a\x1b[2J\u202eb\rc", "d  e", sep="\n")
+        print("\u200bf\x9b31m", file=sys.stderr)
+    assert capsys.readouterr() == ("a b c\nd  e\n", "f\n")
+
+
+def test_a_crash_is_no_verdict(card, model_folder):
+    """In a process of its own: a traceback would exit with 1, which says that the numbers are others."""
+    shutil.copytree(model_folder, "evil")
+    config = json.loads(Path("evil/config.json").read_text())
+    Path("evil/config.json").write_text(json.dumps(config | {"hidden_act": "no\x1b[2Jsuch"}))
+    with_model(card, "evil")
+    environment = {**os.environ, "PYTHONPATH": f"{EXAMPLES}:{EXAMPLES.parent}"}
+    command = [sys.executable, "-m", "baselines", "verify", str(card)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 2 and "Error" in result.stderr and "\x1b" not in result.stdout + result.stderr
 
 
 def test_command_line(card, capsys):
