@@ -32,7 +32,7 @@ def check_sections(path: str, text: str, sections: Mapping[str, str], titles: It
     Args:
         path (`str`): For messages.
         text (`str`): Of the card, without its metadata.
-        sections (mapping of `str` to `str`): The Markdown of each section by that of its heading.
+        sections (mapping of `str` to `str`): The Markdown of each section by that of its heading, the title first.
         titles (iterable of `str`): Headings that are refused where they are none of these.
         record (`str`): The kind of the block of code that the record is, which may stand anywhere.
 
@@ -54,6 +54,9 @@ def check_sections(path: str, text: str, sections: Mapping[str, str], titles: It
     expected = {_plain(_parsed(heading)[1]): (heading, section) for heading, section in sections.items()}
     if "" in headings and "" not in expected:
         raise _error(path, tokens[headings[""][0]], "headings that say something", "an empty one")
+    first, title = min(map(min, headings.values()), default=0), next(iter(expected), "")
+    if headings and first != headings.get(title, [0])[0]:
+        raise _error(path, tokens[first], f"the title {title!r} first", _plain(tokens[first + 1]))
     for title in map(_normal, titles):
         if title not in expected and title in headings:
             raise _error(path, tokens[headings[title][0]], "no section that the record does not give", title)

@@ -390,9 +390,18 @@ def _check_keys(node: yaml.Node | None) -> None:
 def _check_metadata(path: str, card: ModelCard, contents: ModelCardContents) -> None:
     """What the record knows of the license, say. What it does not know an author may add."""
     found, expected = card.data.to_dict(), _metadata(contents).to_dict()
-    for name in ("license", "base_model", "datasets", "pipeline_tag", "language"):
+    for name in ("license", "base_model", "datasets", "pipeline_tag", "language", "metrics"):
         if name in expected:
             _check(f"{path}: {name}", found.get(name), repr(expected[name]), found.get(name) == expected[name])
+    tags = found.get("tags")
+    _check(
+        f"{path}: tags",
+        tags,
+        f"{expected['tags']}",
+        isinstance(tags, list) and {*expected["tags"]} <= {*map(str, tags)},
+    )
+    library = found.get("library_name")  # PEFT writes its own name over it
+    _check(f"{path}: library_name", library, "'transformers'", library in ("transformers", "peft"))
     results = getattr(card.data, "eval_results", None) or []
     named = [(result.metric_name, result.metric_value) for result in results]
     _check(f"{path}: model-index", named, "the results of the record", results == _eval_results(contents))

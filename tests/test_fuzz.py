@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from datasets import ClassLabel, Dataset, Features
 from hypothesis import assume, given, note
 from hypothesis import strategies as st
@@ -276,6 +277,26 @@ class TestCards:
             path.write_bytes((card[:start] + text + card[end:]).encode())
             with pytest.raises(ValueError):
                 read_model_card(path)
+
+    @given(card_contents(), st.data())
+    def test_any_edit_of_the_metadata_is_refused_or_means_the_same(self, contents, data):
+        with TemporaryDirectory() as folder:
+            path = write_model_card(folder, contents)
+            card = path.read_bytes().decode()
+            end = card.index("\n---\n", 3)
+            before = yaml.safe_load(card[4:end])
+            at = data.draw(st.integers(4, end - 1))
+            letter = data.draw(st.sampled_from("0159aZ.-_:"))
+            text = card[:at] + letter + card[at + data.draw(st.integers(0, 1)) :]
+            path.write_bytes(text.encode())
+            try:
+                read_model_card(path)
+            except ValueError:
+                return
+            after = yaml.safe_load(text[4 : text.index("\n---\n", 3)])
+            note(f"{before} -> {after}")
+            added = {"tags": before["tags"]} if {*before["tags"]} <= {*map(str, after.get("tags", []))} else {}
+            assert before.items() <= (after | added).items()
 
     @given(card_contents(), st.data())
     def test_any_edit_of_the_record_is_refused_or_means_the_same(self, contents, data):

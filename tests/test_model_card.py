@@ -621,6 +621,7 @@ class TestReading:
                     ("headings that say something", "## \n\n"),
                 ]
             ],
+            ("the title 'a model' first", "# a model\n", "# A better model\n\n# a model\n"),
             ("nothing but prose", "## Limits\n", "all | 0.999\n--- | ---\na | b\n\n## Limits\n"),
             ("nothing but prose", "## Limits\n", "> | a | b |\n> | - | - |\n\n## Limits\n"),
             ("pictures of a card", "## Limits\n", "![all](x.png)\n\n## Limits\n"),
