@@ -22,6 +22,7 @@ from torch import nn
 from transformers import Trainer
 from transformers.modelcard import TrainingSummary
 from transformers.trainer_utils import PredictionOutput, has_length
+from transformers.utils import logging
 
 from ._command import publishable_command
 from ._known_labels import known_labels
@@ -39,6 +40,10 @@ _NO_METRIC = re.compile(
     r"runtime|samples_per_second|steps_per_second|jit_compilation_time|model_preparation_time|mem_.*"
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+# A card of ours, of the Trainer or of PEFT, which nobody has written.
+_OF_PROGRAMS = ("```json hf_focal", "generated automatically", "[More Information Needed]")
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -441,18 +446,26 @@ def _existing_metadata(readme: Path) -> dict[str, Any]:
     if not readme.is_file():
         return {}
     try:
-        return {**(metadata_load(readme) or {})}
+        metadata = {**(metadata_load(readme) or {})}
     except Exception as error:  # there are many ways to break the parser
-        taken = {path.name for path in readme.parent.glob("README.md.bak*")}
-        names = ["README.md.bak", *(f"README.md.bak{number}" for number in range(1, len(taken) + 1))]
-        kept = readme.with_name(next(name for name in names if name not in taken))
-        shutil.copyfile(readme, kept)
         warnings.warn(
             f"{readme}: its metadata cannot be read ({type(error).__name__}), so nothing of it is in the new card; the old one "
-            f"is kept as {kept.name}",
+            f"is kept as {_kept(readme)}",
             stacklevel=5,
         )
         return {}
+    if not any(mark in readme.read_text("utf-8") for mark in _OF_PROGRAMS):
+        logger.warning("%s: the card that was there is kept as %s.", readme, _kept(readme))
+    return metadata
+
+
+def _kept(readme: Path) -> str:
+    """The name of a copy."""
+    taken = {path.name for path in readme.parent.glob("README.md.bak*")}
+    names = ["README.md.bak", *(f"README.md.bak{number}" for number in range(1, len(taken) + 1))]
+    name = next(name for name in names if name not in taken)
+    shutil.copyfile(readme, readme.with_name(name))
+    return name
 
 
 @contextmanager

@@ -996,6 +996,17 @@ class TestExistingReadme:
         assert contents.tags == ["said", *tags, "generated_from_trainer"] and contents.license == license
         assert contents.language == (["de"] if "language" in str(text) else [])
 
+    def test_what_somebody_has_written_is_kept_beside_it(self, tmp_path, trained):
+        text = "---\nlicense: other\nlicense_name: mine\n---\n\n# By hand\n"
+        (tmp_path / "README.md").write_text(text)
+        (tmp_path / "README.md.bak").write_text("an older one")
+        trainer = trained()
+        card_of(trainer)
+        assert (tmp_path / "README.md.bak1").read_text() == text
+        assert (tmp_path / "README.md.bak").read_text() == "an older one"
+        card_of(trainer)  # which is no longer what somebody has written
+        assert len([*tmp_path.glob("README.md.bak*")]) == 2
+
     def test_arguments_win(self, tmp_path, trained):
         trainer = trained()
         (tmp_path / "README.md").write_text("---\nlicense: mit\nlanguage: de\n---\n")
