@@ -158,6 +158,8 @@ def main() -> None:
     command = commands.add_parser("cell", help="one training and its test", add_help=False, allow_abbrev=False)
     command.set_defaults(run=cell, takes_flags=True)
 
+    if sys.argv[1:2] == ["--verify"]:
+        sys.argv[1] = "verify"
     if sys.argv[1:] and sys.argv[1].startswith("--") and sys.argv[1] != "--help":
         from baselines.own_data import compare
 

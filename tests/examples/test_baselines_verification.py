@@ -420,6 +420,8 @@ def test_command_line(card, capsys):
     with pytest.raises(ValueError, match="expected one of the card's seeds"):
         run_baselines("verify", card, "--seed", 7)
     assert verify(card, "--learning_rate", 0.1) == 2
+    with pytest.raises(ValueError, match="expected one of the card's seeds"):
+        run_baselines("--verify", card, "--seed", 7)
     assert "unrecognized arguments: --learning_rate" in capsys.readouterr().err
     with pytest.raises(ValueError, match="expected a model card"):
         run_baselines("verify", "missing.md")
