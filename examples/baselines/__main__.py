@@ -51,13 +51,19 @@ def tables_and_picture(records: list[dict], baseline: str, picture: Path) -> str
     from baselines.curves import curve_tables, draw_curves
     from baselines.decisions import decided_at, with_posterior
     from baselines.report import difference_table, draw, report_table
+    from hf_focal.settings import OPERATING_POINTS
 
     if any("along" in record for record in records):
         draw_curves(records, picture)
         return f"{curve_tables(records)}\n"
-    records = [*with_posterior(records), *decided_at(records, "balanced", [baseline])]
-    draw(records, baseline, picture)
-    return f"{report_table(records, baseline)}\n\n{difference_table(records, baseline)}\n"
+    arms = [*dict.fromkeys(record["arm"] for record in records)]
+    shown = [*with_posterior(records), *decided_at(records, "balanced", [baseline])]
+    draw(shown, baseline, picture)
+    tables = [report_table(shown, baseline), difference_table(shown, baseline)]
+    others = [record for point in OPERATING_POINTS for record in decided_at(records, point, arms)]
+    if others:
+        tables.append(report_table([*with_posterior(records), *others], baseline))
+    return "\n\n".join(tables) + "\n"
 
 
 def report(args: Namespace, flags: list[str]) -> None:

@@ -10,6 +10,7 @@ once, with that model. The model cards of a sweep hold such a command.
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
@@ -124,6 +125,7 @@ class Cell:
             logs, metrics = trainer.state.log_history, outputs["validation"].metrics
             record = self.origin | {
                 "hardware": describe_hardware(trainer.args.world_size),
+                "classes_without_validation": _classes_without(trainer.eval_dataset["labels"], trainer.model.config),
                 "validation_metrics": {name.removeprefix("eval_"): value for name, value in metrics.items()},
                 "best_epoch": next(log["epoch"] for log in logs if log["step"] == trainer.state.best_global_step),
                 "wall_seconds": next(log["train_runtime"] for log in logs if "train_runtime" in log),
@@ -294,6 +296,13 @@ def other_decisions(
         del metrics["per_class"]
         found[point] = {"metrics": metrics, "predictions": _ids(decide(logits, record))}
     return found
+
+
+def _classes_without(labels: Sequence, config: PretrainedConfig) -> list[str]:
+    """Names of the classes of which there is no such label; rows are of 0 and 1."""
+    rows = torch.as_tensor(list(labels))
+    found = {*rows.tolist()} if rows.ndim == 1 else {*(rows == 1).any(0).nonzero().flatten().tolist()}
+    return [config.id2label[k] for k in range(config.num_labels) if k not in found]
 
 
 def _record(config: PretrainedConfig, settings: FocalSettings) -> SimpleNamespace:

@@ -27,6 +27,7 @@ TITLES = {
     "f1_mid": "mid F1",
     "f1_tail": "tail F1",
     "negative_log_likelihood": "NLL",
+    "brier_score": "Brier",
     "expected_calibration_error": "ECE",
     "expected_calibration_error_floor": "ECE floor",
 }
@@ -118,6 +119,9 @@ def report_table(records: list[dict], baseline: str) -> str:
     tried = dict.fromkeys(settings(r["choice"]) for r in records if r.get("stage") == "validation")
     if tried:
         note += f" The settings of each loss are chosen on the validation split, among {'; '.join(tried)}."
+    if missing := records[0].get("classes_without_validation"):
+        names = ", ".join(map(escape_markdown, missing))
+        note += f" Too rare for the validation split, so that nothing was chosen for them: {names}."
     return f"{markdown_table([*rows[0]], [[*row.values()] for row in rows])}\n\n{note}"
 
 

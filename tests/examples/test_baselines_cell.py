@@ -32,6 +32,7 @@ def test_record_holds_what_made_it_and_is_the_same_again(model_folder):
     assert record["focal_loss"]["gamma"] == 2 and record["label_counts"] == [2, 6, 12]
     assert record["versions"].keys() >= {"torch", "transformers", "hf_focal"}
     assert "threads of each" in record["hardware"] and record["wall_seconds"] > 0
+    assert record["classes_without_validation"] == []
     assert len(record["data_fingerprint"]) == 64 and record["label_names"] == ["chess", "money", "sport"]
     right = sum(a == b for a, b in zip(record["labels"], record["predictions"]))
     assert len(record["labels"]) == 20 and record["metrics"]["accuracy"] == pytest.approx(right / 20)

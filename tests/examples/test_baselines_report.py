@@ -211,12 +211,17 @@ class TestTables:
         assert shown.index.tolist() == ["cross entropy (baseline)", "focal"]
         assert shown.columns.tolist() == [
             *("settings", "seeds", "accuracy", "balanced accuracy", "macro-F1", "MCC", "head F1", "mid F1", "tail F1"),
-            *("NLL", "ECE", "ECE floor", "minutes"),
+            *("NLL", "Brier", "ECE", "ECE floor", "minutes"),
         ]
         values = [r["metrics"]["f1_macro"] for r in of_test(records) if r["arm"] == "focal"]
         half = 4.302653 * np.std(values, ddof=1) / 3**0.5  # the quantile of Student's t with 2 degrees of freedom
         assert shown.loc["focal", "macro-F1"] == f"{np.mean(values):.3f} ± {half:.3f}"
         assert shown.loc["focal", ["settings", "seeds", "minutes"]].tolist() == ["lr 2e-4", "3", "2.0 ± 2.5"]
+
+    def test_classes_that_nothing_was_chosen_for_are_named(self):
+        records = [record | {"classes_without_validation": ["a_b", "c"]} for record in make_records()]
+        assert "nothing was chosen for them: a\\_b, c." in report.report_table(records, BASELINE)
+        assert "nothing was chosen" not in report.report_table(make_records(), BASELINE)
 
     def test_time_of_a_resumed_training_is_left_out(self):
         records = make_records()

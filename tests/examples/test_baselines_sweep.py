@@ -363,4 +363,4 @@ def test_two_processes(words):
     words["seeds"] = [1]
     printed = "".join(run_in_two_processes(run_baselines, "sweep", saved(words)))
     (record,) = records()
-    assert "processes: 2" in record["hardware"] and printed.count("(baseline)") == 1
+    assert "processes: 2" in record["hardware"] and printed.count("(baseline)") == 2
