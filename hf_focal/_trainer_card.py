@@ -48,7 +48,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class _Results:
-    """Of the model in memory: all that is known, so the logits (N, C) and their labels only where it could predict.
+    """What is known of the model in memory: logits (N, C) and labels only if it could predict.
 
     The labels are class ids (N), class probabilities (N, C), or of several labels 0 and 1 (N, C); the weights (N). The name
     is that of the dataset where there are several.
@@ -470,7 +470,7 @@ def _kept(readme: Path) -> str:
 
 @contextmanager
 def _same_random_numbers(device: torch.device) -> Iterator[None]:
-    """Whatever draws random numbers inside, those drawn afterwards are the same."""
+    """Restores the random number generators, so that what is drawn inside changes nothing afterwards."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):

@@ -236,14 +236,14 @@ class ModelCardContents:
     def tolerance_of(self, index: int, name: str, label: str | None = None, at_most: float = math.inf) -> float:
         """How far a number may be off where machine or versions differ.
 
-        That is `tolerance`, or what is more of two others: how far apart the other seeds are; and for a class with n
-        test examples 1 / sqrt(n), twice the largest standard deviation that a share of n examples can have.
+        That is the largest of three: `tolerance`; how far apart the other seeds are; and, for a class with n test examples,
+        1 / sqrt(n), which is twice the largest standard deviation that a share of n examples can have.
 
         Args:
             index (`int`): Position of the run in `seeds`.
             name (`str`): The metric.
             label (`str`, *optional*): The class, for a metric of `per_class`.
-            at_most (`float`): To how much the first two may come, whatever the card says.
+            at_most (`float`): A limit for the first two, whatever the card says.
         """
         metrics = self.metrics if label is None else self.per_class[label]
         others = [value for i, value in enumerate(metrics[name]) if i != index]
