@@ -48,9 +48,10 @@ _SCRIPT_FLAGS = _FLAGS | set(
 )
 
 
-# What a run gives of the data and the model, beside the settings and the scores; the rest is the author's to say.
+# What a run gives of the data and the model, beside the settings and the scores; the rest is the author's to say. The revision
+# may be a later one of the same data, which the fingerprint tells.
 _DESCRIBED = (
-    "settings label_names multi_label task dataset_id dataset_config dataset_revision dataset_split num_examples base_model "
+    "settings label_names multi_label task dataset_id dataset_config dataset_split num_examples base_model "
     "fitted_on_split"
 ).split()
 
