@@ -42,56 +42,86 @@ def check_sections(path: str, text: str, sections: Mapping[str, str], titles: It
     for character in "<[`*_|":
         if text.count(character) > _MOST:
             raise ValueError(f"{path}: expected at most {_MOST:,} of the character {character!r}")
-    tokens = [token for token in _parsed(text) if not (token.type == "fence" and token.info.strip() == record)]
+    tokens = _shown(text, record)
     for token in tokens:
         kinds = {token.type, *(child.type for child in token.children or [])}
         if kinds & {"html_block", "html_inline"}:
             raise _error(path, token, "no HTML, which can hide a part of the card", token.content)
-    headings: dict[str, list[int]] = {}
-    for k, token in enumerate(tokens):
-        if token.type == "heading_open":
-            headings.setdefault(_plain(tokens[k + 1]), []).append(k)
-    expected = {_plain(_parsed(heading)[1]): (heading, section) for heading, section in sections.items()}
-    if "" in headings and "" not in expected:
-        raise _error(path, tokens[headings[""][0]], "headings that say something", "an empty one")
-    first, title = min(map(min, headings.values()), default=0), next(iter(expected), "")
-    if headings and first != headings.get(title, [0])[0]:
-        raise _error(path, tokens[first], f"the title {title!r} first", _plain(tokens[first + 1]))
-    for title in map(_normal, titles):
-        if title not in expected and title in headings:
-            raise _error(path, tokens[headings[title][0]], "no section that the record does not give", title)
-    for name, (heading, section) in expected.items():
-        places = headings.get(name, [])
-        if len(places) != 1:
-            raise ValueError(
-                f"{path}: {one_line(heading)}: expected one such heading, but got {len(places)} that show"
-            )
-        start, where = places[0], f"{path}: {one_line(heading)}"
-        _check_lines(where, text, (tokens[start].map or [0])[0], f"{heading}\n\n{section}")
-        found = tokens[start : start + 3] + [*takewhile(lambda token: not _is_heading(token), tokens[start + 3 :])]
-        wanted = _parsed(f"{heading}\n\n{section}")
-        closing: list[str] = []  # items may follow those of a list, but no row those of a table
-        while wanted[-1].nesting < 0:
-            closing.insert(0, wanted.pop().type)
-        for token, right in zip(found, wanted):
-            if _signature(token) != _signature(right):
-                raise _error(
-                    where, token, f"{right.content or right.type!r}, and to show it so", token.content or token.type
-                )
-        rest = found[len(wanted) :]
-        _check_prose(
-            where, rest[len(closing) :] if [token.type for token in rest[: len(closing)]] == closing else rest
-        )
+    headings = _headings(tokens)
+    wanted = [(_plain(_parsed(heading)[1]), heading, section) for heading, section in sections.items()]
+    _check_headings(path, tokens, headings, [(name, one_line(heading)) for name, heading, _ in wanted], titles)
+    for k, (name, heading, section) in enumerate(wanted):
+        # A model may have the name of a section: its title is the first heading.
+        start = headings[name][0 if k == 0 else -1]
+        _check_lines(f"{path}: {one_line(heading)}", text, (tokens[start].map or [0])[0], f"{heading}\n\n{section}")
+        _check_shown(f"{path}: {one_line(heading)}", _section_at(tokens, start), _parsed(f"{heading}\n\n{section}"))
 
 
 def check_pictures(path: str, text: str, pictures: Iterable[str], record: str) -> None:
     """Whether the section that depends on what could be drawn has only these images, and prose."""
-    tokens = [token for token in _parsed(text) if not (token.type == "fence" and token.info.strip() == record)]
-    places = [k for k, token in enumerate(tokens[1:]) if _is_heading(tokens[k]) and _plain(token) == "pictures"]
+    tokens = _shown(text, record)
+    places = [k for k in _headings(tokens).get("pictures", []) if k > 0]
     if len(places) > 1:
         raise _error(path, tokens[places[1]], "one heading 'Pictures' at most", len(places))
-    here = takewhile(lambda token: not _is_heading(token), tokens[places[0] + 3 :] if places else [])
-    _check_prose(f"{path}: ## Pictures", here, {*pictures})
+    _check_prose(f"{path}: ## Pictures", _section_at(tokens, places[0])[3:] if places else [], {*pictures})
+
+
+def _shown(text: str, record: str) -> list[Token]:
+    return [token for token in _parsed(text) if not (token.type == "fence" and token.info.strip() == record)]
+
+
+def _headings(tokens: list[Token]) -> dict[str, list[int]]:
+    """Where each stands, by its text, at any level."""
+    found: dict[str, list[int]] = {}
+    for k, token in enumerate(tokens):
+        if token.type == "heading_open":
+            found.setdefault(_plain(tokens[k + 1]), []).append(k)
+    return found
+
+
+def _section_at(tokens: list[Token], start: int) -> list[Token]:
+    """With its heading, up to the next one of the first two levels."""
+    rest = takewhile(
+        lambda token: not (token.type == "heading_open" and token.tag in ("h1", "h2")), tokens[start + 3 :]
+    )
+    return [*tokens[start : start + 3], *rest]
+
+
+def _check_headings(
+    path: str,
+    tokens: list[Token],
+    headings: dict[str, list[int]],
+    wanted: list[tuple[str, str]],
+    titles: Iterable[str],
+) -> None:
+    names = [name for name, _ in wanted]
+    if "" in headings and "" not in names:
+        raise _error(path, tokens[headings[""][0]], "headings that say something", "an empty one")
+    for name, heading in wanted:
+        shown, expected = len(headings.get(name, [])), names.count(name)
+        has_pictures = name == "pictures" and shown == expected + 1  # a model of this name
+        if shown != expected and not has_pictures:
+            number = "one such heading" if expected == 1 else f"{expected} such headings"
+            raise ValueError(f"{path}: {heading}: expected {number}, but got {shown} that show")
+    first = min(map(min, headings.values()))
+    if first != headings[names[0]][0]:
+        raise _error(path, tokens[first], f"the title {names[0]!r} first", _plain(tokens[first + 1]))
+    for title in map(_normal, titles):
+        if title not in names and title in headings:
+            raise _error(path, tokens[headings[title][0]], "no section that the record does not give", title)
+
+
+def _check_shown(path: str, found: list[Token], wanted: list[Token]) -> None:
+    closing: list[str] = []  # items may follow those of a list, but no row those of a table
+    while wanted[-1].nesting < 0:
+        closing.insert(0, wanted.pop().type)
+    for token, right in zip(found, wanted):
+        if _signature(token) != _signature(right):
+            raise _error(
+                path, token, f"{right.content or right.type!r}, and to show it so", token.content or token.type
+            )
+    rest = found[len(wanted) :]
+    _check_prose(path, rest[len(closing) :] if [token.type for token in rest[: len(closing)]] == closing else rest)
 
 
 def _check_lines(path: str, text: str, start: int, expected: str) -> None:
@@ -113,13 +143,10 @@ def _check_prose(path: str, tokens: Iterable[Token], images: Iterable[str] = ())
             raise _error(path, token, "nothing but prose and pictures of a card", token.content)
 
 
-def _is_heading(token: Token) -> bool:
-    return token.type == "heading_open" and token.tag in ("h1", "h2")
-
-
 def _plain(token: Token) -> str:
     """The text of a heading, whatever marks and entities it is made of."""
-    return _normal("".join(child.content for child in token.children or []))
+    breaks = ("softbreak", "hardbreak")
+    return _normal("".join(" " if child.type in breaks else child.content for child in token.children or []))
 
 
 def _normal(text: str) -> str:

@@ -617,6 +617,7 @@ class TestReading:
                     ("2 that show", "##  Results per&#32;class\n\n"),
                     ("2 that show", "## Results *per* class\xa0\n\n"),
                     ("2 that show", "Results per class\n---\n\n"),
+                    ("2 that show", "Results\nper class\n---\n\n"),
                     ("2 that show", "> ### Results per class\n\n"),
                     ("headings that say something", "## \n\n"),
                 ]
@@ -670,6 +671,19 @@ class TestReading:
     )
     def test_what_may_be_changed(self, tmp_path, old, new):
         assert read_model_card(self.edited(tmp_path, old, new)) == contents_of()
+
+    @pytest.mark.parametrize("name", ["Limits", "Settings", "Pictures", "Reproduce", "results"])
+    def test_a_model_with_the_name_of_a_section(self, tmp_path, name):
+        contents = contents_of(model_name=name)
+        path = write_model_card(tmp_path, contents)
+        assert read_model_card(path) == contents
+        path.write_text(
+            path.read_text()
+            .replace("## Operating", f"## {name}\n\n## Operating")
+            .replace("## Limits", f"## {name}\n\n## Limits", 1)
+        )
+        with pytest.raises(ValueError, match="that show|one heading 'Pictures'"):
+            read_model_card(path)
 
     def test_line_endings_of_windows(self, tmp_path):
         path = write_model_card(tmp_path, contents_of())
