@@ -146,7 +146,7 @@ def main() -> None:
         "results",
         type=Path,
         nargs="+",
-        help="results.jsonl of a sweep, which may still run; of several, how each loss differs from the first one",
+        help="results.jsonl of a sweep, which may still run; of several, how each loss differs from cross entropy",
     )
     command.add_argument("--baseline", default="cross entropy", help="the arm that the others are compared with")
     command.set_defaults(run=report, takes_flags=False)

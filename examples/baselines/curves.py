@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from baselines.decisions import decided_at, with_posterior
+from baselines.decisions import baseline_of, decided_at, with_posterior
 from baselines.report import TITLES, tested_cells
 from hf_focal.metrics import mean_and_interval
 from hf_focal.model_card import escape_markdown, markdown_table, one_line
@@ -32,7 +32,7 @@ def curve_points(records: list[dict]) -> dict[str, dict[str, dict[float, list[fl
         if not tested:
             continue
         tested_cells(of_value, tested[0]["arm"])
-        first = tested[0]["loss"]
+        first = baseline_of(record["loss"] for record in tested)
         shifted = decided_at(tested, "balanced", [record["arm"] for record in tested if record["loss"] == first])
         is_multi_label = isinstance(tested[0]["labels"][0], list)
         for record in with_posterior(tested) + [r | {"loss": f"{first}, at balanced"} for r in shifted]:

@@ -79,8 +79,12 @@ def cut_validation(splits: DatasetDict, data_args: DataArguments, share: float, 
 def with_label_noise(splits: DatasetDict, data_args: DataArguments, share: float, seed: int = 0) -> DatasetDict:
     """Gives this share of the rows of `train` and `validation` another class by lot; the test split stays right."""
     column, noisy = data_args.label_column_name, {}
-    if not 0 < share < 1 or not isinstance(splits["train"].features[column], ClassLabel):
-        raise ValueError(f"--label_noise: expected a share below 1 of rows that have one class each, but got {share}")
+    if not 0 < share < 1:
+        raise ValueError(f"--label_noise: expected a number from 0 to below 1, but got {share}")
+    if not isinstance(splits["train"].features[column], ClassLabel):
+        raise ValueError(
+            f"--label_noise: expected column {column!r} to be a ClassLabel, but got {splits['train'].features[column]}"
+        )
     for split in ("train", "validation"):
         draws = np.random.default_rng(seed)
         dataset, num_classes = splits[split], splits["train"].features[column].num_classes

@@ -3,6 +3,16 @@
 from collections.abc import Iterable
 
 
+# What others are compared with, by whatever order their records have.
+BASELINES = ("cross entropy", "binary cross entropy")
+
+
+def baseline_of(names: Iterable[str]) -> str | None:
+    """Which of these losses is cross entropy, if one is."""
+    names = [*names]
+    return next((name for name in BASELINES if name in names), None)
+
+
 def decided_at(records: Iterable[dict], point: str, arms: Iterable[str]) -> list[dict]:
     """The test records of these arms as those of arms of their own, whose models decide at an operating point."""
     arms, found = [*arms], []

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from baselines.decisions import decided_at
+from baselines.decisions import baseline_of, decided_at
 from baselines.report import TITLES, replicated_differences
 from hf_focal.model_card import escape_markdown, markdown_table, one_line
 
@@ -17,22 +17,25 @@ OVER_ALL = "all"
 
 
 def compare(results: Mapping[str, list[dict]], metric: str = "f1_macro", replicates: int = 2000) -> pd.DataFrame:
-    """The difference of each loss to the first one, of each dataset and over all of them.
+    """The difference of each loss to cross entropy, or for several labels binary cross entropy, of each dataset and over all.
 
     Columns are dataset, arm, difference, low and high (a 95 % interval), p (two-sided, of the bootstrap) and holm (p
     corrected for the number of losses of the dataset by Holm's method). Over all is the mean of the datasets' differences,
     for losses that all of them have. Cross entropy that decides at `balanced` is a loss too.
+
+    Raises:
+        `ValueError`: If a dataset has no cross entropy, or records that cannot be compared.
     """
     rows, of_datasets = [], {}
     for dataset, records in results.items():
-        baseline = records[0]["arm"]
+        baseline = baseline_of(record["arm"] for record in records)
+        if baseline is None:
+            raise ValueError(f"{dataset}: expected an arm 'cross entropy' or 'binary cross entropy' to compare with")
+        shifted = {f"{baseline}, at balanced": "cross entropy, at balanced"}
         drawn = replicated_differences(
             [*records, *decided_at(records, "balanced", [baseline])], baseline, metric, replicates
         )
-        of_datasets[dataset] = {
-            arm.replace(baseline, "cross entropy") if "at balanced" in arm else arm: gaps
-            for arm, gaps in drawn.items()
-        }
+        of_datasets[dataset] = {shifted.get(arm, arm): gaps for arm, gaps in drawn.items()}
     arms = dict.fromkeys(chain(*of_datasets.values()))
     shared = [arm for arm in arms if all(arm in drawn for drawn in of_datasets.values())]
     if len(of_datasets) > 1 and shared:

@@ -119,6 +119,8 @@ def report_table(records: list[dict], baseline: str) -> str:
     tried = dict.fromkeys(settings(r["choice"]) for r in records if r.get("stage") == "validation")
     if tried:
         note += f" The settings of each loss are chosen on the validation split, among {'; '.join(tried)}."
+    if any("other_decisions" in record for record in records):
+        note += " NLL, Brier and ECE are those of the calibrated posterior, where classes occur as in training."
     if missing := records[0].get("classes_without_validation"):
         names = ", ".join(map(escape_markdown, missing))
         note += f" Too rare for the validation split, so that nothing was chosen for them: {names}."

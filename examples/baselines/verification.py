@@ -9,7 +9,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr
 from dataclasses import fields, replace
 from enum import IntEnum
 from io import StringIO
@@ -131,8 +131,7 @@ def _run_script(flags: list[str], folder: Path) -> dict[str, Any]:
         "true",
     ]
     model_args, data_args, training_args = parse_flags([*flags, *overrides])
-    with redirect_stdout(StringIO()):  # names of classes are what the data say
-        run(model_args, data_args, training_args, writes_card=True, use_safetensors=True)
+    run(model_args, data_args, training_args, writes_card=True, use_safetensors=True)
     contents = read_model_card(folder / "README.md")
     return {
         "contents": contents,

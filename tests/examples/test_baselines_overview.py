@@ -78,6 +78,16 @@ class TestOverview:
         """Of 4 values the smallest times 4, the next times 3, and so on, never smaller than the one before."""
         assert holm([0.04, 0.01, 0.03, 0.9]) == pytest.approx([0.09, 0.04, 0.09, 0.9])
 
+    def test_the_order_of_the_records_does_not_matter(self):
+        """Two sweeps that share a folder finish in any order."""
+        records = with_other_decisions(make_records())
+        turned = [record for arm in ("focal", BASELINE) for record in records if record["arm"] == arm]
+        assert turned[0]["arm"] == "focal"
+        found, expected = compare({"one": turned}), compare({"one": records})
+        assert found.set_index("arm")["difference"].to_dict() == expected.set_index("arm")["difference"].to_dict()
+        with pytest.raises(ValueError, match="one: expected an arm 'cross entropy'"):
+            compare({"one": make_records(["focal", "other"])})
+
     def test_over_all_are_those_that_all_have(self):
         table = compare({"one": make_records(), "two": make_records([BASELINE, "other"])})
         assert "all" not in {*table["dataset"]}
@@ -107,6 +117,7 @@ class TestCurves:
             f"{BASELINE}, at balanced": {4: 2},
         }
         expected = [record["metrics"]["f1_macro"] for record in of_test(make_records(["focal"]))]
+        assert curve_points(self.records()[::-1])["f1_macro"].keys() == points.keys()
         assert points[f"{BASELINE}, at balanced"][4] == [1.0, 1.0] and points["focal"][1] != expected
 
     def test_tables_and_picture(self):
