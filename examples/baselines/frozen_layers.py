@@ -129,7 +129,8 @@ def _through(layer: nn.Module, hidden: Tensor, is_token: Tensor) -> Tensor:
 def _first_row(layer: nn.Module, hidden: Tensor, is_token: Tensor) -> Tensor:
     """The first of these rows, (N, 1, H).
 
-    A row q that attends to K = h W + b needs no key of each token: q K = (q W) h + q b, and likewise for the values.
+    A row q that attends to K = h W + b needs no key of each token: q K = (q W) h + q b, and likewise for the values. The
+    softmax does not feel q b, the same for all tokens, but with it the biases of the keys have a gradient, as DDP expects.
     """
     attention, row = layer.attention.self, hidden[:, :1]
     num_heads = attention.num_attention_heads
