@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -639,6 +641,41 @@ def test_two_processes_of_a_copy_that_has_two_files_beside_itself(model_folder, 
     assert Path("out/README.md").exists() and "eval_f1_macro" in Path("out/eval_results.json").read_text()
     assert AutoConfig.from_pretrained("out").focal_loss["label_counts"] == [2, 6, 12]
     assert pipeline("text-classification", model="out")("king")[0]["label"] in WORDS
+
+
+def test_two_machines_under_slurm(model_folder, tmp_path):
+    """Each machine is an agent of accelerate with caches of its own; `srun` starts both, as it does on a cluster."""
+    commands = {
+        "scontrol": "echo localhost\necho other",
+        "srun": 'for node in 0 1; do SLURM_NODEID=$node HF_HOME="$HF_HOME/machine_$node" "$@" & done; wait %1 && wait %2',
+        "accelerate": f'exec "{sys.executable}" -m accelerate.commands.accelerate_cli "$@"',
+    }
+    for name, code in commands.items():
+        command = tmp_path / "bin" / name
+        command.parent.mkdir(exist_ok=True)
+        command.write_text(f"#!/bin/bash\n{code}\n")
+        command.chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "localhost,other", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1"}
+    with socket.socket() as probe:
+        for port in range(20000 + os.getpid() % 9000, 30000):
+            with suppress(OSError):
+                probe.bind(("", port))
+                break
+    slurm["SLURM_JOB_ID"] = str(port)
+    file = Path(write(single_label_data(), "data.csv")).resolve()
+    flags = [*common_flags(model_folder, tmp_path / "out"), "--do_train", "--do_predict"]
+    result = subprocess.run(
+        ["bash", "accelerate/slurm.sh", *flags, "--train_file", file, "--test_file", file, "--focal_alpha", "inverse"],
+        cwd=EXAMPLES,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **slurm, "ACCELERATE_USE_CPU": "true", "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"},
+    )
+    assert result.returncode == 0, result.stderr
+    # 2 epochs of 20 examples in batches of 4 are 10 steps in one process: 6 show that there were two.
+    assert json.loads(Path(tmp_path, "out/trainer_state.json").read_text())["global_step"] == 6
+    assert len(Path(tmp_path, "out/predict_results.txt").read_text().splitlines()) == 21
+    assert result.stdout.count("f1-score") == 1
 
 
 def test_deepspeed_config():
