@@ -116,7 +116,7 @@ def checked_gamma(
         found: Any = function(p_t)
         if not (found.shape == p_t.shape if isinstance(found, Tensor) else isinstance(found, (int, float))):
             raise ValueError(
-                f"{name}: expected a function that gives one number per target, shape {tuple(p_t.shape)}, but got "
+                f"{name}: expected a function that returns one number per target, shape {tuple(p_t.shape)}, but got "
                 f"{describe(found)}"
             )
         return found
