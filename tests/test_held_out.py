@@ -222,7 +222,7 @@ class TestCalibrateConfig:
         config = config_of(2, temperature=2.0)
         labels = torch.tensor([0] * 30 + [1] * 10)
         logits = torch.stack([torch.zeros(40), torch.where(labels == 1, 2.0, -1.0)], 1)
-        with pytest.warns(UserWarning, match="no error among them; the probabilities stay as they are"):
+        with pytest.warns(UserWarning, match="more confident they are made; the probabilities stay as they are"):
             found = calibrate_config(logits, labels, config)
         assert found["temperature"] == 2.0 and found["method"] == "none"
         assert found["reached"]["LABEL_1"]["recall"][0] == 1.0
