@@ -415,7 +415,7 @@ class TestUnfold:
         state = {name: value.clone() for name, value in model.state_dict().items()}
         with pytest.raises(ValueError, match="folded already; unfold_calibration"):
             fold_calibration(model)
-        with pytest.raises(ValueError, match="folded into the weights; unfold_calibration"):
+        with pytest.raises(ValueError, match="folded into the weights; call unfold_calibration"):
             calibrate_config(torch.randn(9, 3), torch.arange(9) % 3, model.config)
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 

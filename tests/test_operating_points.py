@@ -149,7 +149,7 @@ class TestScores:
             ("^prior: expected probabilities that sum to 1", {"prior": [0.5, 0.5, 0.5]}),
             ("^prior: expected one", {"prior": [0.5, 0.5]}),
             (
-                "config: focal_loss holds no thresholds; FocalTrainer.calibrate finds them",
+                "config: focal_loss holds no thresholds; FocalTrainer.calibrate fits them",
                 {"operating_point": "thresholds"},
             ),
         ],
