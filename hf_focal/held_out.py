@@ -95,9 +95,7 @@ def calibrate_config(
     logits, labels = (torch.as_tensor(part).detach().cpu() for part in (logits, labels))
     recorded = FocalSettings.from_config(config)
     if recorded.folded is not None:
-        raise ValueError(
-            "config: calibration is folded into the weights; call unfold_calibration(model) first"
-        )
+        raise ValueError("config: calibration is folded into the weights; call unfold_calibration(model) first")
     if is_multi_label(config) is None and labels.shape == logits.shape:
         raise ValueError(
             "config: labels of the shape of the logits require a problem_type, 'single_label_classification' for "
@@ -162,7 +160,9 @@ def calibrate_config(
     point = recorded.operating_point
     if point == "thresholds" and "thresholds" not in stored:
         point = "as_trained"
-        warnings.warn("operating_point: changed from 'thresholds', of which there are none, to 'as_trained'", stacklevel=2)
+        warnings.warn(
+            "operating_point: changed from 'thresholds', of which there are none, to 'as_trained'", stacklevel=2
+        )
     replace(settings, **stored, operating_point=point).store_in(config)
     return stored | details
 

@@ -107,7 +107,7 @@ class TestDecide:
             ("costs: it is an operating point itself", {"operating_point": "balanced", "costs": [[0, 1], [1, 0]]}),
             ("costs: expected finite numbers of shape .3, 3.", {"costs": [[0, 1], [1, 0]]}),
             ("costs: expected finite numbers", {"costs": [[0, 1, float("nan")]] * 3}),
-            ("costs: expected a finite number .* but got 'high'", {"costs": "high"}),
+            ("costs: expected finite numbers .* but got 'high'", {"costs": "high"}),
             ("min_confidence: expected a finite number in .0, 1., but got 2", {"min_confidence": 2}),
             ("config: focal_loss holds no thresholds", {"operating_point": "thresholds"}),
         ],
