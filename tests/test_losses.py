@@ -556,7 +556,7 @@ def test_targets_of_another_kind_are_refused(loss, target):
 
 
 def test_scalar_alpha_above_one_is_refused():
-    with pytest.raises(ValueError, match="alpha: a scalar weighs class 1"):
+    with pytest.raises(ValueError, match="alpha: expected a scalar of at most 1"):
         focal_loss(torch.zeros(1, 2), torch.tensor([0]), alpha=1.5)
 
 
