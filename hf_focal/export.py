@@ -38,9 +38,9 @@ def export_posterior(
         model (`PreTrainedModel`): A model trained by [`FocalTrainer`], for texts or for tokens.
         folder (`str` or `Path`): The output folder; the config, and the tokenizer if given, are saved next to the
             graph.
-        format (`str`): ``"onnx"``, a `model.onnx`, which requires ``pip install hf_focal[export]`` and, if
-            `model.onnx.data` is written too, has to be kept in the same folder as that file; or ``"torch"``, a
-            `model.pt2` for `torch.export.load`.
+        format (`str`): ``"onnx"``, a `model.onnx`, which requires ``pip install hf_focal[export]`` (if
+            `model.onnx.data` is written too, keep the two files together); or ``"torch"``, a `model.pt2` for
+            `torch.export.load`.
         tokenizer (*optional*): The model's tokenizer. Without it, the inputs are ``input_ids`` and ``attention_mask``.
         operating_point, prior (*optional*): As in [`decide`]; by default the operating point recorded in the config.
 

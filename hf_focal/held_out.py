@@ -52,8 +52,8 @@ def calibrate_config(
         labels (`Tensor` or array): Class ids of shape (...), where -100 is ignored; or rows of the logits' shape,
             whose kind is determined by the config's `problem_type`: one-hot or class probabilities for one class per
             example; 0 or 1, or their probabilities, for several labels. A row of -100 is ignored, and with several
-            labels each -100. For probabilities the expected likelihood is maximised, and the thresholds use the most
-            probable class or answer.
+            labels any single -100. For probabilities the expected likelihood is maximised, and the thresholds use the
+            most probable class or answer.
         config (`PreTrainedConfig`): The model's config.
         method (`str`): As in [`fit_scaling`].
         positive_label (`int` or `str`, *optional*): For two classes, the id or the name of the one that the threshold
@@ -161,7 +161,7 @@ def calibrate_config(
     if point == "thresholds" and "thresholds" not in stored:
         point = "as_trained"
         warnings.warn(
-            "operating_point: changed from 'thresholds', of which there are none, to 'as_trained'", stacklevel=2
+            "operating_point: changed from 'thresholds' to 'as_trained', as no thresholds are stored", stacklevel=2
         )
     replace(settings, **stored, operating_point=point).store_in(config)
     return stored | details

@@ -52,9 +52,9 @@ def class_posterior(
 
     The softmax of such logits is not the class posterior: with two classes and gamma 2 a true 0.95 comes out as 0.75,
     and alpha shifts probability to the classes with large weights. Both can be undone: for logits with the least
-    expected loss the result is the exact class posterior under the distribution of the training examples (as drawn by
-    the sampler, if it is a balanced one, but without alpha), and for a model close to that minimum it is close to the
-    posterior. The formula is that of Charoenphakdee et al. 2021 (https://arxiv.org/abs/2011.09172), extended to alpha
+    expected loss the result is the exact class posterior under the distribution of the training examples (which
+    includes a balanced sampler, but not alpha), and for a model close to that minimum it is close to the posterior.
+    The formula is that of Charoenphakdee et al. 2021 (https://arxiv.org/abs/2011.09172), extended to alpha
     and to one gamma per class.
 
     With one gamma for all classes the argmax of the logits equals that of alpha times the posterior, with any label

@@ -63,8 +63,9 @@ class FocalSettings:
         temperature (`float`, *optional*): The temperature of the class posterior, in [0.01, 100].
         calibration_bias (list of C `float`, *optional*): Added to the log-probability of each class, or to the log
             odds of each label, after the temperature; see [`fit_scaling`].
-        thresholds (list of L `float`, *optional*): The probability from which each label is predicted, in [1e-12, 1 -
-            1e-12], where the upper end means never; for two classes one threshold, that of `positive_label`.
+        thresholds (list of L `float`, *optional*): The probability from which each label is predicted, in
+            [1e-12, 1 - 1e-12], where the upper end means never; for two classes one threshold, that of
+            `positive_label`.
         threshold_criterion (`str`): What the thresholds were chosen for on held-out data: ``"f1"`` or another F-beta,
             such as ``"f2"``; ``"precision 0.9"``, the largest recall with this precision; or ``"recall 0.9"``, the
             reverse.
