@@ -87,7 +87,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str):
-    # Importing transformers takes seconds: a name brings only what it needs, when it is first used.
+    # Importing transformers takes seconds, so each name is imported only when it is first used.
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)

@@ -1,4 +1,4 @@
-"""Checks of arguments: what is wrong is a `ValueError` that names the argument, what was expected and what came."""
+"""Argument checks. They raise a `ValueError` that names the argument, what was expected and what it got."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,23 +16,23 @@ Numbers = float | Sequence[float] | Sequence[Sequence[float]] | Tensor
 
 
 class ArgumentError(ValueError):
-    """What is wrong with an argument, apart from the name that somebody knows it by.
+    """An error about an argument, whose message can be adapted to callers that know the argument by another name.
 
     Args:
-        argument (`str`): The one that is wrong.
-        fact (`str`): What was expected and what came.
-        advice (`str`, *optional*): What helps, whoever calls.
-        remedy (`str`, *optional*): An argument that helps when it is set.
+        argument (`str`): The name of the invalid argument.
+        fact (`str`): What was expected and what it got.
+        advice (`str`, *optional*): What helps, independent of the caller.
+        remedy (`str`, *optional*): The name of an argument that helps if it is set.
     """
 
     def __init__(self, argument: str, fact: str, advice: str | None = None, remedy: str | None = None):
-        super().__init__(argument, fact, advice, remedy)  # all of them, so that it can be sent to another process
+        super().__init__(argument, fact, advice, remedy)  # with all of them, the error can be pickled
 
     def __str__(self) -> str:
         return self.for_caller({}, {})
 
     def for_caller(self, names: Mapping[str, str], remedies: Mapping[str, str]) -> str:
-        """The message for someone who knows arguments by other names, and other ways to set them."""
+        """The message for a caller with other names for the arguments, and other ways to set them."""
         argument, fact, advice, remedy = self.args
         setting = None if remedy is None else remedies.get(remedy, f"set {names.get(remedy, remedy)}")
         ways = ", or ".join(way for way in (advice, setting) if way)
@@ -40,7 +40,7 @@ class ArgumentError(ValueError):
 
 
 def as_number(name: str, value: float, upper: float = math.inf) -> float:
-    """The finite number from 0 to `upper` that `value` is."""
+    """Converts `value` to a finite number from 0 to `upper`."""
     try:
         number = math.nan if isinstance(value, (str, bool)) else float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
@@ -52,12 +52,12 @@ def as_number(name: str, value: float, upper: float = math.inf) -> float:
 
 
 def as_numbers(name: str, values: Numbers, may_be_all_zero: bool = True, max_dim: int = 1) -> Tensor:
-    """Finite numbers of at least 0: a tensor of dimension 0 or 1, in float32 at least; up to `max_dim`, if that is 2."""
+    """Converts `values` to a tensor of finite numbers >= 0, with at most `max_dim` dimensions, in at least float32."""
     try:
         if isinstance(values, Tensor):
             numbers = values.detach().to(torch.promote_types(values.dtype, torch.float32))
         else:
-            if isinstance(values, (list, tuple)):  # of tensors or arrays, weights of negatives and of positives say
+            if isinstance(values, (list, tuple)):  # they may hold tensors or arrays
                 values = [value.tolist() if hasattr(value, "tolist") else value for value in values]
             numbers = torch.as_tensor(values, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
@@ -74,10 +74,10 @@ def as_numbers(name: str, values: Numbers, may_be_all_zero: bool = True, max_dim
 
 
 def as_weights(sample_weight: Sequence[float] | np.ndarray | Tensor | None, num_examples: int) -> np.ndarray:
-    """One weight per example, float64, (N); 1 without any.
+    """One weight per example, float64, (N); all 1 if there are none.
 
     Raises:
-        `ValueError`: If they are not one per example, finite and >= 0.
+        `ValueError`: If there is not one weight per example, or they are not finite and >= 0.
     """
     if sample_weight is None:
         return np.ones(num_examples)
@@ -107,21 +107,21 @@ def as_gamma(
 def checked_gamma(
     name: str, gamma: float | Tensor | Callable[[Tensor], Tensor]
 ) -> float | Tensor | Callable[[Tensor], Tensor]:
-    """The same; a function of p_t complains of what it gives, where it is not one number per target."""
+    """Wraps a function of p_t to check that it returns one number per target; other values are returned unchanged."""
     if not callable(gamma):
         return gamma
     function = gamma
 
-    def of_targets(p_t: Tensor) -> Tensor:
-        found: Any = function(p_t)
-        if not (found.shape == p_t.shape if isinstance(found, Tensor) else isinstance(found, (int, float))):
+    def checked(p_t: Tensor) -> Tensor:
+        result: Any = function(p_t)
+        if not (result.shape == p_t.shape if isinstance(result, Tensor) else isinstance(result, (int, float))):
             raise ValueError(
-                f"{name}: expected a function that gives one number per target, shape {tuple(p_t.shape)}, but got "
-                f"{describe(found)}"
+                f"{name}: expected a function that returns one number per target, shape {tuple(p_t.shape)}, but got "
+                f"{describe(result)}"
             )
-        return found
+        return result
 
-    return of_targets
+    return checked
 
 
 def check_length(name: str, numbers: Tensor, num_classes: int | None) -> None:
@@ -130,7 +130,7 @@ def check_length(name: str, numbers: Tensor, num_classes: int | None) -> None:
 
 
 def as_margin(margin: float) -> float:
-    """The probability below 1 that `margin` is: at 1 nothing would be left of any negative."""
+    """Converts `margin` to a number in [0, 1); at 1 no negative would have a loss."""
     try:
         number = as_number("margin", margin, upper=1)
     except ValueError:
@@ -141,7 +141,7 @@ def as_margin(margin: float) -> float:
 
 
 def check_ignore_index(ignore_index: int) -> None:
-    is_integer = type(ignore_index) is int or isinstance(ignore_index, Integral)  # the former takes less time
+    is_integer = type(ignore_index) is int or isinstance(ignore_index, Integral)  # the former is faster
     if not is_integer or isinstance(ignore_index, bool):
         raise ValueError(f"ignore_index: expected an integer, but got {ignore_index!r}")
 
@@ -154,7 +154,7 @@ def check_floating(name: str, tensor: Tensor) -> None:
 def check_distributions(
     name: str, probabilities: Tensor, dim: int = -1, tolerance: float = 0.01, advice: str = ""
 ) -> None:
-    """Whether every row along `dim` holds probabilities, and whether they sum to 1."""
+    """Checks that every row along `dim` holds probabilities that sum to 1."""
     if is_traced() or probabilities.numel() == 0:
         return
     probabilities = probabilities.detach()
@@ -169,7 +169,7 @@ def check_distributions(
 
 def extremes(tensor: Tensor) -> tuple[float, float]:
     if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):
-        tensor = tensor.long()  # torch orders no other unsigned integers
+        tensor = tensor.long()  # torch has no aminmax for these dtypes
     low, high = tensor.aminmax()
     return low.item(), high.item()
 

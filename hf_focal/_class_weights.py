@@ -1,4 +1,4 @@
-"""What alpha means: the weight of each class, or of the negatives and the positives of each label."""
+"""Converts alpha to the weight of each class, or of the negatives and the positives of each label."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ Alpha = float | Sequence[float] | Sequence[Sequence[float]] | Tensor | None
 
 
 def softmax_weights(alpha: Alpha, num_classes: int) -> Tensor | None:
-    """The weight of each class, (C): a scalar is that of class 1 of two, class 0 has the rest."""
+    """The weight of each class, (C). A scalar is for two classes: class 1 gets alpha, and class 0 gets 1 - alpha."""
     if alpha is None:
         return None
     weights = as_numbers("alpha", alpha, may_be_all_zero=False)
@@ -24,16 +24,18 @@ def softmax_weights(alpha: Alpha, num_classes: int) -> Tensor | None:
                 "loss; expected one weight per class"
             )
         if not is_traced() and weights > 1:
-            raise ValueError(f"alpha: a scalar weighs class 1, and 1 - alpha class 0; expected at most 1, got {alpha}")
+            raise ValueError(
+                f"alpha: expected a scalar of at most 1, as class 1 gets alpha and class 0 1 - alpha, but got {alpha}"
+            )
         weights = torch.stack([1 - weights, weights])
     check_length("alpha", weights, num_classes)
     return weights
 
 
 def sigmoid_weights(alpha: Alpha, num_labels: int) -> Tensor | None:
-    """The weights of negatives, then of positives: a pair for each label, (2, L), or for all, (2).
+    """The weights of negatives, then of positives: a pair for each label, (2, L), or one for all labels, (2).
 
-    Numbers that are no pairs are weights of positives, negatives having the rest to 1.
+    Numbers that are not pairs are the weights of positives, and negatives get 1 - alpha.
     """
     if alpha is None:
         return None

@@ -1,4 +1,4 @@
-"""How often each class occurs, in any data and at any size: block by block, without a copy of the labels."""
+"""Counts how often each class occurs, in data of any kind and size: block by block, without a copy of the labels."""
 
 from collections.abc import Callable
 from numbers import Integral
@@ -20,7 +20,7 @@ _MAX_CLASSES = 2**24
 
 
 class LabelCounts(NamedTuple):
-    """What `LabelDistribution` is made of; see there."""
+    """The fields of `LabelDistribution`, which documents them."""
 
     counts: np.ndarray
     negatives: np.ndarray | None
@@ -75,7 +75,7 @@ def _sum_over_processes(count: Callable[[], LabelCounts]) -> LabelCounts:
     outcome: LabelCounts | Exception
     try:
         outcome = count()
-    except Exception as error:  # the other processes wait for this one
+    except Exception as error:  # raised after the gather, for which the other processes wait
         outcome = error
     outcomes: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(outcomes, outcome)
@@ -84,7 +84,7 @@ def _sum_over_processes(count: Callable[[], LabelCounts]) -> LabelCounts:
             raise outcome
     parts: list[LabelCounts] = outcomes
     names = parts[0].names
-    if any(part.names != names for part in parts):  # strings, of which no process sees all
+    if any(part.names != names for part in parts):  # strings, of which each process may have seen only some
         names = sorted({name for part in parts for name in part.names or []})
     counts = np.zeros(max(len(part.counts) for part in parts) if names is None else len(names), np.int64)
     unknown = np.zeros_like(counts)
@@ -99,7 +99,7 @@ def _sum_over_processes(count: Callable[[], LabelCounts]) -> LabelCounts:
 
 
 class _LabelCounter:
-    """Counts class ids and, as long as rows of labels may be multi-hot (or one-hot), the ones and the unknown of each column."""
+    """Counts class ids and, as long as rows may be multi-hot (or one-hot), the ones and unknown entries per column."""
 
     def __init__(
         self, source: str, names: list[str] | None, num_labels: int | None, multi_label: bool | None, one_hot: bool
@@ -111,8 +111,8 @@ class _LabelCounter:
         self.outside: set[int] = set()
         self.id_of_string: dict[str, int] = {}
         self.widths: set[int] = set()
-        self.ones = self.unknown = np.zeros(1, np.int64)  # as many as the rows are long, from the first one on
-        # Lists of a ClassLabel hold ids of classes, whatever their values.
+        self.ones = self.unknown = np.zeros(1, np.int64)  # grow to the length of the rows with the first one
+        # Lists of a ClassLabel hold class ids, whatever their values.
         self.may_be_multi_hot = self.may_be_partly_known = names is None
         self.has_ignored = self.has_repeats = False
         self.wrong_dtype: np.dtype | None = None
@@ -135,9 +135,9 @@ class _LabelCounter:
                 raise ArgumentError(
                     "data", f"expected labels in one or two dimensions, but {self.source} holds {block.type}"
                 )
-            if widths is not None and block.null_count:  # without those, rows would be shorter than their widths
+            if widths is not None and block.null_count:  # without the nulls, rows would be shorter than their widths
                 self.num_values += len(block) - block.null_count
-                return  # they are refused once all missing labels are counted
+                return  # `counts` raises the error, once all missing labels are counted
             values = self._numbers(block.drop_null() if block.null_count else block)
         self.num_values += len(values)
         if widths is not None:
@@ -147,7 +147,7 @@ class _LabelCounter:
             self.wrong_dtype = values.dtype
         elif len(values):
             ids = values.astype(np.int64, copy=False)
-            if values.dtype == np.uint64 and ids.min() < 0:  # too large for int64, where they are others, -100 say
+            if values.dtype == np.uint64 and ids.min() < 0:  # beyond int64, where they wrap around, even to -100
                 is_large = ids < 0
                 self.outside.update(np.unique(values[is_large]).tolist())
                 ids[is_large] = _IGNORE_INDEX
@@ -158,7 +158,7 @@ class _LabelCounter:
             self._add_ids(ids)
 
     def counts(self, is_sample: bool) -> LabelCounts:
-        """What has been counted, once it is known to be labels of one kind."""
+        """The result, after checking that the labels are valid and of a single kind."""
         if self.num_missing and self.num_values:
             raise ArgumentError(
                 "data",
@@ -184,13 +184,13 @@ class _LabelCounter:
             raise ArgumentError("data", f"{self.source} holds no labels (is it the test split of a challenge?)")
         if self.outside:
             num_labels = self.num_labels or len(self.class_counts)
-            are_of_more = self.num_labels is not None and all(num_labels <= k < _MAX_CLASSES for k in self.outside)
+            is_too_few = self.num_labels is not None and all(num_labels <= k < _MAX_CLASSES for k in self.outside)
             raise ArgumentError(
                 "data",
                 f"expected class ids from 0 to {num_labels - 1} (or {_IGNORE_INDEX}, ignored), but {self.source} also "
                 f"holds {sorted(self.outside)[:5]}",
                 advice="map the labels to 0..C-1",
-                remedy="num_labels" if are_of_more else None,
+                remedy="num_labels" if is_too_few else None,
             )
         counts, names = self.class_counts, self.names
         if self.id_of_string:
@@ -199,7 +199,7 @@ class _LabelCounter:
                 raise ArgumentError(
                     "num_labels",
                     f"{self.num_labels}, but {self.source} holds {len(names)} different strings",
-                    advice="turn them into class ids, with your own mapping or dataset.class_encode_column(column)",
+                    advice="map them to class ids, with your own mapping or dataset.class_encode_column(column)",
                 )
             counts = counts[[self.id_of_string[name] for name in names]]
         elif names is not None:
@@ -208,7 +208,7 @@ class _LabelCounter:
         return LabelCounts(counts, negatives, names, self.num_rows, is_sample)
 
     def _numbers(self, labels: pa.Array) -> np.ndarray:
-        """Strings get ids in the order in which they are met."""
+        """Labels as numbers; strings get ids in order of first occurrence."""
         if pa.types.is_dictionary(labels.type):
             labels = labels.dictionary_decode()
         if pa.types.is_null(labels.type):
@@ -224,7 +224,7 @@ class _LabelCounter:
 
     def _add_ids(self, ids: np.ndarray) -> None:
         num_classes = _MAX_CLASSES if self.num_labels is None or self.id_of_string else self.num_labels
-        if ids.view(np.uint64).max() >= num_classes:  # as unsigned, what is negative is too large as well
+        if ids.view(np.uint64).max() >= num_classes:  # as unsigned, negative ids are too large as well
             is_outside = (ids < 0) | (ids >= num_classes)
             outside = set(np.unique(ids[is_outside]).tolist())
             self.has_ignored |= _IGNORE_INDEX in outside
@@ -258,7 +258,7 @@ class _LabelCounter:
             )
 
     def _are_answers(self, values: np.ndarray) -> bool:
-        """Whether they are 0, 1 or not known; of integers, those with the latter may also be the classes of tokens."""
+        """Whether all values are 0, 1 or -100; integers with -100 count only if they cannot be token labels."""
         is_answer = (values == 0) | (values == 1)
         if is_answer.all():
             return True
@@ -266,20 +266,20 @@ class _LabelCounter:
         return bool(may_be_unknown and (is_answer | (values == _IGNORE_INDEX)).all())
 
     def _is_multi_label(self) -> bool:
-        """Whether the ids of a row are all labels of one example, rather than each the label of a token."""
+        """Whether the ids of a row are the labels of one example, rather than token labels."""
         if self.multi_label and not self.widths:
             raise ArgumentError("multi_label", f"expected rows of labels, but {self.source} holds one label per row")
         if self.multi_label:
             return True
-        is_of_ids = not (self.has_repeats or self.has_ignored or self.widths <= {1})
-        is_ambiguous = is_of_ids or (self.may_be_partly_known and self.has_ignored and not self.widths <= {1})
+        has_plain_ids = not (self.has_repeats or self.has_ignored or self.widths <= {1})
+        is_ambiguous = has_plain_ids or (self.may_be_partly_known and self.has_ignored and not self.widths <= {1})
         if self.multi_label is None and is_ambiguous:
             raise ArgumentError(
                 "data",
-                f"{self.source} holds rows of class ids, which may be the labels of an example or those of its tokens"
-                if is_of_ids
-                else f"{self.source} holds rows of 0, 1 and {_IGNORE_INDEX}, which may be several labels of an example, some of "
-                "them not known, or the classes of its tokens",
+                f"{self.source} holds rows of class ids, which may be the labels of an example or of its tokens"
+                if has_plain_ids
+                else f"{self.source} holds rows of 0, 1 and {_IGNORE_INDEX}, which may be several labels of an "
+                "example, some of them unknown, or the labels of its tokens",
                 remedy="multi_label",
             )
         return False
@@ -291,6 +291,6 @@ def _is_nested(type: pa.DataType) -> bool:
 
 def _distinct_in_rows(ids: np.ndarray, widths: np.ndarray) -> np.ndarray:
     row = np.repeat(np.arange(len(widths)), widths)
-    # Ids of more than 32 bits, all of them out of range, would be taken for others of other rows.
+    # Ids of more than 32 bits, which are all out of range, would collide with ids of other rows.
     _, first = np.unique(row * 2**32 + ids.clip(-(2**31), 2**31 - 1), return_index=True)
     return ids[first]

@@ -1,4 +1,4 @@
-"""The labels of any kind of data, in blocks that fit the cache; of tables, only the label column is read."""
+"""Reads the labels of any kind of data, in blocks that fit the cache. Only the label column of a table is read."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,31 +22,31 @@ from ._upstream import is_split_by_node, select_only, stored_column
 
 __all__ = ["LabelSource", "open_labels"]
 
-_BLOCK = 2**20  # labels
-_ROWS = 2**13  # rows of labels, or of a stream
+_BLOCK = 2**20  # labels per block
+_ROWS = 2**13  # rows per block, for rows of labels and for streams
 
 Blocks = Iterator[pa.Array | np.ndarray]
 
 
 @dataclass(frozen=True)
 class LabelSource:
-    """Labels that can be read, all of them or at most a number of rows."""
+    """Labels to be read in blocks: `blocks` takes the maximum number of rows, or None for all."""
 
     blocks: Callable[[int | None], Blocks]
     name: str = "data"
     class_names: list[str] | None = None
     num_rows: int | None = None
-    is_shard: bool = False  # other processes hold the rest
+    is_shard: bool = False  # the other shards belong to other processes
 
 
 def open_labels(data: Any, column: str | None) -> LabelSource:
-    """Raises a `ValueError` if `data` is nothing that holds labels, or has no such column."""
+    """Raises a `ValueError` if the type of `data` is not supported, or it has no such column."""
     if isinstance(data, (DatasetDict, IterableDatasetDict)):
         raise ArgumentError("data", f"expected one split, but got a {type(data).__name__}; choose one of {list(data)}")
     if isinstance(data, Column) and isinstance(data.source, Dataset):
         data, column = data.source, data.column_name
     if isinstance(data, Dataset) and data.format["type"] == "custom":
-        return _open_torch_dataset(data, column)  # its transform may hand out other labels than it stores
+        return _open_torch_dataset(data, column)  # a transform may return labels other than those stored
     if isinstance(data, Dataset):
         return _open_dataset(data, _label_column(data.column_names, column))
     if isinstance(data, IterableDataset):
@@ -62,7 +62,7 @@ def open_labels(data: Any, column: str | None) -> LabelSource:
 
 
 def _has_examples(data: Any) -> bool:
-    """Whether it is what a `DataLoader` takes, though no class of torch: something with a length and examples by index."""
+    """Whether it is a map-style dataset for a `DataLoader`, without being a torch class: has a length and an index."""
     if isinstance(data, Sequence) and len(data) and isinstance(data[0], Mapping):
         return True
     holds_labels = isinstance(data, (Sequence, Mapping, Tensor, np.ndarray, pd.DataFrame, pd.Series, pa.Array))
@@ -127,7 +127,7 @@ def _open_dataset(data: Dataset, column: str) -> LabelSource:
         elif pa.types.is_integer(labels.type) and not labels.null_count:
             yield from _gathered(labels, indices)
         else:
-            joined = labels.combine_chunks()  # taking from chunks would join them each time
+            joined = labels.combine_chunks()  # `take` on chunks would combine them each time
             for chunk in indices.chunks:
                 for start in range(0, len(chunk), _ROWS):
                     yield joined.take(chunk[start : start + _ROWS])
@@ -138,12 +138,12 @@ def _open_dataset(data: Dataset, column: str) -> LabelSource:
 def _gathered(labels: pa.ChunkedArray, indices: pa.ChunkedArray) -> Blocks:
     """The labels at `indices`.
 
-    What this costs is waiting for memory: hence the narrowest copy, of which the cache holds most, and the threads.
+    The speed is limited by memory latency: hence threads, and a copy in the narrowest dtype, to fit more in the cache.
     """
     numbers = [chunk.to_numpy() for chunk in labels.chunks if len(chunk)]
     ends = [end for chunk in numbers for end in (chunk.min(), chunk.max())]
     narrowest = np.result_type(*map(np.min_scalar_type, ends))
-    if narrowest.kind == "f":  # numpy's answer to ids that are below 0 and others beyond 32 bits
+    if narrowest.kind == "f":  # numpy's result if some ids are negative and others need uint64
         narrowest = numbers[0].dtype
     copied = np.empty(len(labels), narrowest)
     np.concatenate(numbers, out=copied, casting="unsafe")
@@ -158,7 +158,7 @@ def _open_stream(data: IterableDataset, column: str | None) -> LabelSource:
     column = _label_column(names, column)
 
     def blocks(max_rows: int | None) -> Blocks:
-        # Without features, each batch would be of the type that its values suggest, and the next one might not fit.
+        # Without features, the Arrow type would be inferred from the first batch and might not fit the next one.
         stream = select_only(data, column).with_format(None if data.features is None else "arrow")
         with tqdm(desc=f"Counting {column}", unit=" rows", total=max_rows) as progress:
             for batch in stream.iter(batch_size=min(_ROWS, max_rows or _ROWS)):
@@ -203,15 +203,15 @@ def _label_of(example: Any, column: str | None) -> Any:
 
 def _label_column(names: list[str], column: str | None) -> str:
     candidates = ["label", "labels"] if column is None else [column]
-    found = [name for name in names if name in candidates]
-    if len(found) != 1:
+    matches = [name for name in names if name in candidates]
+    if len(matches) != 1:
         raise ArgumentError(
             "column",
             f"expected {'exactly one of ' if column is None else ''}{' and '.join(map(repr, candidates))} in the data, "
             f"whose columns are {names}",
             remedy="column" if column is None else None,
         )
-    return found[0]
+    return matches[0]
 
 
 def _class_names(features: Features | None, column: str) -> list[str] | None:
@@ -227,5 +227,5 @@ def _slices(labels: pa.Array | np.ndarray) -> Blocks:
 
 
 def _spread(num_rows: int, max_rows: int) -> np.ndarray:
-    """At most `max_rows` rows, evenly spread: the first ones would all be of one class in data sorted by class."""
+    """At most `max_rows` evenly spaced row numbers: if sorted by class, the first rows would all be of one class."""
     return np.linspace(0, num_rows - 1, min(num_rows, max_rows)).round().astype(np.int64)

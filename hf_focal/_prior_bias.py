@@ -1,7 +1,7 @@
-"""Where a new head starts: at the constant prediction with the least loss over the training data.
+"""Initial biases of a new head: those of the constant prediction with the least loss over the training data.
 
-From biases of 0 the first steps are spent on making rare labels rare, through the weights that should tell examples apart
-(Lin et al. 2017, https://arxiv.org/abs/1708.02002, section 4.1).
+With biases of 0 the first steps are spent on learning that rare labels are rare, through the weights that should
+distinguish the examples (Lin et al. 2017, https://arxiv.org/abs/1708.02002, section 4.1).
 """
 
 import numpy as np
@@ -16,26 +16,26 @@ __all__ = ["find_new_head", "prior_logits"]
 
 
 def find_new_head(model: nn.Module, num_labels: int) -> nn.Linear:
-    """The last linear layer with an output for each label, without biases or with those of a new head, all exactly 0.
+    """The last trainable linear layer with an output for each label, if it has no biases or all are 0 (a new head).
 
     Raises:
-        `ValueError`: If there is none, or its biases are others; the message says which.
+        `ValueError`: If there is none, it is sharded, or its biases are not 0; the message says which.
     """
-    # In PEFT's `modules_to_save` the original stands beside the copy that is trained.
+    # PEFT's `modules_to_save` keeps the original next to the trained copy.
     heads = [
         module
         for module in model.modules()
         if isinstance(module, nn.Linear) and module.out_features == num_labels and module.weight.requires_grad
     ]
     if not heads:
-        raise ValueError(f"{type(model).__name__} has no linear layer with {num_labels} outputs that is trained")
+        raise ValueError(f"{type(model).__name__} has no trainable linear layer with {num_labels} outputs")
     head = heads[-1]
     if head.bias is None:
         return head
     if head.bias.numel() != num_labels:
-        raise ValueError(f"the head of {type(model).__name__} is sharded among processes before the training")
+        raise ValueError(f"the head of {type(model).__name__} is already sharded across processes before training")
     if head.bias.any():
-        raise ValueError(f"the biases of the head of {type(model).__name__} are not those of a new one, which are 0")
+        raise ValueError(f"the biases of the head of {type(model).__name__} are not 0, so it is not a new one")
     return head
 
 
@@ -43,25 +43,25 @@ def prior_logits(counts: np.ndarray, negatives: np.ndarray | None, settings: Foc
     """The constant logits with the least loss, with half an example added to every count: float64, (C).
 
     Args:
-        counts (`np.ndarray`): Examples of each class, or what they weigh, (C).
-        negatives (`np.ndarray`, *optional*): Of several labels, those without each.
-        settings ([`FocalSettings`]): Of the loss.
+        counts (`np.ndarray`): Number of examples of each class, or the sum of their weights, (C).
+        negatives (`np.ndarray`, *optional*): For several labels, the same for examples without each label.
+        settings ([`FocalSettings`]): The settings of the loss.
 
     Raises:
-        `ValueError`: If the loss has a gamma that is a function of p_t.
+        `ValueError`: If gamma is a function of p_t.
     """
     gamma, gamma_neg = settings.gamma, settings.gamma_neg
     if isinstance(gamma, str) or isinstance(gamma_neg, str):
-        raise ValueError("of a gamma that is a function of p_t, nobody knows the least loss")
+        raise ValueError("with a gamma that is a function of p_t, the prediction with the least loss is unknown")
     positives = torch.from_numpy(counts).double() + 0.5
     if negatives is None:
         logits = focal_logits(
             positives / positives.sum(), gamma=gamma, alpha=settings.alpha, label_smoothing=settings.label_smoothing
         )
         return logits - logits.mean()
-    of_negatives = torch.from_numpy(negatives).double() + 0.5
+    negative_counts = torch.from_numpy(negatives).double() + 0.5
     logits = sigmoid_focal_logits(
-        positives / (positives + of_negatives),
+        positives / (positives + negative_counts),
         gamma=gamma,
         gamma_neg=gamma_neg,
         margin=settings.margin,

@@ -1,4 +1,4 @@
-"""The label distribution of a dataset, and class weights from it. As a command: `python -m hf_focal.alpha --help`."""
+"""The label distribution of a dataset, and class weights from it. Command line: `python -m hf_focal.alpha --help`."""
 
 import math
 import unicodedata
@@ -39,17 +39,18 @@ AlphaMethod = str | Callable[[np.ndarray], ArrayLike]
 
 @dataclass(frozen=True, repr=False, eq=False)
 class LabelDistribution:
-    """How often each class occurs: made by [`from_dataset`], or from the counts themselves.
+    """How often each class occurs, created by [`from_dataset`] or from the counts directly.
 
     Attributes:
         counts (`np.ndarray` of int64, shape (C)): Examples (for token labels, tokens) of each class.
-        negatives (`np.ndarray` of int64, shape (C), *optional*): For multi-label data, the rows without each label.
-        names (sequence of `str`, *optional*): The class names, where the data has them; kept as a list of strings.
-        num_rows (`int`, *optional*): Rows that were read.
-        is_sample (`bool`): Whether reading stopped there.
+        negatives (`np.ndarray` of int64, shape (C), *optional*): For multi-label data, the number of rows without each
+            label.
+        names (sequence of `str`, *optional*): The class names, if the data has them; stored as a list of strings.
+        num_rows (`int`, *optional*): Number of rows read.
+        is_sample (`bool`): Whether only these rows of a larger dataset were read.
 
     Raises:
-        `ValueError`: If the counts are not whole numbers of at least 0, or the names not as many as they.
+        `ValueError`: If the counts are not whole numbers of at least 0, or there is not one name per class.
 
     Example:
 
@@ -87,7 +88,7 @@ class LabelDistribution:
                 continue
             try:
                 counts = np.asarray(given)
-            except (TypeError, ValueError, RuntimeError):  # rows of several lengths, a tensor that asks for a gradient
+            except (TypeError, ValueError, RuntimeError):  # ragged rows, a tensor that requires grad
                 counts = np.empty(0)
             if counts.ndim != 1 or not len(counts) or counts.dtype.kind not in "iu" or (counts < 0).any():
                 raise ValueError(f"{field}: expected one whole number >= 0 per class, but got {given!r}")
@@ -97,7 +98,7 @@ class LabelDistribution:
         if self.names is not None:
             if isinstance(self.names, str) or not isinstance(self.names, Iterable):
                 raise ValueError(f"names: expected one for each class, but got {self.names!r}")
-            object.__setattr__(self, "names", [str(name) for name in self.names])  # a ClassLabel may have None for one
+            object.__setattr__(self, "names", [str(name) for name in self.names])  # a name of a ClassLabel may be None
         for field in ("negatives", "names"):
             if getattr(self, field) is not None and len(getattr(self, field)) != len(self.counts):
                 raise ValueError(
@@ -117,35 +118,38 @@ class LabelDistribution:
     ) -> "LabelDistribution":
         """Counts the labels of any kind of data.
 
-        An Arrow-backed dataset is counted where it lies, without a copy. Of a stream only the label column is kept, and
-        of a Parquet stream only that column is read; streams and torch datasets show a progress bar. A stream that
-        `split_dataset_by_node` has cut into one shard per process is counted by all processes together: all of them
-        have to make this call.
+        An Arrow-backed dataset is counted in place, without a copy. Only the label column of a stream is kept, and
+        only that column of a Parquet stream is read; streams and torch datasets show a progress bar. A stream that
+        `split_dataset_by_node` has split into one shard per process is counted by all processes together, so all of
+        them have to make this call.
 
         Args:
-            data (dataset, sequence, array, `Tensor` or pandas object): A `Dataset` or `IterableDataset` of datasets or of
-                torch (whose examples are dicts, or tuples that end with the label), or the labels themselves: class ids,
-                booleans or strings; rows of 0 and 1 of one length (multi-hot); or rows of class ids or strings, which
-                are the labels of an example or of its tokens. Ids of -100 are ignored.
+            data (dataset, sequence, array, `Tensor` or pandas object): A `Dataset` or `IterableDataset` of `datasets`
+                or of torch (whose examples are dicts, or tuples that end with the label), or the labels themselves:
+                    class
+                ids, booleans or strings; rows of 0 and 1 of equal length (multi-hot); or rows of class ids or strings,
+                which are the labels of an example or of its tokens. Ids of -100 are ignored.
             column (`str`, *optional*): Label column of a table; by default ``label`` or ``labels``.
-            num_labels (`int`, *optional*): Number of classes C. By default what `ClassLabel` says, the number of
-                different strings (their order is alphabetical, as `class_encode_column` has it), or the highest id plus 1.
-            multi_label (`bool`, *optional*): Whether rows are the labels of one example. By default rows of 0 and 1 are,
-                and rows with repeated or ignored ids are token labels; what may be both is refused.
-            max_rows (`int`, *optional*): Reads no more rows than that: the first ones of a stream, otherwise evenly
-                spread ones.
-            one_hot (`bool`): Whether rows of as many entries as there are classes, one of them 1 and the others 0, are the
-                one class of an example. In floats, where they cannot be token labels, ``multi_label=False`` says so too.
-                Class probabilities are refused, as they are no whole numbers of examples.
+            num_labels (`int`, *optional*): Number of classes C. By default the number given by `ClassLabel`, the
+                number of distinct strings (in alphabetical order, as in `class_encode_column`), or the highest id plus
+                    1.
+            multi_label (`bool`, *optional*): Whether each row holds the labels of one example. By default, rows of 0
+                and 1 are read in that way, and rows with repeated or ignored ids as token labels; rows that could be
+                either are refused.
+            max_rows (`int`, *optional*): Maximum number of rows to read: the first ones of a stream, evenly spaced
+                ones otherwise.
+            one_hot (`bool`): Whether each row is the one-hot class of an example: one entry per class, of which one is
+                1 and the others are 0. For float rows, which cannot be token labels, ``multi_label=False`` has the
+                same effect. Class probabilities are refused, as they cannot be counted as whole examples.
 
         Raises:
             `ValueError`: For data without labels, a missing column, missing labels, ids out of range, or rows that could
             be read in two ways.
         """
-        found = count_labels(
+        label_counts = count_labels(
             data, column=column, num_labels=num_labels, multi_label=multi_label, max_rows=max_rows, one_hot=one_hot
         )
-        return cls(*found)
+        return cls(*label_counts)
 
     @property
     def num_labels(self) -> int:
@@ -159,9 +163,9 @@ class LabelDistribution:
 
     @property
     def shares(self) -> np.ndarray:
-        """Share of each class in the labels; for multi-label data, of the rows that have the label. float64, (C).
+        """Share of each class among the labels; for multi-label data, share of the rows with each label. float64, (C).
 
-        NaN for a label of which nothing is known."""
+        NaN for a label that is known in no row."""
         with np.errstate(invalid="ignore"):
             return self.counts / (self.total if self.negatives is None else self.counts + self.negatives)
 
@@ -208,7 +212,7 @@ class LabelDistribution:
         max_ratio: float | None = None,
         empty_weight: float | None = None,
     ) -> Tensor | None:
-        r"""Class weights for focal loss, so that rare classes weigh more.
+        r"""Class weights for focal loss that give rare classes more weight.
 
         With ``n_k`` examples of class k the weights are proportional to
 
@@ -216,27 +220,28 @@ class LabelDistribution:
         - ``"sqrt_inverse"``: ``n_k ** -0.5``,
         - ``"effective_number"``: ``(1 - beta) / (1 - beta ** n_k)`` (Cui et al. 2019,
           https://arxiv.org/abs/1901.05555),
-        - a function: what it makes of the array of the ``n_k``,
+        - a function: the values it returns for the array of the ``n_k``,
 
-        and scaled so that their average over the examples is 1: alpha does not change the scale of the loss. For
-        multi-label data a label's negatives and positives are weighed in the same way, as two classes, so that the average
-        within each label is 1: with ``"inverse"``, they weigh the same in sum. ``"none"`` is no alpha.
+        and scaled so that their average over the examples is 1, so alpha does not change the scale of the loss. For
+        multi-label data the negatives and positives of each label are weighted like two classes, so that the average
+        within each label is 1; with ``"inverse"``, their total weights are equal. ``"none"`` means no alpha.
 
         Args:
             method (`str` or callable): One of the above.
-            beta (`float`): For ``"effective_number"``, in [0, 1): 0 weighs all classes alike, towards 1 it becomes
-                ``"inverse"``.
-            max_ratio (`float`, *optional*): Cap of the largest weight over the smallest, at least 1; for multi-label data,
-                of the weights of a label's positives and negatives.
-            empty_weight (`float`, *optional*): The weight of classes without examples (for multi-label data, of the
-                positives or negatives that a label lacks), which are an error otherwise; or the nearest that `max_ratio`
-                allows.
+            beta (`float`): For ``"effective_number"``, in [0, 1): 0 gives all classes the same weight; towards 1 it
+                approaches ``"inverse"``.
+            max_ratio (`float`, *optional*): Maximum ratio of the largest weight to the smallest, at least 1; for
+                multi-label data, of the two weights of each label.
+            empty_weight (`float`, *optional*): Weight of classes without examples (for multi-label data, of the
+                positives or negatives of a label that has none), clipped to the range that `max_ratio` allows. Without
+                it, such classes are an error.
 
         Returns:
-            `Tensor`: float32, shape (C); for multi-label data (2, C), the weights of negatives, then of positives. Or None.
+            `Tensor`: float32, shape (C); for multi-label data (2, C), the weights of negatives, then of positives.
+            None for the method ``"none"``.
 
         Raises:
-            `ValueError`: For an unknown method, arguments out of their range, weights of a function that are not one
+            `ValueError`: For an unknown method, arguments out of their range, a function that does not return one
             number >= 0 per class, or a class without examples.
         """
         _check_arguments(method, beta, max_ratio, empty_weight)
@@ -245,7 +250,7 @@ class LabelDistribution:
         if empty_weight is None:
             self._check_every_class_occurs()
         if not self.counts.any():
-            raise ArgumentError("data", "no class has examples, so there is no weight to compute")
+            raise ArgumentError("data", "no class has examples, so weights cannot be computed")
         if self.negatives is None:
             counts = self.counts
             alpha = _weigh(counts, method, beta, max_ratio, empty_weight)
@@ -253,14 +258,14 @@ class LabelDistribution:
             counts = np.stack([self.negatives, self.counts])
             alpha = np.stack([_weigh(pair, method, beta, max_ratio, empty_weight) for pair in counts.T], axis=1)
         if method == "effective_number":
-            _warn_of_equal(alpha[counts > 0], counts[counts > 0], beta)
+            _warn_if_equal(alpha[counts > 0], counts[counts > 0], beta)
         return torch.from_numpy(alpha).float()
 
     def __repr__(self) -> str:
         return "\n".join([f"LabelDistribution: {self.summary()}", *_aligned(self._table(max_classes=20))])
 
     def summary(self) -> str:
-        """How many labels, classes and rows, and the imbalance, in a line."""
+        """The number of labels, classes and rows, and the imbalance, in one line."""
         ratio = self.imbalance_ratio
         imbalance = f"{ratio:,.1f} : 1" if ratio < math.inf else f"{(self.counts == 0).sum()} without examples"
         rows = ""
@@ -270,7 +275,7 @@ class LabelDistribution:
         return f"{self.total:,} labels of {self.num_labels:,} classes{rows}{sample}, {imbalance}"
 
     def to_text(self, alpha: Tensor | None = None) -> str:
-        """The table of all classes, the largest first; with their weights, if given."""
+        """The table of all classes, the largest first, with their weights if `alpha` is given."""
         return "\n".join(_aligned(self._table(alpha)))
 
     def to_markdown(self, alpha: Tensor | None = None) -> str:
@@ -279,19 +284,19 @@ class LabelDistribution:
         return markdown_table(header, [[escape_markdown(cell) for cell in row] for row in rows])
 
     def plot(self, alpha: Tensor | None = None, file: str | Path | None = None, title: str | None = None) -> "Figure":
-        """Draws the counts as sorted bars, on a logarithmic scale where they differ much, and alpha below them.
+        """Plots the counts as sorted bars, on a logarithmic scale if they differ a lot, and alpha below them.
 
-        A class whose name no installed font can draw has its id there, ``#3``.
+        A class whose name cannot be drawn with the installed fonts is shown by its id, such as ``#3``.
 
         Args:
             alpha (`Tensor` of shape (C) or (2, C), *optional*): The weights to show.
-            file (`str` or `Path`, *optional*): Where to save the picture; the ending decides the format.
+            file (`str` or `Path`, *optional*): Where to save the picture; the extension determines the format.
             title (`str`, *optional*): By default the [`summary`].
 
         Returns:
             `matplotlib.figure.Figure`: The picture.
         """
-        from matplotlib.figure import Figure  # takes longer to import than most distributions to count
+        from matplotlib.figure import Figure  # slow to import, compared to counting
 
         order, weights = np.argsort(-self.counts, kind="stable"), self._rows_of(alpha)
         classes, is_few, is_many = np.arange(len(order)), len(order) <= 6, len(order) > 60
@@ -350,14 +355,14 @@ class LabelDistribution:
         return [["class", "count", "share", *_ALPHA_HEADERS[len(weights)]], *rows]
 
     def _rows_of(self, alpha: Tensor | None) -> np.ndarray:
-        """Weights as rows: none, one, or those of negatives and of positives."""
+        """Alpha as an array of 0 rows (None), 1 row, or 2 rows (negatives, then positives)."""
         if alpha is None:
             return np.zeros((0, len(self.counts)))
         weights = as_numbers("alpha", alpha, max_dim=2).double().cpu().numpy()
         if weights.shape not in ((len(self.counts),), (2, len(self.counts))):
             raise ValueError(
-                f"alpha: expected one weight for each of {len(self.counts)} classes, or those of negatives, then of "
-                f"positives, but got shape {weights.shape}"
+                f"alpha: expected one weight for each of {len(self.counts)} classes, or the weights of negatives, "
+                f"then of positives, but got shape {weights.shape}"
             )
         return np.atleast_2d(weights)
 
@@ -368,10 +373,10 @@ class LabelDistribution:
             empty = np.flatnonzero(per_class == 0).tolist()
             names = dict(enumerate(self.names or []))
             described = ", ".join(f"{k} ({names[k]!r})" if k in names else str(k) for k in empty[:10])
-            more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
+            omitted = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
             raise ArgumentError(
                 "data",
-                f"no {kind} of class {described}{more}, so there is no weight to compute",
+                f"no {kind} of class {described}{omitted}, so its weight cannot be computed",
                 advice="add examples, leave the classes out of the labels",
                 remedy="empty_weight",
             )
@@ -434,16 +439,16 @@ def compute_alpha(
     max_ratio: float | None = None,
     empty_weight: float | None = None,
 ) -> Tensor | None:
-    r"""Class weights for focal loss from the labels of `data`, so that rare classes weigh more.
+    r"""Class weights for focal loss from the labels of `data`, which give rare classes more weight.
 
-    It is [`LabelDistribution.from_dataset`], which describes `data`, `column`, `num_labels`, `multi_label` and
-    `max_rows`, and then [`LabelDistribution.alpha`], which has the formulas and the other arguments.
+    A shortcut for [`LabelDistribution.from_dataset`], which documents `data`, `column`, `num_labels`, `multi_label`
+    and `max_rows`, followed by [`LabelDistribution.alpha`], which documents the formulas and the other arguments.
 
     Returns:
         `Tensor`: float32, shape (C), or (2, C) for multi-label data; or None for the method ``"none"``.
 
     Raises:
-        `ValueError`: As they do, and of arguments before any data is read.
+        `ValueError`: As these two do; arguments are checked before any data is read.
 
     Example:
 
@@ -451,7 +456,7 @@ def compute_alpha(
     >>> from hf_focal import compute_alpha
     >>> compute_alpha([0, 0, 0, 0, 0, 0, 1, 1])
     tensor([0.6667, 2.0000])
-    >>> compute_alpha([[1, 0], [0, 1], [0, 1], [0, 1]])  # multi-label: of negatives, then of positives
+    >>> compute_alpha([[1, 0], [0, 1], [0, 1], [0, 1]])  # multi-label: negatives, then positives
     tensor([[0.6667, 2.0000],
             [2.0000, 0.6667]])
     >>> compute_alpha(["a", "a", "a", "b"], lambda counts: 1 / (counts + 1), max_ratio=1.5)
@@ -467,7 +472,7 @@ def compute_alpha(
 
 
 def check_alpha_method(method: AlphaMethod) -> None:
-    """Raises a `ValueError` unless it is the name of a method or a function."""
+    """Raises a `ValueError` unless `method` is a function or the name of a method."""
     if not (callable(method) or method == "none" or method in ALPHA_METHODS):
         raise ArgumentError(
             "method",
@@ -491,7 +496,7 @@ def _check_arguments(method: AlphaMethod, beta: float, max_ratio: float | None, 
 
 
 def _is_number(value: Any) -> bool:
-    """Of what alpha may be made, which is float32."""
+    """Whether it is a real number that fits float32, the dtype of alpha."""
     is_real = isinstance(value, Real) and not isinstance(value, bool)
     return is_real and abs(value) <= torch.finfo(torch.float32).max
 
@@ -499,13 +504,13 @@ def _is_number(value: Any) -> bool:
 def _weigh(
     counts: np.ndarray, method: AlphaMethod, beta: float, max_ratio: float | None, empty_weight: float | None
 ) -> np.ndarray:
-    """The weights of classes, which average 1 over their examples."""
+    """The weights of classes, with an average of 1 over their examples."""
     occurs = counts > 0
-    if not occurs.any():  # of a label that is nowhere known
+    if not occurs.any():  # a label that is known in no row
         return np.full(len(counts), empty_weight, np.float64)
     examples = counts[occurs]
     weights = _capped(_weights(examples, method, beta), max_ratio)
-    weights = weights / weights.max()  # whatever the scale of a function is, no sum is 0 or infinite
+    weights = weights / weights.max()  # a function may use any scale: no sum may overflow or underflow
     weights = weights * (examples.sum() / (weights * examples).sum())
     if empty_weight is not None and max_ratio is not None:
         empty_weight = np.clip(empty_weight, weights.max() / max_ratio, weights.min() * max_ratio)
@@ -515,9 +520,9 @@ def _weigh(
 
 
 def _weights(counts: np.ndarray, method: AlphaMethod, beta: float) -> np.ndarray:
-    """The weights of classes that occur, on no particular scale."""
+    """The weights of classes that occur, up to a constant factor."""
     if callable(method):
-        return _own_weights(method(counts.copy()), counts.shape)
+        return _check_weights(method(counts.copy()), counts.shape)
     if method in ("inverse", "balanced"):
         return 1 / counts
     if method == "sqrt_inverse":
@@ -527,7 +532,8 @@ def _weights(counts: np.ndarray, method: AlphaMethod, beta: float) -> np.ndarray
     return (1 - beta) / -np.expm1(counts * np.log(beta))
 
 
-def _own_weights(given: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
+def _check_weights(given: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
+    """The return value of a user's function, as float64."""
     try:
         weights = np.asarray(given, dtype=None if np.iscomplexobj(given) else np.float64)
     except (TypeError, ValueError, OverflowError, RuntimeError):
@@ -535,7 +541,8 @@ def _own_weights(given: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
     is_real = weights.dtype == np.float64 and weights.shape == shape
     if not (is_real and np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
         raise ArgumentError(
-            "method", f"expected a function that gives one number >= 0 per class, and not 0 for all, but got {given!r}"
+            "method",
+            f"expected a function that returns one number >= 0 per class, and not 0 for all, but got {given!r}",
         )
     return weights
 
@@ -546,18 +553,19 @@ def _capped(weights: np.ndarray, max_ratio: float | None) -> np.ndarray:
         return weights
     if not weights.all():
         raise ArgumentError(
-            "max_ratio", f"expected weights above 0, of which there is a ratio, but got {weights.tolist()}"
+            "max_ratio", f"expected weights above 0, so that they have a ratio, but got {weights.tolist()}"
         )
     return np.minimum(weights, max_ratio * weights.min())
 
 
-def _warn_of_equal(weights: np.ndarray, counts: np.ndarray, beta: float) -> None:
-    """An effective number ends at 1 / (1 - beta): classes that are all larger than that weigh the same."""
+def _warn_if_equal(weights: np.ndarray, counts: np.ndarray, beta: float) -> None:
+    """Effective numbers saturate at 1 / (1 - beta): classes that are all larger than that get the same weight."""
     largest = counts.max()
     if weights.max() < 1.01 * weights.min() and beta > 0 and largest > 1.5 * counts.min():
         warnings.warn(
-            f"beta: with {beta} the classes weigh the same within 1 %, as {beta} tells none apart that have more than "
-            f"{5 / (1 - beta):,.0f} examples; the largest has {largest:,}, for which beta={1 - 1 / largest:.8g} would do",
+            f"beta: with {beta} the weights of all classes are equal within 1 %, as it does not distinguish classes "
+            f"of more than {5 / (1 - beta):,.0f} examples; the largest class has {largest:,}, for which "
+            f"beta={1 - 1 / largest:.8g} would be suitable",
             stacklevel=3,
         )
 
@@ -573,34 +581,32 @@ def _aligned(table: list[list[str]]) -> list[str]:
 
 
 def _width(text: str) -> int:
-    """Columns of a terminal: two of what is wide, as Chinese is, none of accents and joiners."""
-    taken = {"W": 2, "F": 2}
+    """Width in terminal columns: wide characters (such as Chinese) take two, accents and joiners none."""
+    columns = {"W": 2, "F": 2}
     return sum(
-        0 if unicodedata.category(c) in ("Mn", "Me", "Cf") else taken.get(unicodedata.east_asian_width(c), 1)
+        0 if unicodedata.category(c) in ("Mn", "Me", "Cf") else columns.get(unicodedata.east_asian_width(c), 1)
         for c in text
     )
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command."""
+    """The command line."""
     parser = ArgumentParser("python -m hf_focal.alpha", description="Show how often each class occurs, and alpha.")
     parser.add_argument(
-        "data", help="a csv, json, jsonl or parquet file, a folder of save_to_disk, or a dataset of the hub"
+        "data", help="a csv, json, jsonl or parquet file, a folder written by save_to_disk, or a dataset on the Hub"
     )
-    parser.add_argument("--config_name", help="configuration of a dataset of the hub")
-    parser.add_argument(
-        "--split", default="train", help="split of a saved dataset or of one of the hub (default: train)"
-    )
+    parser.add_argument("--config_name", help="configuration of a dataset on the Hub")
+    parser.add_argument("--split", default="train", help="split of a saved dataset or one on the Hub (default: train)")
     parser.add_argument("--column", help="label column (default: label or labels)")
-    parser.add_argument("--num_labels", type=int, help="number of classes (default: as the data have it)")
+    parser.add_argument("--num_labels", type=int, help="number of classes (default: inferred from the data)")
     parser.add_argument("--method", default="inverse", choices=[*ALPHA_METHODS, "none"])
     parser.add_argument("--beta", type=float, default=0.999, help="beta of effective_number (default: 0.999)")
-    parser.add_argument("--max_ratio", type=float, help="cap of the largest weight over the smallest")
+    parser.add_argument("--max_ratio", type=float, help="maximum ratio of the largest weight to the smallest")
     parser.add_argument("--empty_weight", type=float, help="weight of classes without examples (default: an error)")
     parser.add_argument(
-        "--multi_label", action="store_true", default=None, help="rows of ids are labels of an example"
+        "--multi_label", action="store_true", default=None, help="each row of ids holds the labels of one example"
     )
-    parser.add_argument("--max_rows", type=int, help="read no more rows than that")
+    parser.add_argument("--max_rows", type=int, help="read at most this many rows")
     parser.add_argument("--plot", metavar="FILE", help="write a picture: png, svg, pdf, ...")
     args = parser.parse_args(arguments)
     try:
@@ -619,7 +625,7 @@ def main(arguments: list[str] | None = None) -> None:
             distribution.plot(alpha, args.plot)
             numbers = numbered(distribution.names or [])
             print("\n".join([f"\n{args.plot}", *(f"{shown} there is {name}" for shown, name in numbers.items())]))
-    except Exception as error:  # whatever is wrong with the data, a person wants one line
+    except Exception as error:  # whatever is wrong with the data, report it in one line
         flags = {name: f"--{name}" for name in vars(args) if name != "data"}
         message = error.for_caller(flags, {}) if isinstance(error, ArgumentError) else str(error)
         parser.exit(1, f"{parser.prog}: error: {' '.join(message.split())}\n")
@@ -638,10 +644,10 @@ def _load(data: str, config_name: str | None, split: str) -> Dataset | IterableD
         return saved[split]
     if path.is_file():
         if path.suffix not in _FORMATS:
-            raise ValueError(f"{data}: expected a file that ends in {', '.join(_FORMATS)}")
+            raise ValueError(f"{data}: expected a file with one of the extensions {', '.join(_FORMATS)}")
         return load_dataset(_FORMATS[path.suffix], data_files=data, split="train", streaming=True)
     if path.suffix in _FORMATS or path.is_absolute() or data.startswith("."):
-        raise ValueError(f"{data}: there is no such file or folder")
+        raise ValueError(f"{data}: no such file or folder")
     return load_dataset(data, config_name, split=split, streaming=True)
 
 

@@ -1,4 +1,4 @@
-"""Calibration of probabilities on held-out data: temperature and vector scaling, at the class frequencies of these data."""
+"""Calibration of probabilities on held-out data: temperature and vector scaling, with any class frequencies."""
 
 import math
 from collections.abc import Sequence
@@ -28,35 +28,35 @@ METHODS = ("auto", "none", "temperature", "vector")
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
 
 _FOLDS = 5
-# By how much frequencies have to be likelier, in log evidence, to be taken for others than those of training.
-_CHANCE = 2.0
-# Biases of the classes are taken to be a third of a natural logarithm from what their prior says, until data say otherwise.
+# Minimum gain in log evidence for the held-out class frequencies to count as different from those of training.
+_MIN_EVIDENCE = 2.0
+# A priori, the biases of the classes have a standard deviation of about 1/3 around the multiple of the log prior.
 _RIDGE = 10.0
 
 
 class UnboundedFitError(ValueError):
-    """No finite temperature makes these labels most likely; `temperature` is the end that they ask for."""
+    """No finite temperature maximises the likelihood; `temperature` is the end of the range where it is largest."""
 
     def __init__(self, temperature: float):
         self.temperature = temperature
         super().__init__(
-            "labels: the more confident the probabilities are made, the likelier they are, as there is no error among them"
+            "labels: all predictions are right, so the likelihood grows without limit the more confident they are made"
             if temperature < 1
-            else "labels: the less the probabilities say, the likelier they are, as if they were of another model or of other "
-            "classes"
+            else "labels: the likelihood is largest if the probabilities are ignored, as if the labels belonged to "
+            "another model or to other classes"
         )
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """What held-out data say of probabilities, as [`apply_temperature`] takes it.
+    """A scaling fitted to held-out data, to be passed to [`apply_temperature`].
 
     Attributes:
         method (`str`): ``"none"``, ``"temperature"`` or ``"vector"``.
-        temperature (`float`): Above 1 where the probabilities are over-confident.
-        bias (`list[float]`, *optional*): What is added to the log-probability of each class, or to the log odds of each label.
-        negative_log_likelihood (`dict[str, float]`): By method, that of held-out examples which it was not fitted to; empty
-            where nothing was to choose.
+        temperature (`float`): Above 1 if the probabilities are over-confident.
+        bias (`list[float]`, *optional*): Added to the log-probability of each class, or to the log odds of each label.
+        negative_log_likelihood (`dict[str, float]`): For each method, the mean over held-out examples that it was not
+            fitted to; empty unless the method was ``"auto"``.
     """
 
     method: str
@@ -75,40 +75,42 @@ def fit_scaling(
     sample_weight: Sequence[float] | np.ndarray | Tensor | None = None,
     multi_label: bool | None = None,
 ) -> Scaling:
-    r"""The temperature, and what more each class takes, that make held-out labels most likely.
+    r"""Fits a temperature, and optionally a bias per class, by the likelihood of held-out labels.
 
-    Probabilities of a class prior π are fitted where classes occur as they do in the held-out data: at first they are
-    shifted there ([`shift_prior`]), as one temperature for another class prior is a wrong one. The result is for the
-    probabilities at π again. How far the held-out frequencies are from π, and not only by chance, is what their counts say
-    under a Dirichlet distribution around π, or, for several labels, beta distributions (empirical Bayes).
+    Probabilities for a class prior π are first shifted to the class frequencies of the held-out data
+    ([`shift_prior`]), since a temperature fitted at another prior would be wrong. The result applies to the
+    probabilities at π. How far the held-out frequencies differ from π beyond chance is estimated from the counts under
+    a Dirichlet distribution around π, or for several labels beta distributions (empirical Bayes).
 
     - ``"temperature"``: one scale (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
     - ``"vector"``: a scale and one bias per class, which Alexandari et al. 2020 (https://arxiv.org/abs/1901.06852) call
-      bias-corrected temperature scaling. The biases are a multiple of the log prior, as a model that alpha was to lead away
-      from the frequent classes has gone a part of that way only, and for each class what its examples say, under a ridge.
-    - ``"none"``: they stay as they are.
-    - ``"auto"``: which of them is the best for examples that it was not fitted to (5-fold cross-fitting).
+      bias-corrected temperature scaling. Each bias is the sum of a multiple of the log prior, since a model trained
+      with alpha follows alpha only partly, and a term fitted for each class with a ridge penalty.
+    - ``"none"``: no change.
+    - ``"auto"``: the one of these that is best on examples that it was not fitted to (5-fold cross-fitting).
 
     Args:
         posterior (`Tensor`): Probabilities of held-out examples, of any floating dtype: class probabilities of shape (..., C), or,
             for multi-label data, one independent probability per label, (N, L).
         labels (`Tensor`): As in [`fit_temperature`].
         method (`str`): One of the names above.
-        class_prior (sequence of C `float`, *optional*): Frequencies of the classes that the probabilities are for, those of
-            training; for several labels, the share of examples with each. Without, those of the held-out data.
-        ridge (`float`): Half of it, times the squares of the biases less what the log prior makes of them, is added to the
-            negative log likelihood of all examples; 0 where probabilities stand for labels, without chance.
-        sample_weight (sequence of N `float`, *optional*): How much each entry of the first dimension counts.
+        class_prior (sequence of C `float`, *optional*): Class frequencies that the probabilities are for, those of the
+            training data; for several labels, the share of examples with each. By default those of the held-out data.
+        ridge (`float`): The penalty: half of `ridge` times the squared terms fitted for each class is added to the
+            negative log likelihood, summed over all examples. 0 if the labels are exact probabilities, without
+            sampling noise.
+        sample_weight (sequence of N `float`, *optional*): Weight of each entry of the first dimension.
         multi_label (`bool`, *optional*): Whether an example has several labels; by default, if the labels have the shape
             of `posterior`.
 
     Returns:
-        [`Scaling`]: For [`apply_temperature`]. Fitted ones have a likelihood of the held-out data that is no less than before.
+        [`Scaling`]: To be passed to [`apply_temperature`]. A fitted scaling never lowers the likelihood of the
+        held-out data.
 
     Raises:
-        `UnboundedFitError`: If no temperature in [0.01, 100] is the best one.
-        `ValueError`: If the shapes do not fit, there are no labels, they are neither class ids nor probabilities, or the method
-            is unknown.
+        `UnboundedFitError`: If no temperature in [0.01, 100] is optimal.
+        `ValueError`: If the shapes do not fit, there are no labels, they are neither class ids nor probabilities, or
+            the method is unknown.
 
     Example:
 
@@ -127,10 +129,10 @@ def fit_scaling(
     with torch.inference_mode(False), torch.no_grad():
         held_out = _held_out(posterior, labels, sample_weight, multi_label)
         shift = held_out.log_shift(class_prior)
-        # Only where classes compete for the probability can one of them take it from the others.
+        # A class without held-out examples matters only if the classes compete for probability.
         is_absent = (held_out.counts()[0] == 0) & (not held_out.multi_label)
-        of_absent, shift = shift.where(is_absent, 0), shift.where(~is_absent, 0)
-        held_out = replace(held_out, logits=held_out.logits + shift, offset=of_absent)
+        offset, shift = shift.where(is_absent, 0), shift.where(~is_absent, 0)
+        held_out = replace(held_out, logits=held_out.logits + shift, offset=offset)
         log_prior = _log_prior(held_out.logits, class_prior, held_out.multi_label)
         scores = {} if method != "auto" else _cross_fitted(held_out, log_prior, ridge)
         chosen = min(scores, key=scores.__getitem__) if scores else method
@@ -142,24 +144,25 @@ def fit_scaling(
 
 
 def fit_temperature(posterior: Tensor, labels: Tensor, *, multi_label: bool | None = None) -> float:
-    r"""The temperature that makes held-out labels most likely (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+    r"""The temperature that maximises the likelihood of held-out labels (Guo et al., https://arxiv.org/abs/1706.04599).
 
-    It may follow [`class_posterior`], for what its formula cannot know (that the model overfits, say), or, on softmax,
-    stand in its place: log-probabilities are logits up to a constant. The class frequencies of the held-out data have to be
-    those that the probabilities are for; [`fit_scaling`] takes others too.
+    It can be applied after [`class_posterior`], to correct what its formula does not capture (such as overfitting), or
+    to the softmax instead of it: log-probabilities are logits up to a constant. The held-out data must have the class
+    frequencies that the probabilities are for; [`fit_scaling`] also handles other frequencies.
 
     Args:
         posterior (`Tensor`): Probabilities of held-out examples, of any floating dtype: class probabilities of shape
             (..., C), or, for multi-label data, one independent probability per label, (N, L).
         labels (`Tensor`): Class ids of shape (...), where -100 is ignored; or, with ``multi_label=False``, rows of shape
             (..., C), one-hot or class probabilities, where a row of -100 is ignored. For multi-label data, 0 or 1, or
-            their probabilities, of shape (N, L), where each -100 is ignored. Of probabilities it is the expected likelihood that is the largest.
+            their probabilities, of shape (N, L), where each -100 is ignored. For probabilities the expected log
+            likelihood is maximised.
         multi_label (`bool`, *optional*): Whether an example has several labels; by default, if the labels have the shape
             of `posterior`.
 
     Returns:
-        `float`: The temperature, above 1 where the probabilities are over-confident. Held-out data without an error have
-        no finite optimum, so it is held between 0.01 and 100.
+        `float`: The temperature, above 1 if the probabilities are over-confident. It is limited to [0.01, 100], as
+        there is no finite optimum if all held-out predictions are right.
 
     Raises:
         `ValueError`: If the shapes do not fit, there are no labels, or they are neither class ids nor probabilities.
@@ -188,7 +191,7 @@ def negative_log_likelihood(
     sample_weight: Sequence[float] | np.ndarray | Tensor | None = None,
     multi_label: bool | None = None,
 ) -> float:
-    """The mean of -log p over the labels, or of its expectation where labels are probabilities, in nats.
+    """The mean of -log p over the labels, in nats; its expectation if the labels are probabilities.
 
     Args:
         posterior, labels, sample_weight, multi_label: As in [`fit_scaling`].
@@ -213,12 +216,14 @@ def negative_log_likelihood(
 def apply_temperature(
     posterior: Tensor, temperature: float, *, bias: Sequence[float] | Tensor | None = None, multi_label: bool = False
 ) -> Tensor:
-    """Probabilities proportional to ``posterior ** (1 / temperature)``, which is softmax or sigmoid of logits over it.
+    """Scales probabilities by a temperature: softmax or sigmoid of ``logits / temperature + bias``.
 
     Args:
         posterior (`Tensor`): Class probabilities of shape (..., C), or independent ones of any shape.
-        temperature (`float`): Above 0; more makes the probabilities less confident, 1 leaves them as they are.
-        bias (sequence or `Tensor` of shape (C), *optional*): Added to the logits afterwards, as [`fit_scaling`] finds it.
+        temperature (`float`): Above 0; the higher it is, the less confident are the probabilities, and 1 changes
+            nothing.
+        bias (sequence or `Tensor` of shape (C), *optional*): Added to the scaled logits, as returned by
+            [`fit_scaling`].
         multi_label (`bool`): Whether the probabilities are independent of each other.
 
     Returns:
@@ -245,10 +250,13 @@ class _Fitted(NamedTuple):
 class _HeldOut:
     """Examples that were not trained on.
 
-    The logits are those of the probabilities, (n, C) in float64; the targets class ids (n), class probabilities (n, C), or of
-    several labels (n, C); the weights (n), or of several labels (n, C), 0 where a label is not known; the group of each row
-    is the entry of the first dimension that it came from. The offset (C) is added after any scaling: what makes a class
-    rare that does not occur here, about which a scale would be a guess.
+    Attributes:
+        logits: The logits of the probabilities, (n, C), float64.
+        targets: Class ids (n), class probabilities (n, C), or several labels (n, C).
+        weights: (n); for several labels (n, C), 0 where a label is unknown.
+        groups: For each row, the index in the first dimension of the data that it came from, (n).
+        offset: Added after scaling, (C): the shift of the classes without held-out examples, to which the scale must
+            not apply, as it is not fitted to them.
     """
 
     logits: Tensor
@@ -258,13 +266,13 @@ class _HeldOut:
     multi_label: bool
     offset: Tensor
 
-    def rows(self, kept: Tensor) -> "_HeldOut":
+    def rows(self, mask: Tensor) -> "_HeldOut":
         return replace(
             self,
-            logits=self.logits[kept],
-            targets=self.targets[kept],
-            weights=self.weights[kept],
-            groups=self.groups[kept],
+            logits=self.logits[mask],
+            targets=self.targets[mask],
+            weights=self.weights[mask],
+            groups=self.groups[mask],
         )
 
     def negative_log_likelihood(self, scale: float | Tensor, bias: Tensor) -> Tensor:
@@ -277,8 +285,8 @@ class _HeldOut:
         return (losses * self.weights).sum()
 
     def fitted(self, method: str, log_prior: Tensor, ridge: float = _RIDGE) -> _Fitted:
-        log_scale, of_prior, bias = torch.zeros(()).to(log_prior), torch.zeros(()).to(log_prior), log_prior * 0
-        parameters = {"none": [], "temperature": [log_scale], "vector": [log_scale, of_prior, bias]}[method]
+        log_scale, prior_factor, bias = torch.zeros(()).to(log_prior), torch.zeros(()).to(log_prior), log_prior * 0
+        parameters = {"none": [], "temperature": [log_scale], "vector": [log_scale, prior_factor, bias]}[method]
         if not parameters:
             return _Fitted(1.0, bias)
         for parameter in parameters:
@@ -290,17 +298,19 @@ class _HeldOut:
 
         def objective() -> Tensor:
             optimizer.zero_grad()
-            value = self.negative_log_likelihood(_scale(log_scale), of_prior * log_prior + bias)
+            value = self.negative_log_likelihood(_scale(log_scale), prior_factor * log_prior + bias)
             value = (value + ridge / 2 * bias.square().sum()) / total
             value.backward()
             return value
 
         with torch.enable_grad():
             optimizer.step(objective)
-        return _Fitted(_scale(log_scale).item(), (of_prior * log_prior + bias).detach())
+        return _Fitted(_scale(log_scale).item(), (prior_factor * log_prior + bias).detach())
 
     def end_of(self, fitted: _Fitted) -> float | None:
-        """The temperature at the end of its range, if the likelihood rises up to there, where it becomes too flat to climb."""
+        """The end of the temperature range, if the likelihood increases up to it; None if there is an optimum inside.
+
+        Checked separately, as the likelihood becomes too flat there for the optimizer."""
         lowest = torch.tensor(1 / HIGHEST_TEMPERATURE).to(self.logits).requires_grad_()
         with torch.enable_grad():
             self.negative_log_likelihood(lowest, fitted.bias).backward()
@@ -315,11 +325,11 @@ class _HeldOut:
         return LOWEST_TEMPERATURE if is_right[self.weights > 0].all() else None
 
     def _largest_other(self) -> Tensor:
-        """Of each example, (n), the logit that is the largest beside that of its class."""
+        """For each example, the largest logit of the other classes, (n)."""
         return self.logits.scatter(1, self.targets[:, None], -math.inf).amax(1)
 
     def counts(self) -> tuple[Tensor, Tensor]:
-        """How often each class occurs, and how often it is known whether it does, both (C)."""
+        """The weight of examples with each class, and of those where it is known whether they have it, both (C)."""
         if self.multi_label:
             return (self.targets.clamp_min(0) * self.weights).sum(0), self.weights.sum(0)
         if self.targets.dim() > 1:
@@ -329,14 +339,14 @@ class _HeldOut:
         return counts, counts.sum().expand_as(counts)
 
     def log_shift(self, class_prior: Sequence[float] | Tensor | None) -> Tensor:
-        """What takes the logits of a class prior to the frequencies here, (C)."""
+        """The shift of the logits from the class prior to the frequencies in these data, (C)."""
         none = torch.zeros(self.logits.shape[-1], dtype=torch.float64, device=self.logits.device)
         if class_prior is None:
             return none
         prior = torch.as_tensor(class_prior, dtype=torch.float64, device=self.logits.device)
         if prior.shape != none.shape:
             raise ValueError(f"class_prior: expected {len(none)} numbers, but got {prior.tolist()}")
-        # Of a class that training never showed, or of a label that it always did, the logits tell nothing to shift.
+        # The logits contain no information about a class that never occurred in training, or a label that always did.
         can_shift = (prior > 0) & (prior < (1 if self.multi_label else math.inf))
         counts, known = (part[can_shift] for part in self.counts())
         prior = prior[can_shift]
@@ -346,13 +356,13 @@ class _HeldOut:
         else:
             known, expected = counts.sum(), [prior / prior.sum()]
         strength = torch.logspace(-1, 7, 161, dtype=torch.float64, device=prior.device)[:, None]
-        of_answers = [
+        per_answer = [
             torch.lgamma(strength * share + n) - torch.lgamma(strength * share) for n, share in zip(answers, expected)
         ]
-        evidence = torch.stack(of_answers).sum(0)
-        of_all = torch.lgamma(strength) - torch.lgamma(strength + known)
-        evidence = evidence.sum(-1) + (of_all.sum(-1) if self.multi_label else of_all[:, 0])
-        if evidence.max() - evidence[-1] < _CHANCE:
+        evidence = torch.stack(per_answer).sum(0)
+        normaliser = torch.lgamma(strength) - torch.lgamma(strength + known)
+        evidence = evidence.sum(-1) + (normaliser.sum(-1) if self.multi_label else normaliser[:, 0])
+        if evidence.max() - evidence[-1] < _MIN_EVIDENCE:
             return none
         best = strength[evidence.argmax()]
         shares = [(n + best * share) / (known + best) for n, share in zip(answers, expected)]
@@ -385,8 +395,8 @@ def _held_out(
     if sample_weight is not None:
         weights = torch.from_numpy(as_weights(sample_weight, num_groups)).to(groups.device)[groups]
         if not weights.any():
-            raise ValueError("sample_weight: expected some above 0")
-        weights = weights / weights.mean()  # as many examples as there are
+            raise ValueError("sample_weight: expected at least one weight above 0, but got none")
+        weights = weights / weights.mean()  # so that they sum to the number of examples
     if multi_label:
         weights = weights[:, None] * (labels != -100)
     logits = _logits(posterior.detach().reshape(-1, num_classes)[is_known], multi_label)
@@ -396,7 +406,7 @@ def _held_out(
 
 
 def _log_prior(logits: Tensor, class_prior: Sequence[float] | Tensor | None, multi_label: bool) -> Tensor:
-    """Of each class, (C), or the log odds of each label; zeros if it is not known."""
+    """The log prior of each class, or the log odds of each label, (C); zeros if there is no prior."""
     if class_prior is None:
         return torch.zeros_like(logits[0])
     prior = torch.as_tensor(class_prior, dtype=torch.float64, device=logits.device)
@@ -405,19 +415,19 @@ def _log_prior(logits: Tensor, class_prior: Sequence[float] | Tensor | None, mul
 
 
 def _cross_fitted(held_out: _HeldOut, log_prior: Tensor, ridge: float) -> dict[str, float]:
-    """The mean negative log likelihood of examples by what the others say, for each method."""
+    """For each method, the mean negative log likelihood of examples under a fit to the other folds."""
     folds, methods = _folds(held_out), [method for method in METHODS if method != "auto"]
     sums = dict.fromkeys(methods, 0.0)
     for fold in range(min(_FOLDS, int(folds.max()) + 1)):
-        rest, left_out = held_out.rows(folds != fold), held_out.rows(folds == fold)
+        others, left_out = held_out.rows(folds != fold), held_out.rows(folds == fold)
         for method in methods:
-            fitted = rest.fitted(method if len(rest.targets) else "none", log_prior, ridge)
+            fitted = others.fitted(method if len(others.targets) else "none", log_prior, ridge)
             sums[method] += left_out.negative_log_likelihood(*fitted).item()
     return {method: value / held_out.weights.sum().item() for method, value in sums.items()}
 
 
 def _folds(held_out: _HeldOut) -> Tensor:
-    """Of each row, (n): whole entries of the first dimension; of one class each, with as much of every class as can be."""
+    """The fold of each row, (n). Groups are not split; if each has a single class, the folds are stratified."""
     groups, row_of = held_out.groups.cpu().unique(return_inverse=True)
     order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(0))
     if held_out.targets.dim() == 1 and len(groups) == len(row_of):
@@ -432,7 +442,7 @@ def _scale(log_scale: Tensor) -> Tensor:
 
 
 def _logits(posterior: Tensor, multi_label: bool) -> Tensor:
-    """Logits in float64, finite also where rounding has left a probability of 0 or 1."""
+    """Logits in float64, finite even where a probability has been rounded to 0 or 1."""
     limits = torch.finfo(posterior.dtype)
     if multi_label:
         return posterior.double().clamp(limits.tiny, 1 - limits.eps / 2).logit()

@@ -1,4 +1,4 @@
-"""How sure a model has to be of what it reports: a cutoff for a wanted precision or recall."""
+"""The confidence required for a prediction to be reported: a cutoff for a wanted precision or recall."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,13 +19,15 @@ __all__ = ["MinConfidence", "fit_min_confidence"]
 
 @dataclass(frozen=True)
 class MinConfidence:
-    """A cutoff, and what it reaches on the data that it was fitted on.
+    """A cutoff, and its precision and recall on the data that it was fitted to.
 
     Attributes:
-        min_confidence (`float`): Below which probability nothing is reported.
-        precision (`tuple[float, float, float]`): The share of what is reported that is right, and the ends of its 95 %
-            interval ([Wilson (1927)](https://doi.org/10.1080/01621459.1927.10502953), as if targets erred independently).
-        recall (`tuple[float, float, float]`): The share of what there is to be reported that is, and rightly.
+        min_confidence (`float`): Predictions with a lower probability are not reported.
+        precision (`tuple[float, float, float]`): The share of reported predictions that are right, and the ends of its
+            95 % interval ([Wilson (1927)](https://doi.org/10.1080/01621459.1927.10502953), which assumes independent
+            targets).
+        recall (`tuple[float, float, float]`): The share of the targets to be reported that are reported with the right
+            class, and the ends of its interval.
     """
 
     min_confidence: float
@@ -45,29 +47,33 @@ def fit_min_confidence(
     prior: Sequence[float] | Tensor | None = None,
     costs: Sequence[Sequence[float]] | Tensor | None = None,
 ) -> MinConfidence:
-    """The `min_confidence` of [`FocalTokenClassificationPipeline`] for a wanted precision or recall.
+    """Fits the `min_confidence` of [`FocalTokenClassificationPipeline`] to a wanted precision or recall.
 
-    What is decided is reported if it is none of `ignore_labels` and its probability reaches the cutoff. Of the cutoffs with
-    the wanted precision it is the smallest, which reports the most; of those with the wanted recall the largest, which
-    errs the least. Where only the first token of a word has a label, as in `run_token_classification.py`, precision and
-    recall are those of the words of the data. With ``aggregation_strategy="first"`` the pipeline decides for the same words,
-    but where the tokenizer splits at more than blanks: of "12%" it makes two words, the second of which no training has
-    labelled. Entities of several words have the mean of their scores.
+    A decision is reported if it is not in `ignore_labels` and its probability reaches the cutoff. Among the cutoffs
+    with the wanted precision the smallest is chosen, which reports the most; among those with the wanted recall the
+    largest, which makes the fewest errors. If only the first token of a word has a label, as in
+    `run_token_classification.py`, precision and recall refer to the words of the data. With
+    ``aggregation_strategy="first"`` the pipeline decides for the same words, except where the tokenizer splits at more
+    than blanks: it splits "12%" into two words, of which the second was never labelled in training. The score of an
+    entity of several words is the mean of their scores.
 
     Args:
-        logits (`Tensor` or array): Of held-out data, (N, L, C) or (N, C), as `trainer.predict(dataset).predictions` has them.
-        labels (`Tensor` or array): Class ids of shape (N, L) or (N), `label_ids` there; -100 is ignored.
+        logits (`Tensor` or array): Logits of held-out data, (N, L, C) or (N, C), such as
+            `trainer.predict(dataset).predictions`.
+        labels (`Tensor` or array): Class ids of shape (N, L) or (N), such as its `label_ids`; -100 is ignored.
         config (`PreTrainedConfig`): The model's config.
         wanted_precision, wanted_recall (`float`): One of them, above 0 and up to 1.
-        ignore_labels (sequence of `str`): The names of the classes that are not reported; by default "O", if that is one.
+        ignore_labels (sequence of `str`): Names of the classes that are not reported; by default "O", if there is such
+            a class.
         operating_point, prior, costs: As in [`decide`].
 
     Returns:
-        [`MinConfidence`]: The cutoff, midway between two probabilities of the data, or 0; and what it reaches.
+        [`MinConfidence`]: The cutoff, midway between two probabilities of the data, or 0, with its precision and
+        recall.
 
     Raises:
-        `ValueError`: If what is wanted is not reachable: the message says what is. If not one of `wanted_precision` and
-        `wanted_recall` is given, or there is nothing to be reported in the data; and as [`decide`] does.
+        `ValueError`: If the wanted precision or recall is not reachable (the message says what is), if not exactly one
+        of the two is given, if the data have nothing to be reported, and as [`decide`] does.
 
     Example:
 
@@ -86,7 +92,7 @@ def fit_min_confidence(
     logits, labels = torch.as_tensor(logits).detach(), torch.as_tensor(labels)
     name, wanted = _wanted(wanted_precision, wanted_recall)
     if is_multi_label(config):
-        raise ValueError("config: expected one label per target, but there are several, each with a threshold")
+        raise ValueError("config: expected one class per target, but there are several labels, each with a threshold")
     names = class_names(config, logits.shape[-1])
     if ignore_labels == ("O",) and "O" not in names:
         ignore_labels = ()
@@ -103,36 +109,36 @@ def fit_min_confidence(
     is_wanted = torch.tensor([name not in ignore_labels for name in names])
     num_wanted = int(is_wanted[targets].sum())
     if not num_wanted:
-        raise ValueError(f"labels: expected some that are not {list(ignore_labels)}, but got none")
+        raise ValueError(f"labels: expected some that are not in {list(ignore_labels)}, but got none")
 
-    # From the surest on, what is reported with each cutoff. Between equal ones there is none.
+    # Reported predictions by descending confidence. A cutoff lies between two different confidences.
     is_reported = is_wanted[decided]
-    sure = confidence[is_reported].double().numpy()
-    order = np.argsort(-sure, kind="stable")
-    sure, hits = sure[order], (decided == targets)[is_reported].numpy()[order].cumsum()
-    reported = np.arange(1, len(sure) + 1)
+    confidences = confidence[is_reported].double().numpy()
+    order = np.argsort(-confidences, kind="stable")
+    confidences, hits = confidences[order], (decided == targets)[is_reported].numpy()[order].cumsum()
+    reported = np.arange(1, len(confidences) + 1)
     reached = hits / (reported if name == "precision" else num_wanted)
-    below = np.append(sure[1:], 0.0)
-    is_cutoff = sure > below
+    below = np.append(confidences[1:], 0.0)
+    is_cutoff = confidences > below
     is_reached = (reached >= wanted) & is_cutoff
     if not is_reached.any():
-        at_best = f"at most {reached[is_cutoff].max():.3f} is" if len(sure) else "nothing at all is reported"
+        at_best = f"at most {reached[is_cutoff].max():.3f} is" if len(confidences) else "nothing is reported at all"
         raise ValueError(
-            f"wanted_{name}: {wanted:g} is not reachable on these {len(targets)} targets, {at_best}; want less, or another "
-            "operating_point"
+            f"wanted_{name}: {wanted:g} is not reachable on these {len(targets)} targets, {at_best}; choose a lower "
+            "value or another operating_point"
         )
-    # The surest that suffice for a recall, all that are still right enough for a precision.
+    # The lowest cutoff with the wanted precision, or the highest with the wanted recall.
     last = np.flatnonzero(is_reached)[-1 if name == "precision" else 0]
-    cutoff = 0.0 if last + 1 == len(sure) else float((sure[last] + below[last]) / 2)
+    cutoff = 0.0 if last + 1 == len(confidences) else float((confidences[last] + below[last]) / 2)
     return MinConfidence(cutoff, wilson_interval(hits[last], reported[last]), wilson_interval(hits[last], num_wanted))
 
 
 def _wanted(precision: float | None, recall: float | None) -> tuple[str, float]:
-    """Which of them is wanted, and how much of it."""
+    """The name and the value of the one that is given."""
     given = {name: share for name, share in (("precision", precision), ("recall", recall)) if share is not None}
     if len(given) != 1:
-        found = " and ".join(map(repr, given.values())) or "neither"
-        raise ValueError(f"wanted_precision: expected either it or wanted_recall, but got {found}")
+        values = " and ".join(map(repr, given.values())) or "neither"
+        raise ValueError(f"wanted_precision: expected either wanted_precision or wanted_recall, but got {values}")
     ((name, wanted),) = given.items()
     if not 0 < wanted <= 1:
         raise ValueError(f"wanted_{name}: expected a share above 0 and up to 1, but got {wanted!r}")

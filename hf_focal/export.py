@@ -1,4 +1,4 @@
-"""Model and posterior in one graph, for runtimes that know nothing of focal loss: ONNX, or an exported torch program."""
+"""Exports model and posterior as one graph, for runtimes without this package: ONNX, or an exported torch program."""
 
 import inspect
 import warnings
@@ -29,26 +29,28 @@ def export_posterior(
     operating_point: str | None = None,
     prior: Any = None,
 ) -> Path:
-    r"""Saves a graph from tokens to class posteriors and decisions, with any number and length of texts.
+    r"""Saves a graph that computes class posteriors and decisions from tokens, for any batch size and sequence length.
 
-    Its inputs are named as the tokenizer names them. Its outputs are ``probabilities``, the calibrated posterior, and
-    ``scores``, of which the largest, or for several labels each of 0.5 or more, is decided: as [`decide`] does.
+    The inputs have the tokenizer's names. The outputs are ``probabilities``, the calibrated posterior, and ``scores``,
+    of which the largest, or for several labels each of 0.5 or more, is the decision of [`decide`].
 
     Args:
-        model (`PreTrainedModel`): Trained by [`FocalTrainer`], for texts or for tokens.
-        folder (`str` or `Path`): Where to; the config, and the tokenizer if there is one, are saved beside the graph.
-        format (`str`): ``"onnx"``, a `model.onnx`, which takes ``pip install hf_focal[export]`` and, if `model.onnx.data` is
-            written too, that file beside it; or ``"torch"``, a `model.pt2` for `torch.export.load`.
-        tokenizer (*optional*): The model's. By default the inputs are ``input_ids`` and ``attention_mask``.
-        operating_point, prior (*optional*): As in [`decide`]; by default what the config records.
+        model (`PreTrainedModel`): A model trained by [`FocalTrainer`], for texts or for tokens.
+        folder (`str` or `Path`): The output folder; the config, and the tokenizer if given, are saved next to the
+            graph.
+        format (`str`): ``"onnx"``, a `model.onnx`, which requires ``pip install hf_focal[export]`` (if
+            `model.onnx.data` is written too, keep the two files together); or ``"torch"``, a `model.pt2` for
+            `torch.export.load`.
+        tokenizer (*optional*): The model's tokenizer. Without it, the inputs are ``input_ids`` and ``attention_mask``.
+        operating_point, prior (*optional*): As in [`decide`]; by default the operating point recorded in the config.
 
     Returns:
-        `Path`: Of the graph.
+        `Path`: The path of the graph.
 
     Raises:
-        `ValueError`: For an unknown format, a model without settings of focal loss or, for ONNX, in bfloat16, a folder that is
-            a file, or as [`decide`] does.
-        `ImportError`: Without the packages that the format takes.
+        `ValueError`: For an unknown format, a model without focal loss settings or, for ONNX, in bfloat16, a folder
+            that is a file, or as [`decide`] does.
+        `ImportError`: If packages that the format requires are not installed.
 
     Example:
 
@@ -65,25 +67,23 @@ def export_posterior(
         raise ValueError(f"format: expected one of {', '.join(FORMATS)}, but got {format!r}")
     if format == "onnx" and (missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]):
         raise ImportError(
-            f"format: 'onnx' takes {', '.join(missing)}: pip install hf_focal[export], or format='torch'"
+            f"format: 'onnx' requires {', '.join(missing)}; pip install hf_focal[export], or use format='torch'"
         )
     if format == "onnx" and (dtype := next(model.parameters()).dtype) == torch.bfloat16:
-        raise ValueError(f"model: no ONNX runtime reads a graph in {dtype}; export model.float(), or format='torch'")
+        raise ValueError(f"model: ONNX runtimes do not support {dtype}; export model.float(), or use format='torch'")
     if Path(folder).is_file():
         raise ValueError(f"folder: expected a folder, but {folder} is a file")
     config: Any = model.config
     FocalSettings.from_config(config)
     check_folded_weights(model)
     chosen = {"operating_point": operating_point, "prior": prior}
-    decision_scores(
-        torch.zeros(1, config.num_labels), config, **chosen
-    )  # refuses what it would refuse, before the work
+    decision_scores(torch.zeros(1, config.num_labels), config, **chosen)  # so that errors are raised before the export
 
     names = ["input_ids", "attention_mask"] if tokenizer is None else list(tokenizer.model_input_names)
-    taken = inspect.signature(model.forward).parameters
-    names = [name for name in names if name in taken]
+    accepted = inspect.signature(model.forward).parameters
+    names = [name for name in names if name in accepted]
     device = next(model.parameters()).device
-    # Numbers that no dimension of a model is likely to be taken for.
+    # Sizes that are unlikely to coincide with a fixed dimension of the model.
     inputs = {name: torch.ones(2, 7, dtype=torch.long, device=device) for name in names}
     if (last := getattr(config, "eos_token_id", None)) is not None and isinstance(last, int):
         inputs["input_ids"][:, -1] = last
@@ -94,7 +94,7 @@ def export_posterior(
     graph.eval()
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of the exporter, about its own internals
+            warnings.simplefilter("ignore")  # the exporter warns about its own internals
             program = torch.export.export(graph, tuple(inputs.values()), dynamic_shapes=(tuple(shapes),), strict=False)
             if format == "torch":
                 torch.export.save(program, path)

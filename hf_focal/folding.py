@@ -1,7 +1,7 @@
-"""Calibration that travels with the weights: folded into the head, so that the stock softmax or sigmoid is the probability.
+"""Calibration folded into the weights of the head: the stock softmax or sigmoid then gives calibrated probabilities.
 
-For ``logits = W h + b``, scale and biases of calibration make ``a W h + (a b + c)`` of them: weights of the same layer,
-which every library reads.
+For ``logits = W h + b``, the scale a and biases c of calibration give ``a W h + (a b + c)``: new weights of the same
+layer, which work in every library.
 """
 
 import base64
@@ -46,43 +46,44 @@ def fold_calibration(
 ) -> dict[str, Any]:
     r"""Changes the last linear layer of a model so that its stock softmax or sigmoid is the calibrated class posterior.
 
-    The probabilities are for data where classes occur as in training, whatever their frequencies in the held-out data
-    ([`fit_scaling`] shifts them), or for a `prior`.
+    The probabilities apply to data where classes occur as in training, whatever their frequencies in the held-out data
+    ([`fit_scaling`] shifts them), or to a `prior` if given.
 
-    Of a gamma of 0, alpha and what [`FocalTrainer.calibrate`] has stored are folded exactly. Of other losses no linear layer
-    has the posterior: with held-out labels the scale and biases with the largest likelihood take its place
-    ([`fit_scaling`], ``method="vector"``, on the raw logits), which are better than the closed form where they were
-    compared; without labels, with a warning, the ones that are nearest to the posterior of these logits. Of sigmoid losses
-    with one gamma for all labels, of positives and negatives, and without a margin, that is near enough to need no data: for
-    gamma 2 within 0.001 without alpha.
+    With a gamma of 0, alpha and the calibration stored by [`FocalTrainer.calibrate`] are folded exactly. With other
+    losses a linear layer cannot represent the posterior exactly. With held-out labels, the scale and biases with the
+    largest likelihood are used instead ([`fit_scaling`], ``method="vector"``, on the raw logits), which were better
+    than the closed form where they have been compared; without labels, with a warning, those that are closest to the
+    posterior of these logits. For sigmoid losses with one gamma for all labels, positives and negatives, and without a
+    margin, the approximation is so close that no data are needed: within 0.001 for gamma 2 without alpha.
 
-    Afterwards [`posterior_from_config`] and the pipelines of this package give the stock probabilities too. The decision of a
-    stock pipeline is then that of the largest probability, or that of an `operating_point` or `prior`; the operating point in
-    force stays that of the pipelines of this package, unless one is folded.
-    [`unfold_calibration`] gives the old weights back, bit for bit.
+    Afterwards [`posterior_from_config`] and the pipelines of this package also return the stock probabilities. A stock
+    pipeline then decides by the largest probability, or by the `operating_point` or `prior` that was folded. The
+    pipelines of this package keep the operating point in the config, unless one is folded. [`unfold_calibration`]
+    restores the original weights, bit for bit.
 
     Args:
-        model (`nn.Module`): Trained by [`FocalTrainer`]; its head and its config are changed in place.
-        logits (`Tensor` or array, *optional*): Of the model, for held-out data, (..., C). Not needed for a gamma of 0, nor
-            for the sigmoid losses above.
+        model (`nn.Module`): A model trained by [`FocalTrainer`]; its head and its config are changed in place.
+        logits (`Tensor` or array, *optional*): The model's logits for held-out data, (..., C). Not needed for a gamma
+            of 0 or for the sigmoid losses above.
         labels (`Tensor` or array, *optional*): As in [`calibrate_config`].
-        operating_point (`str`, *optional*): ``"balanced"`` or ``"thresholds"``, which the stock decision is to be. With
-            ``"balanced"`` the probabilities are those of classes that occur equally often; after ``"thresholds"`` the stock
-            scores are no probabilities.
-        prior (as in [`decide`], *optional*): Frequencies of the classes that the stock probabilities are to be for; the
-            record's `class_prior` becomes these.
-        sample_weight (sequence of N `float`, *optional*): How much each entry of the first dimension of the logits counts.
+        operating_point (`str`, *optional*): ``"balanced"`` or ``"thresholds"``, to become the stock decision. With
+            ``"balanced"`` the probabilities are for classes that occur equally often; with ``"thresholds"`` the stock
+            scores are not probabilities.
+        prior (as in [`decide`], *optional*): Class frequencies that the stock probabilities are to be for; they become
+            the `class_prior` of the record.
+        sample_weight (sequence of N `float`, *optional*): Weight of each entry of the first dimension of the logits.
 
     Returns:
-        `dict`: ``scale`` and ``bias`` of the logits, and whether they are ``exact``. Of the rows of logits that have a label,
-        of all without labels, and of a range of logits where the sigmoid losses above have none, all by weight: the
-        ``largest_difference`` and the ``mean_difference`` between the new probabilities and the posterior before, and the
-        share of ``equal_decisions`` between the new and the old decision of the stock pipeline. With labels too, the
-        ``negative_log_likelihood_before`` (of the stock probabilities), ``..._of_posterior`` and ``..._after``.
+        `dict`: ``scale`` and ``bias`` of the logits, and whether they are ``exact``. Also the ``largest_difference``
+        and the ``mean_difference`` between the new probabilities and the previous posterior, and the share of
+        ``equal_decisions`` of the stock pipeline before and after. These are weighted, and measured on the rows of
+        logits that have a label, on all rows if there are no labels, or on a range of logits if the sigmoid losses
+        above are folded without data. With labels, also the ``negative_log_likelihood_before`` (of the stock
+        probabilities), ``..._of_posterior`` and ``..._after``.
 
     Raises:
-        `ValueError`: If it is folded already, there is no posterior, there are no logits where they are needed, or the head
-            cannot be found or changed. The model is then as it was.
+        `ValueError`: If the model is folded already, there is no posterior, logits are needed but missing, or the head
+            cannot be found or changed. The model is then left unchanged.
 
     Example:
 
@@ -104,16 +105,16 @@ def fold_calibration(
     config: Any = model.config
     settings, multi_label = FocalSettings.from_config(config), bool(is_multi_label(config))
     if settings.folded is not None:
-        raise ValueError("model: its calibration is folded already; unfold_calibration(model) takes that back")
+        raise ValueError("model: its calibration is folded already; call unfold_calibration(model) first")
     if not has_posterior(settings, multi_label):
         raise ValueError(
-            "model: it has no class posterior to fold: its gamma follows p_t, or a class has no weight in alpha"
+            "model: it has no class posterior to fold: gamma is a function of p_t, or a class has weight 0 in alpha"
         )
     if operating_point is not None and prior is not None:
         raise ValueError(f"prior: it is an operating point itself, but got {operating_point!r} as well")
     head = find_head(model)
     if logits is None and labels is not None:
-        raise ValueError("logits: expected those of the labels, but got none")
+        raise ValueError("logits: expected logits for the labels, but got None")
     is_exact = _is_affine(settings, multi_label)
     if logits is None and not is_exact and not needs_held_out_data(config):
         logits = torch.linspace(-8, 8, 321, dtype=torch.float64)[:, None].expand(-1, config.num_labels)
@@ -122,27 +123,28 @@ def fold_calibration(
         scale, bias = _exact(settings, config.num_labels, multi_label)
     else:
         scale, bias = _fitted(held_out, settings, multi_label, head)
-    of_prior, of_thresholds = _shifts(config, settings, multi_label, operating_point, prior)
-    total = bias + of_prior + of_thresholds
+    prior_shift, threshold_shift = _shifts(config, settings, multi_label, operating_point, prior)
+    total = bias + prior_shift + threshold_shift
     if not multi_label:
-        total = total - total.mean()  # which softmax does not see
+        total = total - total.mean()  # softmax does not depend on it
     if head.bias is None and total.abs().max() > 1e-9:
         raise ValueError(
-            f"model: the head of {type(model).__name__} has no bias, which alpha, another class prior or thresholds would "
-            "take; train it without alpha, or use hf_focal's pipeline"
+            f"model: the head of {type(model).__name__} has no bias, which is needed for alpha, another class "
+            "prior or thresholds; train it without alpha, or use hf_focal's pipeline"
         )
-    done: dict[str, Any] = {"scale": scale, "bias": total.tolist(), "exact": is_exact}
+    applied: dict[str, Any] = {"scale": scale, "bias": total.tolist(), "exact": is_exact}
     measured: dict[str, float] = {}
     if held_out is not None:
         after = held_out.logits * scale + total
-        measured = _compare(held_out, after, of_prior, of_thresholds, settings, config, multi_label)
-    weight, way_back = _scaled(head, scale)
-    changed = _at_prior(settings, of_prior, multi_label)
+        measured = _compare(held_out, after, prior_shift, threshold_shift, settings, config, multi_label)
+    weight, undo = _scaled(head, scale)
+    changed = _at_prior(settings, prior_shift, multi_label)
     if operating_point is not None or prior is not None:
         changed["operating_point"] = "as_trained"
     unfolded = {name: getattr(settings, name) for name in ("class_prior", "thresholds", "operating_point")}
-    folded = {**done, "measured": measured, "shift": of_thresholds.tolist(), "unfolded_settings": unfolded, **way_back}
-    record = replace(settings, folded={**folded, "digests": {}}, **changed)  # which checks it, before anything changes
+    applied_shift = threshold_shift.tolist()
+    folded = {**applied, "measured": measured, "shift": applied_shift, "unfolded_settings": unfolded, **undo}
+    record = replace(settings, folded={**folded, "digests": {}}, **changed)  # validated before anything is changed
     with torch.no_grad():
         head.weight.copy_(weight)
         if head.bias is not None:
@@ -150,26 +152,26 @@ def fold_calibration(
     replace(record, folded={**folded, "digests": _digests(head)}).store_in(config)
     if not is_exact and labels is None:
         warnings.warn(
-            "labels: without held-out ones the fold is fitted to the formula of the posterior, from which it is up to "
-            f"{measured['largest_difference']:.2g} away",
+            "labels: without held-out labels the fold is fitted to the formula of the posterior, with differences "
+            f"of up to {measured['largest_difference']:.2g}",
             stacklevel=2,
         )
     elif labels is not None and operating_point is None and prior is None:
-        before, after_it = (measured[f"negative_log_likelihood_{when}"] for when in ("before", "after"))
-        if after_it > before:
+        loss_before, loss_after = (measured[f"negative_log_likelihood_{when}"] for when in ("before", "after"))
+        if loss_after > loss_before:
             warnings.warn(
-                "labels: they are less likely after the fold than before, as classes occur otherwise in these data than in "
-                "training, which the probabilities are for; prior= folds for other frequencies",
+                "labels: they are less likely after the fold than before, as these data have other class frequencies "
+                "than the training data, which the probabilities are for; use prior= to fold for other frequencies",
                 stacklevel=2,
             )
-    return done | measured
+    return applied | measured
 
 
 def needs_held_out_data(config: Any) -> bool:
-    """Whether [`fold_calibration`] cannot do without logits.
+    """Whether [`fold_calibration`] needs logits of held-out data.
 
-    It can where a linear layer has the posterior, and where one scale comes near to that of every label: of sigmoid losses
-    with one gamma for all labels, of positives and negatives, and without a margin.
+    It does not if the posterior is exactly linear in the logits, or if one scale is a good approximation for every
+    label: for sigmoid losses with one gamma for all labels, positives and negatives, and without a margin.
     """
     settings, multi_label = FocalSettings.from_config(config), bool(is_multi_label(config))
     if _is_affine(settings, multi_label):
@@ -179,13 +181,13 @@ def needs_held_out_data(config: Any) -> bool:
 
 
 def unfold_calibration(model: nn.Module) -> None:
-    """Takes [`fold_calibration`] back: the weights of the head, bit for bit, and the record.
+    """Undoes [`fold_calibration`]: restores the weights of the head, bit for bit, and the record.
 
     Args:
-        model (`nn.Module`): A folded one, also from a saved folder, in the precision in which it was folded.
+        model (`nn.Module`): A folded model, possibly loaded from a folder, in the precision in which it was folded.
 
     Raises:
-        `ValueError`: If it is not folded, or its weights are not those that were.
+        `ValueError`: If the model is not folded, or its weights or precision have changed since.
     """
     config: Any = model.config
     settings = FocalSettings.from_config(config)
@@ -195,10 +197,10 @@ def unfold_calibration(model: nn.Module) -> None:
     head, folded = find_head(model), settings.folded
     dtype = str(head.weight.dtype).removeprefix("torch.")
     if dtype != folded["dtype"]:
-        raise ValueError(f"model: it was folded in {folded['dtype']}, so unfold it in that, but got {dtype}")
+        raise ValueError(f"model: expected {folded['dtype']}, in which it was folded, but got {dtype}")
     if _digests(head)[dtype] != folded["digests"].get(dtype):
         raise ValueError(
-            "model: the weights of its head have been rounded since the fold, so the old ones cannot be restored"
+            "model: the weights of its head have been rounded since the fold, so the original ones cannot be restored"
         )
     with torch.no_grad():
         head.weight.copy_(_restored(head.weight, folded["scale"], folded["residual"]))
@@ -208,40 +210,40 @@ def unfold_calibration(model: nn.Module) -> None:
 
 
 def check_folded_weights(model: nn.Module) -> None:
-    """Whether the weights are those that the record says were folded; nothing for a model that is not.
+    """Checks that the weights of a folded model are those that its record describes.
 
     Raises:
-        `ValueError`: If they are others, so that the record would be wrong of them.
+        `ValueError`: If they are not, so that the record does not apply.
     """
     settings = FocalSettings.find_in(getattr(model, "config", None))
     if settings is None or settings.folded is None:
         return
-    ours, recorded = _digests(find_head(model)), settings.folded["digests"]
-    if not any(ours.get(dtype) == digest for dtype, digest in recorded.items()):
+    current, recorded = _digests(find_head(model)), settings.folded["digests"]
+    if not any(current.get(dtype) == digest for dtype, digest in recorded.items()):
         raise ValueError(
-            "model: its config says that calibration is folded into the head, but its weights are others; load the weights that "
-            "were saved with this config"
+            "model: its config says that calibration is folded into the head, but the weights differ from those "
+            "after the fold; load the weights that were saved with this config"
         )
 
 
 def _digests(head: nn.Linear) -> dict[str, str]:
-    """Of the weights and biases as they are, and rounded as the half precisions would, in which they may be loaded."""
+    """Digests of weights and biases, by dtype: as they are, and in the half precisions in which they may be loaded."""
     values = [part.detach().cpu() for part in (head.weight, head.bias) if part is not None]
-    found = {}
+    digests = {}
     for dtype in dict.fromkeys([head.weight.dtype, torch.bfloat16, torch.float16]):
         digest = hashlib.sha256()
         for part in values:
             digest.update(part.to(dtype).contiguous().view(_VIEWS[dtype]).numpy().tobytes())
-        found[str(dtype).removeprefix("torch.")] = digest.hexdigest()
-    return found
+        digests[str(dtype).removeprefix("torch.")] = digest.hexdigest()
+    return digests
 
 
 def find_head(model: nn.Module) -> nn.Linear:
-    """The one linear layer whose outputs are the logits, found by what it does where the model takes tokens.
+    """The linear layer whose outputs are the logits, found by running the model if it takes tokens.
 
     Raises:
-        `ValueError`: If there is none, several could be it, or its weights cannot be changed: those of a quantised layer, an
-            adapter's, or ones that another layer shares.
+        `ValueError`: If there is none, there are several candidates, or its weights cannot be changed: because they
+            are quantised, have an adapter or a parametrization, or are shared with another layer.
     """
     config: Any = model.config
     linear = {
@@ -252,7 +254,7 @@ def find_head(model: nn.Module) -> nn.Linear:
     by_output = _heads_by_output(model, linear)
     heads = linear if by_output is None else by_output
     if any(name.endswith("base_layer") for name in heads or linear):
-        raise ValueError("model: its head has an adapter of its own; merge it before, with model.merge_and_unload()")
+        raise ValueError("model: its head has an adapter; merge it first, with model.merge_and_unload()")
     if len(heads) != 1:
         raise ValueError(
             f"model: expected one linear layer of {type(model).__name__} whose outputs are the {config.num_labels} logits, but "
@@ -261,24 +263,24 @@ def find_head(model: nn.Module) -> nn.Linear:
     (head,) = heads.values()
     if parametrize.is_parametrized(head) or not isinstance(head.weight, nn.Parameter):
         raise ValueError(
-            "model: the weights of its head are made of others (weight_norm, say); remove the parametrization"
+            "model: the weights of its head are parametrized (by weight_norm, for example); remove the parametrization"
         )
     if not head.weight.is_floating_point() or head.weight.dtype not in _VIEWS:
         raise ValueError(f"model: its head is quantised ({head.weight.dtype}); fold before quantising")
     sharing = [other for other, p in model.named_parameters(remove_duplicate=False) if p is head.weight]
     if len(sharing) > 1:
-        raise ValueError(f"model: its head shares its weights with others, {', '.join(sharing)}")
+        raise ValueError(f"model: the weights of its head are shared: {', '.join(sharing)}")
     return head
 
 
 def _heads_by_output(model: nn.Module, linear: dict[str, nn.Linear]) -> dict[str, nn.Linear] | None:
-    """Those whose outputs the logits of a few tokens are; None where the model takes something else."""
+    """The layers whose outputs are the logits of a few tokens; None if the model does not take tokens."""
     config: Any = model.config
     text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
     last = getattr(text_config, "eos_token_id", None)
     last = last if isinstance(last, int) else 1
     device = next(model.parameters()).device
-    ids = torch.tensor([[1, 1, last]], device=device)  # some heads read the last end of a sentence
+    ids = torch.tensor([[1, 1, last]], device=device)  # some heads read the last end-of-sentence token
     outputs: dict[str, Tensor] = {}
 
     def remember(name: str) -> Any:
@@ -288,14 +290,14 @@ def _heads_by_output(model: nn.Module, linear: dict[str, nn.Linear]) -> dict[str
     was_training = model.training
     try:
         with torch.no_grad():
-            found = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
-    except Exception:  # pixels or sound, say
+            result = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
+    except Exception:  # the model may take images or audio
         return None
     finally:
         model.train(was_training)
         for hook in hooks:
             hook.remove()
-    logits = found[0] if isinstance(found, tuple) else found.logits
+    logits = result[0] if isinstance(result, tuple) else result.logits
     rows = logits.reshape(-1, 1, logits.shape[-1])
     return {
         name: linear[name]
@@ -328,23 +330,23 @@ def _fitted(
 ) -> tuple[float, Tensor]:
     if held_out is None:
         raise ValueError(
-            "logits: expected those of held-out data, with their labels, as no linear layer has the posterior of this loss (gamma, "
-            "a margin or label smoothing): it has to be fitted"
+            "logits: expected logits of held-out data, with their labels: with this loss (gamma, a margin or label "
+            "smoothing) the posterior is not linear in the logits, so the fold has to be fitted"
         )
     labels = held_out.labels
     counts = None if labels is None or multi_label else _class_counts(labels, held_out)
     if counts is not None and (counts > 0).sum() == 1:
-        raise ValueError("labels: they are all the same, which tells nothing; fold with other held-out data")
-    # The class frequencies of the held-out data are taken back by biases.
-    more: dict[str, Any] = {"class_prior": None if head.bias is None else settings.class_prior}
+        raise ValueError("labels: they are all the same, so nothing can be fitted; fold with other held-out data")
+    # Correcting for the class frequencies of the held-out data takes biases.
+    options: dict[str, Any] = {"class_prior": None if head.bias is None else settings.class_prior}
     if labels is None:
         labels = posterior_from_settings(held_out.logits, settings, multi_label=multi_label)
-        more = {"ridge": 0.0}
+        options = {"ridge": 0.0}
+    options |= {"sample_weight": held_out.weights, "multi_label": multi_label}
     method = "temperature" if head.bias is None else "vector"
     stock = _stock(held_out.logits, multi_label)
-    counted: dict[str, Any] = {"sample_weight": held_out.weights, "multi_label": multi_label}
     try:
-        scaling = fit_scaling(stock, labels, method=method, **more, **counted)
+        scaling = fit_scaling(stock, labels, method=method, **options)
     except UnboundedFitError as error:
         raise ValueError(f"{error}; fold with other held-out data") from error
     scale = 1 / scaling.temperature
@@ -355,7 +357,7 @@ def _fitted(
 
 
 def _class_counts(labels: Tensor, held_out: "_HeldOut") -> Tensor:
-    """The weight of each class, of class ids or of class probabilities."""
+    """The total weight of the examples of each class, for class ids or class probabilities."""
     if labels.dim() == 1:
         return labels.bincount(held_out.weights, minlength=held_out.logits.shape[-1])
     return (labels * held_out.weights[:, None]).sum(0)
@@ -364,12 +366,12 @@ def _class_counts(labels: Tensor, held_out: "_HeldOut") -> Tensor:
 def _with_absent_classes(
     scale: float, bias: Tensor, is_absent: Tensor, held_out: "_HeldOut", settings: FocalSettings
 ) -> Tensor:
-    """The biases, with those of classes without a held-out example such that their mean probability is the formula's."""
+    """Sets the biases of classes without a held-out example so that their mean probability is that of the formula."""
     if not is_absent.any():
         return bias
     warnings.warn(
-        f"labels: there are no held-out examples of {int(is_absent.sum())} classes, id {is_absent.nonzero()[0].item()} among "
-        "them, whose probabilities are therefore, on average, those of the formula",
+        f"labels: there are no held-out examples of {int(is_absent.sum())} classes, such as id "
+        f"{is_absent.nonzero()[0].item()}; their mean probabilities are set to those of the formula",
         stacklevel=4,
     )
     posterior = posterior_from_settings(held_out.logits, settings, multi_label=False)[:, is_absent]
@@ -388,30 +390,30 @@ def _shifts(
     operating_point: str | None,
     prior: float | Sequence[float] | Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """What takes the log posterior to that of another class prior; and what more takes it to thresholds, both (C).
+    """The shift of the log posterior to another class prior, and the further shift to thresholds, both (C).
 
-    After the latter it is no posterior until that is taken back.
+    With the latter, the result is not a posterior.
     """
     num_labels = config.num_labels
     none = torch.zeros(num_labels, dtype=torch.float64)
     if operating_point in (None, "most_likely") and prior is None:
         return none, none
-    # Of equal probabilities, as an operating point shifts all of them alike.
+    # The shift does not depend on the probabilities, so use equal ones.
     even = torch.full((num_labels,), 0.5 if multi_label else 1 / num_labels, dtype=torch.float64)
     scores = operating_point_scores(even, config, operating_point or "most_likely", prior=prior)
     shift = _log_odds(scores, multi_label)
     if not shift.isfinite().all():
-        raise ValueError("prior: expected shares above 0, as a weight cannot be infinite")
+        raise ValueError("prior: expected shares above 0, as the biases would be infinite")
     shift = shift if multi_label else shift - shift.mean()
     return (none, shift) if operating_point == "thresholds" else (shift, none)
 
 
 def _scaled(head: nn.Linear, scale: float) -> tuple[Tensor, dict[str, Any]]:
-    """The weights of the head times the scale; and with what, beside that, they are restored and known again."""
+    """The weights of the head times the scale, and what is recorded to restore the original weights."""
     weight = head.weight.detach()
     scaled = (weight.double() * scale).to(weight.dtype)
     if not scaled.isfinite().all():
-        raise ValueError(f"model: a scale of {scale:g} is more than the {weight.dtype} of its head holds")
+        raise ValueError(f"model: with a scale of {scale:g} the weights of its head overflow {weight.dtype}")
     view = _VIEWS[weight.dtype]
     residual = weight.view(view).long() - (scaled.double() / scale).to(weight.dtype).view(view).long()
     packed = zlib.compress(residual.cpu().numpy().astype("<i4").tobytes(), 9)
@@ -423,7 +425,7 @@ def _scaled(head: nn.Linear, scale: float) -> tuple[Tensor, dict[str, Any]]:
 
 
 def _restored(weight: Tensor, scale: float, residual: str) -> Tensor:
-    """The weights before the fold: what rounding has taken from them is in the residual."""
+    """The weights before the fold; the residual corrects for rounding."""
     view = _VIEWS[weight.dtype]
     steps = np.frombuffer(zlib.decompress(base64.b64decode(residual)), "<i4").astype(np.int64)
     near = (weight.detach().double() / scale).to(weight.dtype).view(view).long().cpu()
@@ -431,18 +433,18 @@ def _restored(weight: Tensor, scale: float, residual: str) -> Tensor:
 
 
 def _at_prior(settings: FocalSettings, shift: Tensor, multi_label: bool) -> dict[str, Any]:
-    """The settings of probabilities that are shifted to other frequencies of the classes."""
-    found: dict[str, Any] = {}
+    """The class prior and thresholds after the probabilities are shifted to other class frequencies."""
+    shifted_settings: dict[str, Any] = {}
     if settings.class_prior is not None and shift.any():
         prior = torch.tensor(settings.class_prior, dtype=torch.float64)
-        found["class_prior"] = _stock(_log_odds(prior, multi_label) + shift, multi_label).tolist()
+        shifted_settings["class_prior"] = _stock(_log_odds(prior, multi_label) + shift, multi_label).tolist()
     if settings.thresholds is not None:
         k = settings.positive_label
-        of_label = shift if multi_label else shift[[k]] - shift[[1 - k]]
+        label_shift = shift if multi_label else shift[[k]] - shift[[1 - k]]
         thresholds = torch.tensor(settings.thresholds, dtype=torch.float64)
-        shifted = (thresholds.logit() + of_label).sigmoid().clamp(SMALLEST_SHARE, 1 - SMALLEST_SHARE)
-        found["thresholds"] = torch.where(thresholds < 1 - SMALLEST_SHARE, shifted, thresholds).tolist()
-    return found
+        shifted = (thresholds.logit() + label_shift).sigmoid().clamp(SMALLEST_SHARE, 1 - SMALLEST_SHARE)
+        shifted_settings["thresholds"] = torch.where(thresholds < 1 - SMALLEST_SHARE, shifted, thresholds).tolist()
+    return shifted_settings
 
 
 def _stock(logits: Tensor, multi_label: bool) -> Tensor:
@@ -455,7 +457,7 @@ def _log_odds(probabilities: Tensor, multi_label: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class _HeldOut:
-    """What is known of the model: logits (n, C), in float64, of rows that have a label, if there are labels, and weights (n)."""
+    """Logits (n, C), float64, labels and weights (n); only the rows that have a label, if there are labels."""
 
     logits: Tensor
     labels: Tensor | None
@@ -473,7 +475,7 @@ def _held_out(
     rows = logits.reshape(-1, logits.shape[-1])
     weights = weights.repeat_interleave(len(rows) // max(len(weights), 1))
     if not weights.any():
-        raise ValueError("logits: expected rows that count, but there are none, or none has a sample_weight above 0")
+        raise ValueError("logits: expected rows with a sample_weight above 0, but got none")
     if labels is None:
         return _HeldOut(rows, None, weights)
     is_known, known = known_labels(logits.shape, torch.as_tensor(labels).detach().cpu(), multi_label)
@@ -483,29 +485,29 @@ def _held_out(
 def _compare(
     held_out: _HeldOut,
     after: Tensor,
-    of_prior: Tensor,
-    of_thresholds: Tensor,
+    prior_shift: Tensor,
+    threshold_shift: Tensor,
     settings: FocalSettings,
     config: Any,
     multi_label: bool,
 ) -> dict[str, float]:
-    """The probabilities after the fold beside what they were before, and beside the posterior at the same class prior."""
+    """Compares the probabilities after the fold to those before, and to the posterior at the same class prior."""
     logits, labels, weights = held_out.logits, held_out.labels, held_out.weights
     posterior = posterior_from_settings(logits, settings, multi_label=multi_label)
     probabilities = {
         "before": _stock(logits, multi_label),
-        "of_posterior": _stock(_log_odds(posterior, multi_label) + of_prior, multi_label),
-        "after": _stock(after - of_thresholds, multi_label),
+        "of_posterior": _stock(_log_odds(posterior, multi_label) + prior_shift, multi_label),
+        "after": _stock(after - threshold_shift, multi_label),
     }
-    found: dict[str, float] = {}
+    likelihoods: dict[str, float] = {}
     if labels is not None:
-        counted: dict[str, Any] = {"sample_weight": weights, "multi_label": multi_label}
+        options: dict[str, Any] = {"sample_weight": weights, "multi_label": multi_label}
         for name, p in probabilities.items():
-            found[f"negative_log_likelihood_{name}"] = negative_log_likelihood(p, labels, **counted)
+            likelihoods[f"negative_log_likelihood_{name}"] = negative_log_likelihood(p, labels, **options)
     difference = (probabilities["after"] - probabilities["of_posterior"]).abs()
     decided = (after > 0).long() if multi_label else after.argmax(-1)
     is_equal = (decide(logits, config, "as_trained") == decided).double().reshape(len(logits), -1)
-    return found | {
+    return likelihoods | {
         "largest_difference": difference[weights > 0].max().item(),
         "mean_difference": np.average(difference.mean(-1), weights=weights).item(),
         "equal_decisions": np.average(is_equal.mean(-1), weights=weights).item(),

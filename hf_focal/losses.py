@@ -1,4 +1,4 @@
-"""Softmax and sigmoid focal loss: what they are, what they take and what they refuse. How: `_kernels.py`."""
+"""Softmax and sigmoid focal loss: definitions, arguments and checks. The computation is in `_kernels.py`."""
 
 from collections.abc import Callable, Sequence
 
@@ -41,33 +41,33 @@ def focal_loss(
     For a target distribution ``q`` over the classes (one-hot for class indices) the loss of one example is
     ``sum_k q_k alpha_k (1 - p_k)^gamma_k (-log p_k)``. ``gamma=0`` without alpha is cross entropy.
 
-    With label smoothing ``e`` the weights ``q_k alpha_k`` become ``(1 - e) q_k alpha_k + (e / C) sum_j q_j alpha_j``: alpha
-    weighs the example and never the smoothing mass. That differs from `cross_entropy` with both, whose minimiser favours
-    the class of the largest weight for every input once that exceeds the smallest by more than 1 + C (1 - e) / e.
+    With label smoothing ``e`` the weights ``q_k alpha_k`` become ``(1 - e) q_k alpha_k + (e / C) sum_j q_j alpha_j``:
+    alpha weights the example, never the smoothing mass. This differs from `cross_entropy` with both options, whose
+    minimiser favours the class with the largest weight for every input once the ratio of the largest weight to the
+    smallest is above 1 + C (1 - e) / e.
 
-    The gradient with respect to `input` is made together with the loss, in blocks of rows that stay in the cache;
-    beside it there is no other tensor of the size of `input`, whatever its dtype. Differentiating twice,
-    `torch.compile` (also ``fullgraph=True``) and the transforms of `torch.func` work; under the last two, values are
-    not checked.
+    The gradient with respect to `input` is computed together with the loss, in blocks of rows that stay in the cache;
+    no other tensor of the size of `input` is allocated, whatever the dtype. Double backward, `torch.compile` (also
+    ``fullgraph=True``) and the transforms of `torch.func` work; under the last two, values are not checked.
 
     Args:
-        input (`Tensor`): Logits, (N, C) or (N, C, d1, ...), of any floating dtype. Minus infinity removes a class (but not
-            under `label_smoothing`, which puts probability on every class: the loss is then infinite).
+        input (`Tensor`): Logits, (N, C) or (N, C, d1, ...), of any floating dtype. Minus infinity removes a class
+            (except with `label_smoothing`, which puts probability on every class: the loss is then infinite).
         target (`Tensor`): Class indices, (N) or (N, d1, ...), or class probabilities of the shape of `input`.
-        gamma (`float`, sequence or `Tensor` of shape (C), or callable): Focusing parameter, at least 0: how strongly easy
-            examples are suppressed; one for all classes or one per class. Or a function from p_t, a tensor with one
-            probability per target, to the gamma of each target, such as [`flsd_53`].
-        alpha (`float`, sequence or `Tensor` of shape (C), *optional*): Weight of each class, at least 0, and not 0 for all.
-            A scalar in [0, 1] is for two classes: alpha for class 1 and 1 - alpha for class 0, as in the paper.
-        ignore_index (`int`): Class index of targets that count neither in the loss nor in its mean.
-        label_smoothing (`float`): In [0, 1]: the share of the target that is spread evenly over the classes; without
-            alpha as in `cross_entropy`.
-        reduction (`str`): ``"none"``, ``"sum"`` or ``"mean"``. The mean is over the targets that are not ignored,
-            whatever alpha is; over no targets at all it is 0.
+        gamma (`float`, sequence or `Tensor` of shape (C), or callable): Focusing parameter, at least 0: how strongly
+            easy examples are suppressed; one for all classes or one per class. Or a function that maps p_t, a tensor
+            with one probability per target, to the gamma of each target, such as [`flsd_53`].
+        alpha (`float`, sequence or `Tensor` of shape (C), *optional*): Weight of each class, at least 0, and not 0 for
+            all. A scalar in [0, 1] is for two classes: alpha for class 1 and 1 - alpha for class 0, as in the paper.
+        ignore_index (`int`): Class index of targets that are excluded from the loss and from its mean.
+        label_smoothing (`float`): In [0, 1]: the share of the target that is spread evenly over the classes. Without
+            alpha, the same as in `cross_entropy`.
+        reduction (`str`): ``"none"``, ``"sum"`` or ``"mean"``. The mean divides by the number of targets that are not
+            ignored, whatever alpha is; with no targets at all it is 0.
 
     Returns:
         `Tensor`: A scalar, or the shape of the class indices for ``reduction="none"``, in nats. float64 for float64
-        logits, otherwise float32: half-precision logits are computed in float32 and a sum over them does not overflow.
+        logits, otherwise float32: half-precision logits are computed in float32, so their sum does not overflow.
 
     Raises:
         `ValueError`: If an argument is out of its range or the shapes do not fit; the message names it.
@@ -100,13 +100,13 @@ def focal_loss(
     num_valid: int | Tensor
     if target.is_floating_point():
         _check_probabilities(target, input.shape)
-        num_valid, found_index = max(target[:, :1].numel(), 1), None
+        num_valid, present_index = max(target[:, :1].numel(), 1), None
     else:
         _check_class_index_shape(target, input.shape)
         target = target.long().unsqueeze(1)
         expected = f"class indices from 0 to {num_classes - 1}"
-        num_valid, found_index = _count_valid(target, num_classes - 1, ignore_index, expected)
-    kernel = SoftmaxFocal(beside(gamma, input), beside(alpha, input), found_index, label_smoothing)
+        num_valid, present_index = _count_valid(target, num_classes - 1, ignore_index, expected)
+    kernel = SoftmaxFocal(beside(gamma, input), beside(alpha, input), present_index, label_smoothing)
     loss = evaluate(kernel, input, target, num_valid, reduction)
     return loss.squeeze(1) if reduction == "none" else loss
 
@@ -128,25 +128,25 @@ def sigmoid_focal_loss(
 
         -y alpha_1 (1 - p)^gamma log p - (1 - y) alpha_0 q^gamma_neg log(1 - q),    q = max(p - margin, 0),
 
-    both weights being 1 without alpha. With one gamma, alpha_0 = 1 - alpha_1 and no margin it is the loss of Lin et al. 2017
-    (https://arxiv.org/abs/1708.02002), with its own gamma for negatives and a margin the asymmetric loss of Ridnik et
-    al. 2021 (https://arxiv.org/abs/2009.14119): negatives with ``p <= margin`` drop out. With ``gamma=0`` and nothing
-    else it is `torch.nn.functional.binary_cross_entropy_with_logits`.
+    where both weights are 1 without alpha. With one gamma, alpha_0 = 1 - alpha_1 and no margin it is the loss of Lin
+    et al. 2017 (https://arxiv.org/abs/1708.02002). With a separate gamma for negatives and a margin it is the
+    asymmetric loss of Ridnik et al. 2021 (https://arxiv.org/abs/2009.14119): negatives with ``p <= margin`` drop out.
+    With ``gamma=0`` and nothing else it is `torch.nn.functional.binary_cross_entropy_with_logits`.
 
     Args:
-        input (`Tensor`): Logits of any shape and floating dtype, usually (N, L) for L labels. The loss of an infinite one,
-            right or wrong, is NaN or infinite, where that of `binary_cross_entropy_with_logits` is.
-        target (`Tensor`): Of the shape of `input`: 0 or 1, or the probability of 1, or `ignore_index`.
+        input (`Tensor`): Logits of any shape and floating dtype, usually (N, L) for L labels. For infinite logits,
+            right or wrong, the loss is NaN or infinite wherever `binary_cross_entropy_with_logits` is.
+        target (`Tensor`): Same shape as `input`: 0 or 1, or the probability of 1, or `ignore_index`.
         gamma (`float`, sequence or `Tensor` of shape (L), or callable): Focusing parameter, at least 0; one for all
             labels, one per label (the last dimension of `input`), or a function of p_t as in [`focal_loss`].
-        gamma_neg (like `gamma`, *optional*): Focusing parameter of negatives, `gamma` if not given.
-        margin (`float`): Probability in [0, 1) that is taken off the negatives.
-        alpha (`float`, sequence or `Tensor` of shape (L) or (2, L), *optional*): Weight in [0, 1] of positives, negatives
-            get 1 - alpha; one for all labels, or one per label. Or a pair per label: the weights of negatives, then those of
-            positives, any numbers >= 0, as [`LabelDistribution.alpha`] makes them. ``[[1, ...], pos_weight]`` is the
-            `pos_weight` of `binary_cross_entropy_with_logits`.
-        ignore_index (`int`): Target of decisions that are not known: they count neither in the loss nor in its mean.
-        reduction (`str`): ``"none"``, ``"sum"`` or ``"mean"``, the mean being over all decisions that are not ignored.
+        gamma_neg (like `gamma`, *optional*): Focusing parameter of negatives; `gamma` if not given.
+        margin (`float`): Probability in [0, 1) that is subtracted from p for negatives.
+        alpha (`float`, sequence or `Tensor` of shape (L) or (2, L), *optional*): Weight in [0, 1] of positives, while
+            negatives get 1 - alpha; one for all labels, or one per label. Or a pair per label: the weights of
+            negatives, then those of positives, any numbers >= 0, as returned by [`LabelDistribution.alpha`].
+            ``[[1, ...], pos_weight]`` is equivalent to the `pos_weight` of `binary_cross_entropy_with_logits`.
+        ignore_index (`int`): Target of unknown labels, which are excluded from the loss and from its mean.
+        reduction (`str`): ``"none"``, ``"sum"`` or ``"mean"``; the mean is over all targets that are not ignored.
 
     Returns:
         `Tensor`: A scalar, or the shape of `input` for ``reduction="none"``, in nats. float64 for float64 logits,
@@ -180,27 +180,27 @@ def sigmoid_focal_loss(
         gamma_neg = checked_gamma("gamma_neg", as_gamma("gamma_neg", gamma_neg, num_labels))
     alpha = sigmoid_weights(alpha, num_labels)
     target = target.to(input.device)
-    num_valid, found_index = _count_valid(target, 1 + 1e-5, ignore_index, "probabilities in [0, 1]")
-    kernel = SigmoidFocal(beside(gamma, input), beside(gamma_neg, input), margin, beside(alpha, input), found_index)
-    # Decisions can be cut into blocks anywhere, unless each label has numbers of its own.
-    has_own = any(isinstance(value, Tensor) and value.dim() for value in (gamma, gamma_neg))
-    has_own |= alpha is not None and alpha.dim() == 2
-    shape = (-1, num_labels) if has_own else (-1,)
+    num_valid, present_index = _count_valid(target, 1 + 1e-5, ignore_index, "probabilities in [0, 1]")
+    kernel = SigmoidFocal(beside(gamma, input), beside(gamma_neg, input), margin, beside(alpha, input), present_index)
+    # A flat tensor can be split into blocks anywhere, but settings per label need the label dimension.
+    is_per_label = any(isinstance(value, Tensor) and value.dim() for value in (gamma, gamma_neg))
+    is_per_label |= alpha is not None and alpha.dim() == 2
+    shape = (-1, num_labels) if is_per_label else (-1,)
     loss = evaluate(kernel, input.reshape(shape), target.reshape(shape), num_valid, reduction)
     return loss.reshape(input.shape) if reduction == "none" else loss
 
 
 def flsd_53(p_t: Tensor) -> Tensor:
-    """Gamma 5 for hard targets, those with p_t < 0.2, and 3 for the others: FLSD-53 of Mukhoti et al. 2020.
+    """Gamma 5 for hard targets (p_t < 0.2) and 3 for the others: FLSD-53 of Mukhoti et al. 2020.
 
-    Pass it as ``gamma``; it calibrated better than one gamma for all in their experiments
-    (https://arxiv.org/abs/2002.09437).
+    Pass it as ``gamma``. In their experiments (https://arxiv.org/abs/2002.09437) models were better calibrated with it
+    than with one gamma for all targets.
 
     Args:
         p_t (`Tensor`): Probabilities of the true classes, of any shape.
 
     Returns:
-        `Tensor`: The gamma of each, of the same shape.
+        `Tensor`: The gamma of each target, of the same shape.
 
     Example:
 
@@ -218,16 +218,16 @@ def flsd_53(p_t: Tensor) -> Tensor:
 
 
 class FocalLoss(nn.Module):
-    """`focal_loss` as a module: see there for the formula, the arguments and the shapes.
+    """Module form of [`focal_loss`], which documents the formula, the arguments and the shapes.
 
     Args:
         gamma (`float`, sequence or `Tensor` of shape (C), or callable): Focusing parameter, at least 0.
         alpha (`float`, sequence or `Tensor` of shape (C), *optional*): Weight of each class; a scalar for two classes.
         reduction (`str`): ``"none"``, ``"sum"`` or ``"mean"``.
-        ignore_index (`int`): Class index of targets that do not count.
+        ignore_index (`int`): Class index of targets that are ignored.
         label_smoothing (`float`): Share of the target spread evenly over the classes.
 
-    Alpha, and gamma where it differs by class, are buffers: they move with the module and are saved with it.
+    Alpha, and gamma if it is given per class, are buffers: they move with the module and are saved with it.
 
     Raises:
         `ValueError`: If an argument is out of its range; the message names it.
@@ -260,7 +260,7 @@ class FocalLoss(nn.Module):
         super().__init__()
         _check_reduction(reduction)
         check_ignore_index(ignore_index)
-        _keep(self, "gamma", as_gamma("gamma", gamma))
+        _store(self, "gamma", as_gamma("gamma", gamma))
         weights = None if alpha is None else as_numbers("alpha", alpha, may_be_all_zero=False)
         self.register_buffer("alpha", None if weights is None else weights.float().clone())
         self.reduction = reduction
@@ -279,9 +279,9 @@ class FocalLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        settings = [f"gamma={_shown(self.gamma)}"]
+        settings = [f"gamma={_format_setting(self.gamma)}"]
         if self.alpha is not None:
-            settings.append(f"alpha={_shown(self.alpha)}")
+            settings.append(f"alpha={_format_setting(self.alpha)}")
         settings.append(f"reduction={self.reduction!r}")
         if self.ignore_index != -100:
             settings.append(f"ignore_index={self.ignore_index}")
@@ -291,18 +291,18 @@ class FocalLoss(nn.Module):
 
 
 class SigmoidFocalLoss(nn.Module):
-    """`sigmoid_focal_loss` as a module: see there for the formula, the arguments and the shapes.
+    """Module form of [`sigmoid_focal_loss`], which documents the formula, the arguments and the shapes.
 
     Args:
         gamma (`float`, sequence or `Tensor` of shape (L), or callable): Focusing parameter, at least 0.
-        alpha (`float`, sequence or `Tensor` of shape (L) or (2, L), *optional*): Weight in [0, 1] of positives, or the weights
-            of negatives, then of positives.
+        alpha (`float`, sequence or `Tensor` of shape (L) or (2, L), *optional*): Weight in [0, 1] of positives, or the
+            weights of negatives, then of positives.
         reduction (`str`): ``"none"``, ``"sum"`` or ``"mean"``.
-        gamma_neg (like `gamma`, *optional*): Focusing parameter of negatives, `gamma` if not given.
-        margin (`float`): Probability in [0, 1) that is taken off the negatives.
-        ignore_index (`int`): Target of decisions that are not known.
+        gamma_neg (like `gamma`, *optional*): Focusing parameter of negatives; `gamma` if not given.
+        margin (`float`): Probability in [0, 1) that is subtracted from p for negatives.
+        ignore_index (`int`): Target of unknown labels.
 
-    Alpha, and what of the gammas differs by label, are buffers: they move with the module and are saved with it.
+    Alpha, and any gamma that is given per label, are buffers: they move with the module and are saved with it.
 
     Raises:
         `ValueError`: If an argument is out of its range; the message names it.
@@ -339,13 +339,12 @@ class SigmoidFocalLoss(nn.Module):
         super().__init__()
         _check_reduction(reduction)
         check_ignore_index(ignore_index)
-        _keep(self, "gamma", as_gamma("gamma", gamma))
-        _keep(self, "gamma_neg", None if gamma_neg is None else as_gamma("gamma_neg", gamma_neg))
+        _store(self, "gamma", as_gamma("gamma", gamma))
+        _store(self, "gamma_neg", None if gamma_neg is None else as_gamma("gamma_neg", gamma_neg))
         weights = None if alpha is None else as_numbers("alpha", alpha, max_dim=2)
         if weights is not None:
-            sigmoid_weights(
-                weights, weights.shape[-1] if weights.dim() else 1
-            )  # only its input tells the number of labels
+            # The number of labels is known only from the input, so alpha is checked against its own length.
+            sigmoid_weights(weights, weights.shape[-1] if weights.dim() else 1)
         self.register_buffer("alpha", None if weights is None else weights.float().clone())
         self.reduction = reduction
         self.margin = as_margin(margin)
@@ -364,12 +363,12 @@ class SigmoidFocalLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        settings = [f"gamma={_shown(self.gamma)}"]
+        settings = [f"gamma={_format_setting(self.gamma)}"]
         if self.alpha is not None:
-            settings.append(f"alpha={_shown(self.alpha)}")
+            settings.append(f"alpha={_format_setting(self.alpha)}")
         settings.append(f"reduction={self.reduction!r}")
         if self.gamma_neg is not None:
-            settings.append(f"gamma_neg={_shown(self.gamma_neg)}")
+            settings.append(f"gamma_neg={_format_setting(self.gamma_neg)}")
         if self.margin:
             settings.append(f"margin={self.margin:g}")
         if self.ignore_index != -100:
@@ -377,8 +376,8 @@ class SigmoidFocalLoss(nn.Module):
         return ", ".join(settings)
 
 
-def _keep(module: nn.Module, name: str, setting: GammaOfTargets | None) -> None:
-    """As an attribute of the module, a buffer if it is a tensor."""
+def _store(module: nn.Module, name: str, setting: GammaOfTargets | None) -> None:
+    """Stores the setting as an attribute of the module, or as a buffer if it is a tensor."""
     if isinstance(setting, Tensor):
         module.register_buffer(name, setting.float().clone())
     else:
@@ -395,7 +394,7 @@ def _check_tensors(input: Tensor, target: Tensor) -> None:
         raise ValueError(f"input: expected a floating point tensor of logits, but got {describe(input)}")
     if not isinstance(target, Tensor) or target.is_complex():
         raise ValueError(f"target: expected a tensor of class indices or probabilities, but got {describe(target)}")
-    # Beyond the range of int64 they would be other indices there, -100 say.
+    # Values beyond the range of int64 would wrap around to other indices, such as -100.
     if target.dtype == torch.uint64 and not is_traced() and target.numel() and extremes(target)[0] < 0:
         raise ValueError("target: expected class indices or probabilities, but got integers that do not fit int64")
 
@@ -410,7 +409,7 @@ def _check_class_index_shape(target: Tensor, input_shape: torch.Size) -> None:
 
 
 def _count_valid(target: Tensor, highest: float, ignore_index: int, expected: str) -> tuple[int | Tensor, int | None]:
-    """The number of targets that count, at least 1; and `ignore_index`, but None if no target has it."""
+    """The number of targets that are not ignored (at least 1), and `ignore_index`, or None if no target has it."""
     if is_traced():
         return (target != ignore_index).sum().clamp_min(1), ignore_index
     if target.numel() == 0:
@@ -435,7 +434,7 @@ def _check_probabilities(target: Tensor, input_shape: torch.Size) -> None:
     check_distributions("target", target, dim=1, advice="; for independent labels use sigmoid_focal_loss")
 
 
-def _shown(setting: float | Tensor | Callable) -> str:
+def _format_setting(setting: float | Tensor | Callable) -> str:
     if not isinstance(setting, Tensor):
         return f"{setting:g}" if isinstance(setting, float) else getattr(setting, "__name__", repr(setting))
     if setting.is_meta:

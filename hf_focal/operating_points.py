@@ -1,6 +1,7 @@
-"""One trained model, several decisions: as trained, the most likely class, balanced accuracy, another prior, thresholds, costs.
+"""Decision rules for a trained model: as trained, most likely class, balanced accuracy, a prior, thresholds, costs.
 
-What a model was trained with is read from its config, where [`FocalTrainer`] has stored it under ``focal_loss``.
+The settings that a model was trained with are read from its config, where [`FocalTrainer`] stores them under
+``focal_loss``.
 """
 
 from collections.abc import Sequence
@@ -29,10 +30,10 @@ __all__ = [
 
 
 def posterior_from_config(logits: Tensor, config: Any) -> Tensor:
-    r"""The class posterior that the logits of a model trained with [`FocalTrainer`] stand for.
+    r"""Converts the logits of a model trained with [`FocalTrainer`] to class posterior probabilities.
 
-    [`class_posterior`], or for multi-label models [`sigmoid_class_posterior`], with the gamma, alpha and label smoothing
-    that the model was trained with; and the temperature and biases that [`FocalTrainer.calibrate`] has stored.
+    Applies [`class_posterior`], or for multi-label models [`sigmoid_class_posterior`], with the settings of the loss
+    that the model was trained with, and then the temperature and biases stored by [`FocalTrainer.calibrate`].
 
     Args:
         logits (`Tensor`): Logits of the model, (..., C), of any floating dtype.
@@ -42,7 +43,7 @@ def posterior_from_config(logits: Tensor, config: Any) -> Tensor:
         `Tensor`: Probabilities of the shape of `logits`. float64 for float64 logits, otherwise float32.
 
     Raises:
-        `ValueError`: If the config holds no settings of focal loss, they do not fit the logits, or a logit is NaN.
+        `ValueError`: If the config holds no focal loss settings, they do not fit the logits, or a logit is NaN.
 
     Example:
 
@@ -60,13 +61,13 @@ def posterior_from_config(logits: Tensor, config: Any) -> Tensor:
 
 
 def posterior_from_settings(logits: Tensor, settings: FocalSettings, *, multi_label: bool = False) -> Tensor:
-    r"""The class posterior that the logits of a model trained with these settings stand for.
+    r"""Converts the logits of a model trained with these settings to class posterior probabilities.
 
-    [`posterior_from_config`] where there is no config.
+    Like [`posterior_from_config`], but without a config.
 
     Args:
         logits (`Tensor`): Logits of the model, (..., C), of any floating dtype.
-        settings ([`FocalSettings`]): What trained the model, and its temperature.
+        settings ([`FocalSettings`]): Settings of the loss and of the calibration.
         multi_label (`bool`): Whether an example has several labels.
 
     Returns:
@@ -109,26 +110,28 @@ def posterior_from_settings(logits: Tensor, settings: FocalSettings, *, multi_la
 
 
 def _folded_posterior(logits: Tensor, shift: list[float], multi_label: bool) -> Tensor:
-    """Of logits into whose weights it was folded, for the decision of an operating point with a shift of each class."""
+    """The posterior if it was folded into the weights: softmax or sigmoid, without the shift of an operating point."""
     wide = logits.double() - torch.tensor(shift, dtype=torch.float64, device=logits.device)
     return (wide.sigmoid() if multi_label else wide.softmax(-1)).to(loss_dtype(logits))
 
 
 def has_posterior(settings: FocalSettings, multi_label: bool) -> bool:
-    """Whether the class posterior can be read out of the logits: not for a gamma that follows p_t, nor for a class, or an answer
-    for a label, without weight."""
+    """Whether the logits determine the class posterior.
+
+    They do not if gamma is a function of p_t, or if a class (or an answer for a label) has weight 0.
+    """
     is_function = isinstance(settings.gamma, str) or isinstance(settings.gamma_neg, str)
     return not is_function and all(weight > 0 for weight in _weights(settings.alpha, multi_label))
 
 
 def _weights(alpha: Any, multi_label: bool) -> list[float]:
-    """All weights in alpha: of classes, or of both answers of labels. Numbers, by which an exported graph can be decided."""
+    """All weights in alpha: of classes, or of both answers of labels. Plain numbers, as they decide during export."""
     if alpha is None:
         return []
     weights = alpha if isinstance(alpha, list) else [alpha]
     if isinstance(weights[0], list):
         return [*weights[0], *weights[1]]
-    is_share = multi_label or not isinstance(alpha, list)  # the others have the rest
+    is_share = multi_label or not isinstance(alpha, list)  # 1 - weight is the weight of negatives or of class 0
     return [*weights, *(1 - weight for weight in weights if is_share)]
 
 
@@ -141,34 +144,34 @@ def decide(
     costs: Sequence[Sequence[float]] | Tensor | None = None,
     min_confidence: float = 0.0,
 ) -> Tensor:
-    r"""What a model decides: the class of each example, or which labels it has.
+    r"""The decisions of a model: the class of each example, or which labels it has.
 
-    Without more arguments it is the operating point that the model's config records, and ``"as_trained"`` where that says
-    nothing: the decision of the logits themselves, which every stock pipeline makes too. The others decide by the class
-    posterior:
+    By default it uses the operating point recorded in the model's config, or ``"as_trained"`` if there is none: the
+    decision of the logits themselves, which every stock pipeline makes too. The others decide by the class posterior:
 
-    - ``"most_likely"``: the largest one. It is right most often where classes occur as in training.
-    - ``"balanced"``: the largest one over the class prior, which aims at balanced accuracy.
-    - ``"thresholds"``, for two classes and for several labels: the thresholds that [`FocalTrainer.calibrate`] found.
-    - a `prior`: the largest one where classes occur with these frequencies ([`shift_prior`]).
-    - `costs`: the class of the least expected cost.
+    - ``"most_likely"``: the class with the largest posterior. It is right most often if classes occur as in training.
+    - ``"balanced"``: the class with the largest posterior divided by the class prior, which aims at balanced accuracy.
+    - ``"thresholds"``, for two classes and for several labels: the thresholds fitted by [`FocalTrainer.calibrate`].
+    - a `prior`: the class with the largest posterior if classes occur with these frequencies ([`shift_prior`]).
+    - `costs`: the class with the least expected cost.
 
     Args:
         logits (`Tensor`): Logits of the model, (..., C), of any floating dtype.
         config (`PreTrainedConfig`): The model's config.
         operating_point (`str`, *optional*): One of the names above.
-        prior (`float`, sequence or `Tensor` of shape (C), *optional*): Frequencies of the classes where the model is used,
-            in place of a name; for several labels, the share of examples with each, one for all or one per label.
-        costs (sequence or `Tensor` of shape (C, C), *optional*): In row i and column j, what it costs to decide class j where
-            class i is right; for one class per example. It goes with a `prior`, but not with a name.
-        min_confidence (`float`): Where the probability of what is decided is below this, nothing is: -1.
+        prior (`float`, sequence or `Tensor` of shape (C), *optional*): Class frequencies where the model is used,
+            instead of a name; for several labels, the share of examples with each label, one for all or one per label.
+        costs (sequence or `Tensor` of shape (C, C), *optional*): In row i and column j, the cost of deciding class j
+            if class i is right; for one class per example. Can be combined with a `prior`, but not with a name.
+        min_confidence (`float`): If the probability of the decision is below this, the result is -1.
 
     Returns:
         `Tensor`: Class ids, int64, of shape (...), or for several labels 0 and 1 of the shape of `logits`; -1 where the
         confidence is too low.
 
     Raises:
-        `ValueError`: For an unknown operating point, a prior or costs that are none, or if the config lacks what it takes.
+        `ValueError`: For an unknown operating point, an invalid prior or costs, or if the config lacks settings that
+            are required.
 
     Example:
 
@@ -208,15 +211,15 @@ def decision_scores(
     prior: float | Sequence[float] | Tensor | None = None,
     costs: Sequence[Sequence[float]] | Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What [`decide`] decides by, and how probable each class is.
+    """The scores that [`decide`] is based on, and the class probabilities.
 
     Args:
         logits, config, operating_point, prior, costs: As in [`decide`].
 
     Returns:
-        `tuple[Tensor, Tensor]`: Scores of the shape of `logits`, of which the largest, or for several labels each of 0.5 or
-        more, is decided; and class probabilities of the same shape, whatever decides: the posterior, where classes occur with
-        `prior` if that is given. Without a posterior ([`has_posterior`]) they are those of softmax or sigmoid.
+        `tuple[Tensor, Tensor]`: Scores of the shape of `logits`, of which the largest wins, or for several labels each
+        of 0.5 or more; and class probabilities of the same shape, independent of the operating point: the posterior,
+        under `prior` if given. Without a posterior ([`has_posterior`]) they are those of softmax or sigmoid.
 
     Raises:
         `ValueError`: As [`decide`] does.
@@ -225,19 +228,19 @@ def decision_scores(
     multi_label = bool(is_multi_label(config))
     if logits.shape[-1] == 1 and not multi_label:
         raise ValueError(
-            "config: the one logit of two classes takes problem_type='multi_label_classification', but got "
+            "config: a single logit for two classes requires problem_type='multi_label_classification', but got "
             f"{getattr(config, 'problem_type', None)!r}"
         )
-    is_of_its_own = not (prior is None and costs is None)
-    if operating_point is not None and is_of_its_own:
+    is_custom = not (prior is None and costs is None)
+    if operating_point is not None and is_custom:
         name = "costs" if prior is None else "prior"
         raise ValueError(f"{name}: it is an operating point itself, but got {operating_point!r} as well")
     if operating_point is None:
-        operating_point = "most_likely" if is_of_its_own else settings.operating_point
+        operating_point = "most_likely" if is_custom else settings.operating_point
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if operating_point == "as_trained":
         scores = logits.double().sigmoid() if multi_label else logits.double().softmax(-1)
-        if multi_label:  # a logit of 0 is a "no", as in the metrics
+        if multi_label:  # a logit of 0 means "no", as in the metrics
             scores = torch.where(logits > 0, scores.clamp_min(0.5), scores.clamp_max(0.5 - 2**-54))
         if not has_posterior(settings, multi_label):
             return scores, scores
@@ -249,17 +252,14 @@ def decision_scores(
     if costs is not None:
         num_classes = posterior.shape[-1]
         if multi_label:
-            raise ValueError(
-                "costs: they are for one class per example; of several labels, each has a threshold of its own"
-            )
+            raise ValueError("costs: expected one class per example; with several labels, each has its own threshold")
         try:
             matrix = torch.as_tensor(costs, dtype=torch.float64, device=posterior.device)
         except (TypeError, ValueError, RuntimeError):
             matrix = torch.full((), torch.nan)
         if matrix.shape != (num_classes, num_classes) or not matrix.isfinite().all():
             raise ValueError(
-                f"costs: expected a finite number for each of {num_classes} classes that are right and each that is decided, "
-                f"but got {costs!r:.200}"
+                f"costs: expected finite numbers of shape ({num_classes}, {num_classes}), but got {costs!r:.200}"
             )
         scores = -(posterior.double() @ matrix)
     return scores, posterior
@@ -272,27 +272,28 @@ def operating_point_scores(
     *,
     prior: float | Sequence[float] | Tensor | None = None,
 ) -> Tensor:
-    r"""What an operating point decides by: the class of the largest score, or each label whose score is 0.5 or more.
+    r"""The scores of an operating point: the class with the largest score is decided, or each label of 0.5 or more.
 
-    - ``"most_likely"``: the posterior itself. Its decisions are right most often where classes occur as in training.
-    - ``"balanced"``: the posterior over the class prior, which aims at balanced accuracy.
-    - a `prior`: the posterior where classes occur with these frequencies ([`shift_prior`]), for a deployment that
-      differs from the training data. [`estimate_prior`] finds it from unlabelled examples.
-    - ``"thresholds"``, for two classes and for multi-label: the thresholds that [`FocalTrainer.calibrate`] found; the odds are
-      scaled so that the threshold comes to lie at 0.5.
+    - ``"most_likely"``: the posterior itself. Its decisions are right most often if classes occur as in training.
+    - ``"balanced"``: the posterior divided by the class prior, which aims at balanced accuracy.
+    - a `prior`: the posterior if classes occur with these frequencies ([`shift_prior`]), for a deployment that differs
+      from the training data. [`estimate_prior`] estimates it from unlabelled examples.
+    - ``"thresholds"``, for two classes and for multi-label: the thresholds fitted by [`FocalTrainer.calibrate`]; the
+      odds are scaled so that the threshold becomes 0.5.
 
     Args:
-        posterior (`Tensor`): What [`posterior_from_config`] makes of the logits, (..., C).
+        posterior (`Tensor`): The result of [`posterior_from_config`], (..., C).
         config (`PreTrainedConfig`): The model's config, which holds the class prior and the thresholds.
         operating_point (`str`): One of the names above.
-        prior (`float`, sequence or `Tensor` of shape (C), *optional*): Frequencies of the classes where the model is used,
-            in place of a name; for multi-label, share of examples with each label, one for all or one per label.
+        prior (`float`, sequence or `Tensor` of shape (C), *optional*): Class frequencies where the model is used,
+            instead of a name; for multi-label, the share of examples with each label, one for all or one per label.
 
     Returns:
         `Tensor`: Scores in [0, 1] of the shape of `posterior`. float64 for a float64 posterior, otherwise float32.
 
     Raises:
-        `ValueError`: For an unknown operating point, a prior that is none, or if the config lacks what it takes.
+        `ValueError`: For an unknown operating point, an invalid prior, or if the config lacks settings that are
+        required.
 
     Example:
 
@@ -312,7 +313,7 @@ def operating_point_scores(
     """
     if operating_point == "as_trained":
         raise ValueError(
-            "operating_point: 'as_trained' decides by the logits, not by the posterior; decide() takes them"
+            "operating_point: 'as_trained' decides by the logits, not by the posterior; use decide(), which takes them"
         )
     if operating_point not in OPERATING_POINTS:
         raise ValueError(
@@ -329,7 +330,7 @@ def operating_point_scores(
         source = settings.thresholds
         if source is None:
             raise ValueError(
-                "config: focal_loss holds no thresholds; FocalTrainer.calibrate finds them for two classes and multi-label"
+                "config: focal_loss holds no thresholds; FocalTrainer.calibrate fits them (two classes or multi-label)"
             )
         if not multi_label:
             source = [1 - source[0], source[0]] if settings.positive_label == 1 else [source[0], 1 - source[0]]
@@ -337,14 +338,15 @@ def operating_point_scores(
         source = settings.class_prior
         if source is None:
             raise ValueError(
-                "config: focal_loss holds no class_prior; FocalTrainer stores it where it can count the training data"
+                "config: focal_loss holds no class_prior; FocalTrainer stores it if it can count the training data"
             )
     if multi_label:
         scores = _shift_shares(posterior, source, 0.5 if prior is None else prior)
         if operating_point != "thresholds":
             return scores
         is_never = torch.tensor(source, dtype=torch.float64, device=scores.device) >= 1 - SMALLEST_SHARE
-        return torch.where(is_never, scores.clamp_max(0.499), scores)  # a probability of 1 would reach it
+        # Even a probability of 1 must not reach the threshold of such a label.
+        return torch.where(is_never, scores.clamp_max(0.499), scores)
     if isinstance(prior, (int, float)):
         raise ValueError(f"prior: expected one probability for each of {num_classes} classes, but got {prior!r}")
     try:
@@ -354,7 +356,7 @@ def operating_point_scores(
 
 
 def _shift_shares(posterior: Tensor, source: list[float], target: float | Sequence[float] | Tensor) -> Tensor:
-    """[`shift_prior`] of each independent label; a share of 0 or 1 leaves no doubt."""
+    """[`shift_prior`] for independent labels; with a target share of 0 or 1 that is the result."""
     p = posterior.double()
     try:
         shares = torch.as_tensor(target, dtype=torch.float64, device=p.device)
@@ -369,10 +371,10 @@ def _shift_shares(posterior: Tensor, source: list[float], target: float | Sequen
     never_or_always = [label for label, share in enumerate(source) if not 0 < share < 1]
     if never_or_always:
         raise ValueError(
-            f"config: the class prior of labels {never_or_always} is 0 or 1, from which nothing can shift it"
+            f"config: the class prior of labels {never_or_always} is 0 or 1, which cannot be shifted to another prior"
         )
-    of_training = torch.tensor(source, dtype=torch.float64, device=p.device)
-    positive, negative = p * shares / of_training, (1 - p) * (1 - shares) / (1 - of_training)
+    source_shares = torch.tensor(source, dtype=torch.float64, device=p.device)
+    positive, negative = p * shares / source_shares, (1 - p) * (1 - shares) / (1 - source_shares)
     is_certain = (shares == 0) | (shares == 1)
     shifted = torch.where(is_certain, shares, positive / (positive + negative).where(~is_certain, 1))
     return shifted.to(loss_dtype(posterior))

@@ -1,8 +1,8 @@
-"""From the logits of a model trained with focal loss to class posteriors, and from these to those under another prior.
+"""From the logits of a model trained with focal loss to class posteriors, also under another prior.
 
-Focal loss and alpha both distort the probabilities that a model ends with, in a way that can be undone exactly. Let
-``v = softmax(logits)`` and ``phi_g(v) = (1 - v)^g - g (1 - v)^(g - 1) v log v``. Where the expected loss is least, its
-derivatives by the logits vanish, which says that the targets are distributed as
+Focal loss and alpha both distort the probabilities of a trained model, in a way that can be undone exactly. Let
+``v = softmax(logits)`` and ``phi_g(v) = (1 - v)^g - g (1 - v)^(g - 1) v log v``. Where the expected loss is minimal,
+its derivatives with respect to the logits are zero, so the targets have the distribution
 
     q_i ~ v_i / (alpha_i phi_{gamma_i}(v_i)).
 """
@@ -48,33 +48,37 @@ Prior = Sequence[float] | Tensor
 def class_posterior(
     logits: Tensor, *, gamma: ConstantGamma, alpha: Alpha = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    r"""The class probabilities that the logits of a model trained with [`focal_loss`] stand for.
+    r"""Converts the logits of a model trained with [`focal_loss`] to class posterior probabilities.
 
-    Softmax of such logits is not the class posterior: with two classes and gamma 2 a true 0.95 comes out as 0.75, and
-    alpha moves probability to the classes with large weights. Both can be undone: from logits with the least expected
-    loss this makes the exact class posterior under the distribution of the training examples (of which a balanced sampler
-    is a part, but alpha is not), and from those of a model that is close to it, a close one. The formula is that of
-    Charoenphakdee et al. 2021 (https://arxiv.org/abs/2011.09172), extended to alpha and to one gamma per class.
+    The softmax of such logits is not the class posterior: with two classes and gamma 2 a true 0.95 comes out as 0.75,
+    and alpha shifts probability to the classes with large weights. Both can be undone: for logits with the least
+    expected loss the result is the exact class posterior under the distribution of the training examples (which
+    includes a balanced sampler, but not alpha), and for a model close to that minimum it is close to the posterior.
+    The formula is that of Charoenphakdee et al. 2021 (https://arxiv.org/abs/2011.09172), extended to alpha
+    and to one gamma per class.
 
-    With one gamma the argmax of the logits is that of alpha times the posterior, whatever the label smoothing. So it is the same
-    class without alpha, while with inverse frequencies as alpha the logits aim at balanced accuracy, and the posterior at
-    accuracy.
+    With one gamma for all classes the argmax of the logits equals that of alpha times the posterior, with any label
+    smoothing. So without alpha both predict the same class, while with inverse frequencies as alpha the logits aim at
+    balanced accuracy and the posterior at accuracy.
 
-    It is differentiable, twice too. Under `torch.compile` and the transforms of `torch.func`, values are not checked.
+    The function is twice differentiable. Under `torch.compile` and the transforms of `torch.func`, values are not
+    checked.
 
     Args:
-        logits (`Tensor`): Logits as models return them, (..., C), of any floating dtype: the last dimension is that of the
-            classes. Minus infinity removes a class, whose posterior is 0.
-        gamma (`float`, sequence or `Tensor` of shape (C)): The focusing parameter of the loss, one for all classes or one
-            per class. For a function of p_t there is no such inverse.
-        alpha (`float`, sequence or `Tensor` of shape (C), *optional*): The alpha of the loss, but above 0: the
-            logits tell nothing of a class without weight. A scalar is for two classes, as in [`focal_loss`].
-        label_smoothing (`float`): The label smoothing of the loss, below 1. It leaves every class a share of
-            ``label_smoothing / C``, whatever alpha is; logits that give a class less, which no minimiser does, give it the posterior 0.
+        logits (`Tensor`): Logits as models return them, (..., C), of any floating dtype, with the classes in the last
+            dimension. Minus infinity removes a class: its posterior is 0.
+        gamma (`float`, sequence or `Tensor` of shape (C)): The focusing parameter of the loss, one for all classes or
+            one per class. If it is a function of p_t, there is no such inverse.
+        alpha (`float`, sequence or `Tensor` of shape (C), *optional*): The alpha of the loss, but above 0, as the
+            logits contain no information about a class without weight. A scalar is for two classes, as in
+            [`focal_loss`].
+        label_smoothing (`float`): The label smoothing of the loss, below 1. It gives every class a target share of
+            ``label_smoothing / C``, whatever alpha is. A class whose logit stands for less, which cannot happen at the
+            minimum of the loss, gets the posterior 0.
 
     Returns:
-        `Tensor`: Probabilities of the shape of `logits` that sum to 1 over the last dimension. float64 for float64 logits,
-        otherwise float32.
+        `Tensor`: Probabilities of the shape of `logits` that sum to 1 over the last dimension. float64 for float64
+        logits, otherwise float32.
 
     Raises:
         `ValueError`: If an argument is out of its range, the shapes do not fit, a logit is NaN or infinity, or all logits
@@ -108,7 +112,7 @@ def class_posterior(
 
     log_shares = log_share(all_margins(logits.reshape(-1, num_classes)), gamma)
     if label_smoothing:
-        # The largest is at least 1 / C and so remains above 0. Alpha does not weigh the smoothing mass.
+        # The largest share is at least 1 / C, so it stays above 0. Alpha does not weight the smoothing mass.
         share = (log_shares.softmax(-1) - label_smoothing / num_classes).clamp_min(0)
         share = share if weights is None else share / weights.to(share)
         posterior = share / share.sum(-1, keepdim=True)
@@ -125,22 +129,23 @@ def sigmoid_class_posterior(
     margin: float = 0.0,
     alpha: Alpha = None,
 ) -> Tensor:
-    r"""The probabilities of labels that the logits of a model trained with [`sigmoid_focal_loss`] stand for.
+    r"""Converts the logits of a model trained with [`sigmoid_focal_loss`] to posterior probabilities of the labels.
 
-    As [`class_posterior`], with one independent decision per label: with ``D_g(p) = phi_g(p) / p``, weights ``alpha_0`` of
-    negatives and ``alpha_1`` of positives, ``p = sigmoid(logits)`` and ``q = max(p - margin, 0)``, the odds are
+    As [`class_posterior`], with one independent decision per label: with ``D_g(p) = phi_g(p) / p``, weights
+    ``alpha_0`` of negatives and ``alpha_1`` of positives, ``p = sigmoid(logits)`` and ``q = max(p - margin, 0)``, the
+    odds are
 
         posterior / (1 - posterior) = alpha_0 D_gamma_neg(1 - q) / (alpha_1 D_gamma(p)),
 
     and 0 for ``p <= margin``, where negatives have no loss.
 
     Args:
-        logits (`Tensor`): Logits of any shape and floating dtype, usually (N, L) for L labels. Minus infinity is
+        logits (`Tensor`): Logits of any shape and floating dtype, usually (N, L) for L labels. Minus infinity gives
             probability 0.
         gamma (`float`, sequence or `Tensor` of shape (L)): The focusing parameter of the loss, one for all labels or one
             per label (the last dimension of `logits`).
-        gamma_neg (like `gamma`, *optional*): That of negatives, `gamma` if not given.
-        margin (`float`): The probability in [0, 1) that the loss takes off the negatives.
+        gamma_neg (like `gamma`, *optional*): The focusing parameter of negatives; `gamma` if not given.
+        margin (`float`): The margin of the loss, in [0, 1).
         alpha (`float`, sequence or `Tensor` of shape (L) or (2, L), *optional*): The alpha of the loss, as in
             [`sigmoid_focal_loss`], but with both weights above 0.
 
@@ -161,7 +166,7 @@ def sigmoid_class_posterior(
     tensor([[0.9503, 0.5000, 0.0497]])
     >>> sigmoid_class_posterior(logits, gamma=2.0, alpha=[[1, 1, 1], [1, 3, 9]])
     tensor([[0.9503, 0.2500, 0.0058]])
-    >>> sigmoid_class_posterior(logits, gamma=1.0, gamma_neg=4.0, margin=0.05)  # of an asymmetric loss
+    >>> sigmoid_class_posterior(logits, gamma=1.0, gamma_neg=4.0, margin=0.05)  # asymmetric loss
     tensor([[0.7985, 0.1473, 0.0021]])
 
     ```
@@ -179,21 +184,21 @@ def sigmoid_class_posterior(
 def focal_logits(
     posterior: Tensor, *, gamma: ConstantGamma, alpha: Alpha = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    r"""The logits with the least expected [`focal_loss`] where the classes have these probabilities.
+    r"""The logits that minimise the expected [`focal_loss`] if the classes have these probabilities.
 
-    The inverse of [`class_posterior`]: for class frequencies, the constant prediction that minimises the loss, where a new
-    head ought to start. They are solved for, not minimised, in float64.
+    The inverse of [`class_posterior`]. For class frequencies, it is the constant prediction that minimises the loss,
+    from which a new head should start. The logits are found in float64 by root finding, not by minimising the loss.
 
     Args:
         posterior (`Tensor`): Class probabilities of any floating dtype, (..., C), that sum to 1 over the last dimension.
         gamma (`float`, sequence or `Tensor` of shape (C)): The focusing parameter of the loss, one for all classes or one
             per class.
         alpha (`float`, sequence or `Tensor` of shape (C), *optional*): The alpha of the loss, above 0.
-        label_smoothing (`float`): That of the loss, below 1.
+        label_smoothing (`float`): The label smoothing of the loss, below 1.
 
     Returns:
-        `Tensor`: Logarithms of the softmax, of the shape of `posterior`; minus infinity for a class that no target asks
-        for. float64 for a float64 posterior, otherwise float32.
+        `Tensor`: Log-softmax values of the shape of `posterior`; minus infinity for a class with target probability 0.
+        float64 for a float64 posterior, otherwise float32.
 
     Raises:
         `ValueError`: If an argument is out of its range or the shapes do not fit; the message names it.
@@ -235,19 +240,19 @@ def sigmoid_focal_logits(
     margin: float = 0.0,
     alpha: Alpha = None,
 ) -> Tensor:
-    r"""The logits with the least expected [`sigmoid_focal_loss`] where the labels have these probabilities.
+    r"""The logits that minimise the expected [`sigmoid_focal_loss`] if the labels have these probabilities.
 
-    The inverse of [`sigmoid_class_posterior`], as [`focal_logits`] is that of [`class_posterior`].
+    The inverse of [`sigmoid_class_posterior`], as [`focal_logits`] is the inverse of [`class_posterior`].
 
     Args:
         posterior (`Tensor`): Probabilities in [0, 1] of any shape and floating dtype, usually (N, L) for L labels.
         gamma, gamma_neg, margin, alpha: As in [`sigmoid_class_posterior`].
 
     Returns:
-        `Tensor`: Logits of the shape of `posterior`; minus infinity where it is 0, and for 1 those of the largest number
-        below it. With a margin all posteriors of which negatives have no loss left come back as that of the margin (with
-        `gamma_neg` 0 they are many), and there may be no minimum, as the loss of negatives ends below infinity: the logits are then
-        within 37. float64 for a float64 posterior, otherwise float32.
+        `Tensor`: Logits of the shape of `posterior`. A posterior of 0 gives minus infinity; 1 is treated as the
+        largest number below it. With a margin, all posteriors for which negatives have no loss left get the logit of
+        the margin (with `gamma_neg` 0 this is a wide range), and there may be no minimum, as the loss of negatives is
+        bounded: the logits are therefore limited to [-37, 37]. float64 for a float64 posterior, otherwise float32.
 
     Raises:
         `ValueError`: If an argument is out of its range or the shapes do not fit; the message names it.
@@ -282,26 +287,27 @@ def sigmoid_focal_logits(
 
 
 def shift_prior(posterior: Tensor, source_prior: Prior, target_prior: Prior) -> Tensor:
-    r"""Class posteriors where the classes occur with other frequencies than in training.
+    r"""Adjusts class posteriors to class frequencies that differ from those in training.
 
     By Bayes' rule the posterior under the prior ``target`` is proportional to ``posterior * target / source``, as long as
-    the examples of each class look alike in both places. With a uniform target prior its argmax aims at balanced
-    accuracy. A posterior has to come in, which raw softmax of focal logits is not: use [`class_posterior`] first.
+    the examples within each class have the same distribution in both places. With a uniform target prior its argmax
+    aims at balanced accuracy. The input has to be a posterior, which the raw softmax of focal logits is not: use
+    [`class_posterior`] first.
 
     Args:
         posterior (`Tensor`): Class posteriors under the source prior, (..., C), of any floating dtype, summing to 1 over
             the last dimension. For independent labels, stack 1 - p and p there, one label at a time.
-        source_prior (sequence or `Tensor` of shape (C)): Frequencies of the classes in the training data, to sum to 1
-            within 0.001. A frequency of 0 is for classes whose posterior is 0 everywhere, and stays so.
-        target_prior (sequence or `Tensor` of shape (C)): The same where the model is used; 0 for classes that do not
-            occur there.
+        source_prior (sequence or `Tensor` of shape (C)): Frequencies of the classes in the training data, summing to 1
+            within 0.001. May be 0 only for classes whose posterior is 0 everywhere, which stays 0.
+        target_prior (sequence or `Tensor` of shape (C)): Frequencies of the classes where the model is used; 0 for
+            classes that do not occur there.
 
     Returns:
         `Tensor`: Probabilities of the shape of `posterior`. float64 for a float64 posterior, otherwise float32.
 
     Raises:
-        `ValueError`: If the arguments are not probabilities or the shapes do not fit, a class that occurs has source prior
-        0, or all classes that an example may have by its posterior have target prior 0; the message names it.
+        `ValueError`: If the arguments are not probabilities or the shapes do not fit, a class with a posterior above 0
+        has source prior 0, or all such classes of an example have target prior 0; the message names the argument.
 
     Example:
 
@@ -322,19 +328,19 @@ def shift_prior(posterior: Tensor, source_prior: Prior, target_prior: Prior) -> 
     total = shifted.sum(-1, keepdim=True)
     if not is_traced() and (total == 0).any():
         raise ValueError(
-            "target_prior: expected a class above 0 among those that each example may have, but got 0 for all of them in "
-            f"{int((total == 0).sum())} examples"
+            "target_prior: expected a number above 0 for at least one class with a posterior above 0 in each example, "
+            f"but got 0 for all of them in {int((total == 0).sum())} examples"
         )
     return (shifted / total).to(loss_dtype(posterior))
 
 
 class PriorEstimate(NamedTuple):
-    """What [`estimate_prior`] found.
+    """The result of [`estimate_prior`].
 
     Attributes:
         prior (`Tensor` of float64, shape (C)): The estimated prior.
-        iterations (`int`): Iterations made.
-        converged (`bool`): Whether the last one changed the prior by no more than the tolerance.
+        iterations (`int`): Number of iterations.
+        converged (`bool`): Whether the last iteration changed the prior by no more than the tolerance.
         change (`float`): The largest change of an entry in the last iteration.
     """
 
@@ -347,22 +353,23 @@ class PriorEstimate(NamedTuple):
 def estimate_prior(
     posterior: Tensor, source_prior: Prior, *, max_iterations: int = 1000, tolerance: float = 1e-6
 ) -> PriorEstimate:
-    r"""The class prior of unlabelled examples, from their posteriors under the prior of training.
+    r"""Estimates the class prior of unlabelled examples from their posteriors under the training prior.
 
-    The maximum likelihood estimate, by the expectation maximisation of Saerens et al. 2002
-    (https://doi.org/10.1162/089976602753284446): the prior is the mean of the posteriors under that prior, found by
-    taking turns. It assumes what [`shift_prior`] does, to which it can be passed, and posteriors that are calibrated: of
-    focal logits, those of [`class_posterior`]. The less the classes overlap, the fewer iterations it takes.
+    The maximum likelihood estimate, by expectation maximisation (Saerens et al. 2002,
+    https://doi.org/10.1162/089976602753284446): the prior is the mean of the posteriors under that prior, so the two
+    are updated in turn. It makes the same assumption as [`shift_prior`], to which the result can be passed, and needs
+    calibrated posteriors, for focal logits those of [`class_posterior`]. The less the classes overlap, the fewer
+    iterations it takes.
 
     Args:
         posterior (`Tensor`): Class posteriors of the examples under the source prior, (..., C) with at least one example,
             of any floating dtype, summing to 1 over the last dimension.
         source_prior (sequence or `Tensor` of shape (C)): As in [`shift_prior`].
-        max_iterations (`int`): Where to stop, with a warning, if the estimate has not converged.
+        max_iterations (`int`): Number of iterations after which to stop, with a warning, without convergence.
         tolerance (`float`): The estimate has converged when no entry changes by more than this in an iteration.
 
     Returns:
-        [`PriorEstimate`]: The prior, in float64, and how the iteration ended. It is not differentiable.
+        [`PriorEstimate`]: The prior, in float64, and information about convergence. It is not differentiable.
 
     Raises:
         `ValueError`: If the arguments are not probabilities, out of range or the shapes do not fit, or a class that occurs
@@ -391,15 +398,15 @@ def estimate_prior(
     rows = posterior.detach().reshape(-1, posterior.shape[-1]).to(wide_dtype(posterior))
     for iteration in range(1, max_iterations + 1):
         ratio = prior * inverse_source
-        # The mean of the shifted posteriors, without having them all at a time.
+        # The mean of the shifted posteriors, without materialising them.
         mean = ratio * ((rows @ ratio).reciprocal() @ rows) / len(rows)
         change = (mean - prior).abs().max().item()
         prior = mean
         if change <= tolerance:
             return PriorEstimate(prior, iteration, True, change)
     warnings.warn(
-        f"estimate_prior: the prior still changes by {change:.1e} in iteration {iteration}, more than the tolerance of "
-        f"{tolerance:.1e}",
+        f"estimate_prior: not converged, the prior still changes by {change:.1e} in iteration {iteration}, more than "
+        f"the tolerance of {tolerance:.1e}",
         stacklevel=2,
     )
     return PriorEstimate(prior, iteration, False, change)
@@ -413,28 +420,28 @@ def _label_loss(
     num_labels: int,
     like: Tensor,
 ) -> tuple[float | Tensor, float | Tensor, float, float | Tensor]:
-    """What tells the posterior of labels: gamma of positives and of negatives, the margin, the log ratio of the weights."""
-    of_positives = _constant_gamma("gamma", gamma, num_labels, like)
-    of_negatives = of_positives
+    """The checked settings of the loss: gamma of positives, gamma of negatives, margin, log ratio of the weights."""
+    positive_gamma = _constant_gamma("gamma", gamma, num_labels, like)
+    negative_gamma = positive_gamma
     if gamma_neg is not None:
-        of_negatives = _constant_gamma("gamma_neg", gamma_neg, num_labels, like)
+        negative_gamma = _constant_gamma("gamma_neg", gamma_neg, num_labels, like)
     weights = sigmoid_weights(alpha, num_labels)
     if weights is None:
-        return of_positives, of_negatives, as_margin(margin), 0.0
+        return positive_gamma, negative_gamma, as_margin(margin), 0.0
     if not is_traced() and (weights == 0).any():
         raise ValueError(
-            "alpha: expected weights above 0 for negatives and for positives, since the logits tell nothing of an answer "
-            f"without weight, but got {alpha!r}"
+            "alpha: expected weights above 0 for negatives and for positives, since the logits contain no information "
+            f"about an answer without weight, but got {alpha!r}"
         )
     negative, positive = beside(weights, like).log()
-    return of_positives, of_negatives, as_margin(margin), negative - positive
+    return positive_gamma, negative_gamma, as_margin(margin), negative - positive
 
 
 def _constant_gamma(name: str, gamma: ConstantGamma, num_classes: int, logits: Tensor) -> float | Tensor:
     if callable(gamma):
         raise ValueError(
-            f"{name}: expected a number or one per class, since a gamma that depends on p_t has no such inverse, but got "
-            f"{getattr(gamma, '__name__', repr(gamma))}"
+            f"{name}: expected a number or one per class, since with a gamma that depends on p_t the loss has no such "
+            f"inverse, but got {getattr(gamma, '__name__', repr(gamma))}"
         )
     return beside(as_gamma(name, gamma, num_classes), logits)
 
@@ -442,23 +449,24 @@ def _constant_gamma(name: str, gamma: ConstantGamma, num_classes: int, logits: T
 def _check_above_zero(weights: Tensor | None, alpha: Alpha) -> None:
     if weights is not None and not is_traced() and (weights == 0).any():
         raise ValueError(
-            f"alpha: expected weights > 0, since the logits tell nothing of a class without weight, but got {alpha!r}"
+            "alpha: expected weights > 0, since the logits contain no information about a class without weight, but "
+            f"got {alpha!r}"
         )
 
 
 def _smoothing_below_one(label_smoothing: float) -> float:
     number = as_number("label_smoothing", label_smoothing, upper=1)
-    # Next to 1, what remains of the posterior is rounding.
+    # Close to 1, only rounding errors of the posterior are left.
     if 1 - number < 1e-6:
         raise ValueError(
-            "label_smoothing: expected a number below 1, since at 1 all targets are alike, but got "
+            "label_smoothing: expected a number below 1, since at 1 all targets are equal, but got "
             + repr(label_smoothing)
         )
     return number
 
 
 def _as_prior(name: str, prior: Prior, posterior: Tensor) -> Tensor:
-    """The prior, of the device and the width of computations with `posterior`."""
+    """The checked prior, with the device and dtype for computations with `posterior`."""
     num_classes = posterior.shape[-1]
     numbers = as_numbers(name, prior)
     if numbers.dim() == 0:
@@ -476,16 +484,16 @@ def _inverse_prior(source: Tensor, posterior: Tensor) -> Tensor:
         if (absent & occurs).any():
             classes = (absent & occurs).nonzero().flatten().tolist()
             raise ValueError(
-                f"source_prior: expected more than 0 for every class that occurs, but got 0 for classes {classes}, whose "
-                "posterior is above 0"
+                f"source_prior: expected numbers above 0 for all classes that occur, but got 0 for classes {classes}, "
+                "whose posterior is above 0"
             )
     return source.reciprocal().masked_fill(absent, 0)
 
 
 def _check_largest(largest: Tensor, expected: str) -> None:
-    wrong = ~largest.isfinite()
-    if wrong.any():
-        raise ValueError(f"logits: expected {expected}, but got {largest[wrong][0].item()}")
+    is_wrong = ~largest.isfinite()
+    if is_wrong.any():
+        raise ValueError(f"logits: expected {expected}, but got {largest[is_wrong][0].item()}")
 
 
 def _check_posterior(posterior: Tensor) -> None:

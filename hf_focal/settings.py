@@ -1,4 +1,4 @@
-"""The record under ``config.focal_loss``: what trained a model, and what was fitted to its probabilities afterwards."""
+"""The record in ``config.focal_loss``: the loss that a model was trained with, and what was fitted afterwards."""
 
 import json
 import math
@@ -26,9 +26,9 @@ __all__ = ["OPERATING_POINTS", "FocalSettings"]
 OPERATING_POINTS = ("as_trained", "most_likely", "balanced", "thresholds")
 
 FORMAT_VERSION = 1
-# A larger gamma leaves no example a loss, and no posterior a digit.
+# With a larger gamma every loss would vanish, and the posterior would have no accuracy left.
 HIGHEST_GAMMA = 1e4
-# Smaller ones, of which float32 makes 0, would be divided by.
+# Shares are divisors; smaller ones could become 0 in float32.
 SMALLEST_SHARE = 1e-12
 _ADAPTER_FILE = "focal_loss.json"
 _HIGHEST_BIAS = 1e3
@@ -37,44 +37,49 @@ _CRITERION = re.compile(r"f[0-9.e+-]+|(precision|recall) [0-9.e-]+")
 
 @dataclass(kw_only=True)
 class FocalSettings:
-    r"""The settings of the loss that trained a model, and what was fitted on held-out data.
+    r"""The settings of the loss that a model was trained with, and what was fitted on held-out data.
 
-    [`FocalTrainer`] stores them in the model's `config.json` under ``focal_loss``, and beside a PEFT adapter, which has no
-    config, in `focal_loss.json`. There they are one JSON object with the attributes below as keys (None is null), and
-    ``format_version``, 1. Records without a version are those of hf_focal 0.1, which has some of the keys only; keys that
-    a record lacks have their default, but gamma, which every record holds. Keys that hf_focal does not know are an error,
-    but for records of 0.1, whose own are ignored.
+    [`FocalTrainer`] stores them in the model's `config.json` under ``focal_loss``, or in `focal_loss.json` next to a
+    PEFT adapter, which has no config. The record is a JSON object with the attributes below as keys (None is null),
+    and ``format_version``, 1. Records without a version are from hf_focal 0.1, which had only some of the keys.
+    Missing keys have their defaults, except for gamma, which is required. Unknown keys are an error, but are ignored
+    in records from 0.1.
 
     Attributes:
-        gamma (`float`, list of C or `str`): Focusing parameter; one for all classes or one per class. Of a gamma that is a
+        gamma (`float`, list of C or `str`): Focusing parameter; one for all classes or one per class. If it was a
             function of p_t, its name.
-        gamma_neg (like `gamma`, *optional*): For several labels, that of negatives, where it is not `gamma`.
-        margin (`float`): For several labels, the probability that is taken off the negatives, in [0, 1).
-        alpha (`float`, list of C or two lists of L, *optional*): Class weights, or for several labels the weights of
-            negatives, then those of positives; or in [0, 1], the weights of positives, which negatives have the rest of. A
+        gamma_neg (like `gamma`, *optional*): For several labels, the focusing parameter of negatives, if it is not
+            `gamma`.
+        margin (`float`): For several labels, the probability in [0, 1) that is subtracted from p for negatives.
+        alpha (`float`, list of C or two lists of L, *optional*): Class weights. For several labels, the weights of
+            negatives, then those of positives; or only those of positives, in [0, 1], while negatives get 1 - alpha. A
             number is for two classes or for all labels. As in [`focal_loss`] and [`sigmoid_focal_loss`].
         label_smoothing (`float`): In [0, 1].
-        prior_bias (`bool`): Whether the head started at the constant prediction with the least loss.
-        label_counts (list of C `int`, *optional*): Examples (for token labels, tokens) of each class in the training data.
-        class_prior (list of C `float`, *optional*): Shares of the classes where the model was trained, which sum to 1; for
-            several labels, the share of examples with each.
-        temperature (`float`, *optional*): That of the class posterior, in [0.01, 100].
-        calibration_bias (list of C `float`, *optional*): What is added to the log-probability of each class, or to the log odds
-            of each label, after the temperature; see [`fit_scaling`].
-        thresholds (list of L `float`, *optional*): From which probability on each label is predicted, in [1e-12, 1 - 1e-12], the
-            last of which is for labels that never are; for two classes one, that of `positive_label`.
-        threshold_criterion (`str`): What they were chosen for on held-out data: ``"f1"`` or another F-beta, ``"f2"`` say;
-            ``"precision 0.9"``, the largest recall with this precision; or ``"recall 0.9"``, the reverse.
-        positive_label (`int`): Of two classes, the id of the one that the threshold is for.
-        folded (`dict`, *optional*): After [`fold_calibration`], which has put the calibrated posterior into the weights: then gamma,
-            alpha, temperature and biases are those of the weights before. What was done, ``scale`` and ``bias`` of the logits
-            and whether that is ``exact``; how near it came, as ``measured``; the ``shift`` of each class that an operating
-            point took; and for [`unfold_calibration`] ``unfolded_bias``, ``residual`` (what rounding took from the weights),
-            ``dtype``, the ``digests`` of the folded weights, and of the ``unfolded_settings`` those that the fold has changed.
-        operating_point (`str`): How the model decides unless it is told otherwise, one of `OPERATING_POINTS`; see [`decide`].
+        prior_bias (`bool`): Whether the head was initialised to the constant prediction with the least loss.
+        label_counts (list of C `int`, *optional*): Number of examples (for token labels, tokens) of each class in the
+            training data.
+        class_prior (list of C `float`, *optional*): Shares of the classes in training, which sum to 1; for several
+            labels, the share of examples with each label.
+        temperature (`float`, *optional*): The temperature of the class posterior, in [0.01, 100].
+        calibration_bias (list of C `float`, *optional*): Added to the log-probability of each class, or to the log
+            odds of each label, after the temperature; see [`fit_scaling`].
+        thresholds (list of L `float`, *optional*): The probability from which each label is predicted, in
+            [1e-12, 1 - 1e-12], where the upper end means never; for two classes one threshold, that of
+            `positive_label`.
+        threshold_criterion (`str`): What the thresholds were chosen for on held-out data: ``"f1"`` or another F-beta,
+            such as ``"f2"``; ``"precision 0.9"``, the largest recall with this precision; or ``"recall 0.9"``, the
+            reverse.
+        positive_label (`int`): For two classes, the id of the one that the threshold applies to.
+        folded (`dict`, *optional*): Set by [`fold_calibration`], which puts the calibrated posterior into the weights;
+            gamma, alpha, temperature and biases then describe the weights before the fold. It holds the ``scale`` and
+            ``bias`` applied to the logits and whether they are ``exact``; how well they fit, as ``measured``; the
+            ``shift`` of each class for an operating point; and for [`unfold_calibration`] the ``unfolded_bias``, the
+            ``residual`` (the rounding errors of the weights), the ``dtype``, the ``digests`` of the folded weights,
+            and as ``unfolded_settings`` the previous values of the settings that the fold may change.
+        operating_point (`str`): How the model decides by default, one of `OPERATING_POINTS`; see [`decide`].
 
     Raises:
-        `ValueError`: If a value is of another kind or out of its range; the message names it.
+        `ValueError`: If a value has the wrong type or is out of its range; the message names it.
 
     Example:
 
@@ -130,15 +135,13 @@ class FocalSettings:
             self.calibration_bias = _numbers("calibration_bias", self.calibration_bias, -_HIGHEST_BIAS, _HIGHEST_BIAS)
         if not isinstance(self.threshold_criterion, str) or not _CRITERION.fullmatch(self.threshold_criterion):
             raise ValueError(
-                "threshold_criterion: expected 'f1' or another F-beta, 'precision 0.9' or 'recall 0.9', say, but got "
+                "threshold_criterion: expected an F-beta such as 'f1', or 'precision 0.9' or 'recall 0.9', but got "
                 f"{self.threshold_criterion!r:.80}"
             )
         if self.thresholds is not None:
             self.thresholds = _numbers("thresholds", self.thresholds, SMALLEST_SHARE, 1 - SMALLEST_SHARE)
         if self.positive_label not in (0, 1) or isinstance(self.positive_label, bool):
-            raise ValueError(
-                f"positive_label: expected the id of one of two classes, but got {self.positive_label!r:.80}"
-            )
+            raise ValueError(f"positive_label: expected 0 or 1, but got {self.positive_label!r:.80}")
         if self.folded is not None:
             self.folded = _folded(self.folded)
         if self.operating_point not in OPERATING_POINTS:
@@ -147,24 +150,24 @@ class FocalSettings:
             )
         needed = {"balanced": "class_prior", "thresholds": "thresholds"}.get(self.operating_point)
         if needed is not None and getattr(self, needed) is None:
-            raise ValueError(f"operating_point: {self.operating_point!r} takes {needed}, but there are none")
+            raise ValueError(f"operating_point: {self.operating_point!r} requires {needed}, but got None")
         lengths = self._lengths()
         first = next(iter(lengths), "")
         for name, length in lengths.items():
-            is_of_two_classes = name == "thresholds" and length == 1 and lengths[first] == 2
-            if length != lengths[first] and not is_of_two_classes:
+            is_binary_threshold = name == "thresholds" and length == 1 and lengths[first] == 2
+            if length != lengths[first] and not is_binary_threshold:
                 raise ValueError(
                     f"{name}: expected one number for each of {lengths[first]} classes, as {first} has, but got {length}"
                 )
 
     @property
     def training_prior(self) -> list[float] | None:
-        """Shares of the classes in the training data, also where the weights hold a fold for others."""
+        """Shares of the classes in the training data, even if the weights were folded for another prior."""
         return self.class_prior if self.folded is None else self.folded["unfolded_settings"]["class_prior"]
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether probabilities were fitted to held-out labels, before a fold or by it."""
+        """Whether probabilities were fitted to held-out labels, by the calibration or by a fold."""
         if self.temperature is not None or self.calibration_bias is not None:
             return True
         return (
@@ -175,36 +178,37 @@ class FocalSettings:
 
     @property
     def rarer_or_positive_label(self) -> int:
-        """Of two classes, the id of the one that precision and recall are of: the threshold's, or else the rarer one."""
+        """For two classes, the id of the one that precision and recall refer to: `positive_label` or the rarer one."""
         return self.rarer_class([]) if self.thresholds is None else self.positive_label
 
     def rarer_class(self, frequencies: Sequence[float]) -> int:
-        """Of two classes, the id of the one that is rarer in the training data; if they do not tell, by `frequencies`, else 1."""
+        """For two classes, the id of the rarer one: in the training data, or if they do not tell, by `frequencies`."""
         for counts in (self.training_prior, self.label_counts, frequencies):
             if counts and counts[0] != counts[1]:
                 return int(counts[1] < counts[0])
         return 1
 
     def check_fits(self, num_labels: int, multi_label: bool) -> None:
-        """Whether what is one per class is so for a model.
+        """Checks that the settings fit a model.
 
         Raises:
-            `ValueError`: If a list has another length, thresholds are of another number of classes than two, or a class
-            prior does not sum to 1 where each example has one class; the message names it.
+            `ValueError`: If a list has another length, a setting is for several labels but each example has one class,
+            there are thresholds for more than two classes, or a class prior does not sum to 1 though each example has
+            one class; the message names it.
         """
         if (self.gamma_neg is not None or self.margin) and not multi_label:
             name = "margin" if self.gamma_neg is None else "gamma_neg"
             raise ValueError(f"{name}: it is for several labels, but here each example has one class")
         if _is_pair(self.alpha) and not multi_label:
             raise ValueError(
-                "alpha: expected one number per class, but got weights of negatives and of positives, which are those of "
+                "alpha: expected one number per class, but got weights of negatives and of positives, which are for "
                 "several labels"
             )
         for name, length in self._lengths().items():
             expected = 1 if name == "thresholds" and num_labels == 2 and not multi_label else num_labels
             if name == "thresholds" and num_labels > 2 and not multi_label:
                 raise ValueError(
-                    f"thresholds: they are for two classes or several labels, but there are {num_labels} classes"
+                    f"thresholds: expected two classes or several labels, but there are {num_labels} classes"
                 )
             if length != expected:
                 raise ValueError(f"{name}: expected one number for each of {expected} classes, but got {length}")
@@ -212,14 +216,14 @@ class FocalSettings:
             check_distributions("class_prior", torch.tensor(self.class_prior, dtype=torch.float64), tolerance=1e-3)
 
     def class_weights(self, num_labels: int, multi_label: bool) -> Tensor | None:
-        """Alpha written out.
+        """Alpha as one weight per class.
 
         Returns:
-            `Tensor`: The weight of each class, float64, (C); for several labels those of negatives, then of positives,
-            (2, L). None without alpha.
+            `Tensor`: The weight of each class, float64, (C); for several labels the weights of negatives, then of
+            positives, (2, L). None without alpha.
 
         Raises:
-            `ValueError`: If alpha is one number for more than two classes, or of another length.
+            `ValueError`: If alpha is one number for more than two classes, or has another length.
         """
         if not multi_label:
             return softmax_weights(self.alpha, num_labels)
@@ -228,34 +232,34 @@ class FocalSettings:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "FocalSettings":
-        """The settings of a record, as it stands in a config.
+        """Creates settings from a record, as stored in a config.
 
         Raises:
-            `ValueError`: If it is no record, of a later format, without a gamma, or a value does not fit; the message names
-            what.
+            `ValueError`: If it is not a record, has a later format, lacks gamma, or has an unknown key or an invalid
+            value; the message names it.
         """
         if not isinstance(record, Mapping):
             raise ValueError(f"focal_loss: expected an object with gamma, alpha, ..., but got {record!r}")
         version = record.get("format_version")
         if version is not None and (isinstance(version, bool) or version != FORMAT_VERSION):
             is_later = isinstance(version, int) and version > FORMAT_VERSION
-            advice = "; a later version of hf_focal reads it" if is_later else ""
+            advice = "; a later version of hf_focal can read it" if is_later else ""
             raise ValueError(f"format_version: expected {FORMAT_VERSION}, but got {version!r}{advice}")
         if "gamma" not in record:
-            raise ValueError(f"gamma: missing from focal_loss, which holds {_named(record) or 'nothing'}")
+            raise ValueError(f"gamma: missing from focal_loss, which holds {_join_keys(record) or 'nothing'}")
         known = {field.name for field in fields(cls)}
         unknown = [str(name) for name in record if name not in known | {"format_version"}]
         if unknown and version is not None:
-            raise ValueError(f"focal_loss: expected only {', '.join(sorted(known))}, but got {_named(unknown)}")
+            raise ValueError(f"focal_loss: expected only {', '.join(sorted(known))}, but got {_join_keys(unknown)}")
         values = {name: record[name] for name in record if name in known}
-        for name in ("margin", "label_smoothing"):  # 0.1 may hold null
+        for name in ("margin", "label_smoothing"):  # may be null in records from 0.1
             if values.get(name, 0) is None:
                 del values[name]
         return cls(**values)
 
     @classmethod
     def find_in(cls, config: Any) -> "FocalSettings | None":
-        """The settings that a model's config holds, if it holds any.
+        """The settings in a model's config, or None if there are none.
 
         Raises:
             `ValueError`: As [`FocalSettings.from_dict`] does.
@@ -265,28 +269,28 @@ class FocalSettings:
 
     @classmethod
     def from_config(cls, config: Any) -> "FocalSettings":
-        """The settings that a model's config holds.
+        """The settings in a model's config.
 
         Args:
             config (`PreTrainedConfig`): The model's config.
 
         Raises:
-            `ValueError`: If it holds none; and as [`FocalSettings.from_dict`] does.
+            `ValueError`: If there are none; and as [`FocalSettings.from_dict`] does.
         """
         settings = cls.find_in(config)
         if settings is None:
             raise ValueError(
                 "config: expected the settings that FocalTrainer stores under focal_loss, but there are none; for a model "
-                "trained otherwise, with cross entropy say, FocalSettings(gamma=0).store_in(config) adds them"
+                "trained with cross entropy, add them with FocalSettings(gamma=0).store_in(config)"
             )
         return settings
 
     @classmethod
     def find_in_folder(cls, folder: str | Path) -> "FocalSettings | None":
-        """The settings of a saved model or adapter, if there are any.
+        """The settings of a saved model or adapter in a folder, or None if there are none.
 
         Raises:
-            `ValueError`: If a file is no JSON; and as [`FocalSettings.from_dict`] does.
+            `ValueError`: If a file is not valid JSON; and as [`FocalSettings.from_dict`] does.
         """
         adapter, config = Path(folder, _ADAPTER_FILE), Path(folder, "config.json")
         if adapter.is_file():
@@ -300,11 +304,12 @@ class FocalSettings:
         """The settings of a saved model or adapter, in a folder or on the Hub.
 
         Args:
-            name_or_path (`str` or `Path`): The folder, or an id on the Hub. What is in the cache serves offline, too.
-            kwargs: For [`~huggingface_hub.hf_hub_download`], such as `revision`, `token` or `cache_dir`.
+            name_or_path (`str` or `Path`): The folder, or an id on the Hub. Cached files are also found offline.
+            kwargs: Passed to [`~huggingface_hub.hf_hub_download`], such as `revision`, `token` or `cache_dir`.
 
         Raises:
-            `ValueError`: If there are none, or they cannot be reached; and as [`FocalSettings.find_in_folder`] does.
+            `ValueError`: If there are none, or they cannot be downloaded; and as [`FocalSettings.find_in_folder`]
+            does.
 
         Example:
 
@@ -319,25 +324,25 @@ class FocalSettings:
         ```
         """
         if Path(name_or_path).is_dir():
-            settings, why = cls.find_in_folder(name_or_path), None
+            settings, reason = cls.find_in_folder(name_or_path), None
         else:
-            settings, why = cls._find_on_hub(str(name_or_path), kwargs)
+            settings, reason = cls._find_on_hub(str(name_or_path), kwargs)
         if settings is None:
             raise ValueError(
-                f"{name_or_path}: expected {_ADAPTER_FILE}, which FocalTrainer writes beside an adapter, or a config.json with "
-                f"focal_loss, but {why or 'there is neither'}"
-            ) from why
+                f"{name_or_path}: expected {_ADAPTER_FILE}, which FocalTrainer writes next to an adapter, or a "
+                f"config.json with focal_loss, but {reason or 'there is neither'}"
+            ) from reason
         return settings
 
     @classmethod
     def _find_on_hub(cls, name: str, kwargs: dict[str, Any]) -> "tuple[FocalSettings | None, Exception | None]":
-        """The settings, if there are any; and what is in the way of knowing."""
-        why: Exception | None = None
+        """The settings, or None; and if that is not certain, the error that prevented looking."""
+        reason: Exception | None = None
         for file in (_ADAPTER_FILE, "config.json"):
             try:
                 folder = Path(hf_hub_download(name, file, **kwargs)).parent
-            except LocalEntryNotFoundError as error:  # offline: it may be there
-                why = error
+            except LocalEntryNotFoundError as error:  # offline: the file may exist on the Hub
+                reason = error
                 continue
             except EntryNotFoundError:
                 continue
@@ -346,26 +351,26 @@ class FocalSettings:
             settings = cls.find_in_folder(folder)
             if settings is not None:
                 return settings, None
-        return None, why
+        return None, reason
 
     def to_dict(self) -> dict[str, Any]:
-        """The record: plain numbers, lists and texts."""
+        """The record, made of plain numbers, lists and strings."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {"format_version": FORMAT_VERSION, **deepcopy(values)}
 
     def store_in(self, config: Any) -> None:
-        """Makes this the record of a model's config, with which it is saved."""
+        """Stores the record in a model's config, to be saved with it."""
         config.focal_loss = self.to_dict()
 
     def store_in_folder(self, folder: str | Path) -> Path:
-        """Writes `focal_loss.json` beside an adapter; the path of the file."""
+        """Writes `focal_loss.json` next to an adapter, and returns the path of the file."""
         path = Path(folder, _ADAPTER_FILE)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
         return path
 
     def _lengths(self) -> dict[str, int]:
-        """How many classes each list has a number for."""
+        """The length of each setting that is a list, by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if _is_pair(self.alpha):
             values["alpha"] = values["alpha"][0]
@@ -375,7 +380,7 @@ class FocalSettings:
         return {name: len(value) for name, value in values.items() if isinstance(value, list)}
 
 
-def _named(keys: Iterable[object]) -> str:
+def _join_keys(keys: Iterable[object]) -> str:
     return one_line(", ".join(map(str, keys)))[:500]
 
 
@@ -383,7 +388,7 @@ def _number(name: str, value: Any, low: float, high: float) -> float:
     value = _plain(value)
     try:
         number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    except OverflowError:  # JSON has integers of any size
+    except OverflowError:  # JSON integers can have any size
         number = math.inf
     if not (low <= number <= high and number < math.inf):
         limits = f">= {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
@@ -425,7 +430,7 @@ def _alpha(value: Any) -> float | list[float] | list[list[float]]:
     if len({len(weights) for weights in pair}) > 1 or len(pair) != 2:
         raise ValueError(
             "alpha: expected two lists of the same length, the weights of negatives, then of positives, but got lists of "
-            f"{', '.join(str(len(weights)) for weights in pair)}"
+            f"length {', '.join(str(len(weights)) for weights in pair)}"
         )
     return pair
 
@@ -437,15 +442,15 @@ def _folded(value: Any) -> dict[str, Any]:
     is_complete = isinstance(value, Mapping) and value.keys() == names
     if not is_complete or not all(isinstance(value[name], Mapping) for name in mappings):
         raise ValueError(f"folded: expected an object with {', '.join(sorted(names))}, but got {value!r:.80}")
-    bias, measured, of_settings = value["unfolded_bias"], value["measured"], value["unfolded_settings"]
-    if of_settings.keys() != {"class_prior", "thresholds", "operating_point"}:
+    bias, measured, previous = value["unfolded_bias"], value["measured"], value["unfolded_settings"]
+    if previous.keys() != {"class_prior", "thresholds", "operating_point"}:
         raise ValueError(
-            f"folded, unfolded_settings: expected class_prior, thresholds, operating_point, but got {of_settings!r:.80}"
+            f"folded, unfolded_settings: expected class_prior, thresholds, operating_point, but got {previous!r:.80}"
         )
-    unfolded = FocalSettings(gamma=0.0, **of_settings)
+    unfolded = FocalSettings(gamma=0.0, **previous)
     return {
         "exact": value["exact"] is True,
-        "unfolded_settings": {name: getattr(unfolded, name) for name in of_settings},
+        "unfolded_settings": {name: getattr(unfolded, name) for name in previous},
         "bias": _numbers("folded, bias", value["bias"], -_HIGHEST_BIAS, _HIGHEST_BIAS),
         "measured": {str(name): _number(f"folded, {name}", number, 0, math.inf) for name, number in measured.items()},
         "shift": _numbers("folded, shift", value["shift"], -_HIGHEST_BIAS, _HIGHEST_BIAS),
@@ -461,7 +466,7 @@ def _is_pair(alpha: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays and tensors as lists and numbers."""
+    """Converts arrays and tensors to lists and numbers."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 
@@ -477,4 +482,4 @@ def _json(file: Path) -> Any:
     try:
         return json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file}: expected JSON, but it cannot be read: {error}") from error
+        raise ValueError(f"{file}: expected JSON, but it cannot be parsed: {error}") from error

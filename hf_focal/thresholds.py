@@ -19,16 +19,16 @@ _TINY = np.finfo(float).tiny
 
 @dataclass(frozen=True)
 class ThresholdCriterion:
-    """What thresholds are chosen for.
+    """The criterion by which thresholds are chosen.
 
     Args:
-        f_beta (`float`): The largest F-beta, (1 + beta²) P R / (beta² P + R) of precision P and recall R: above 1, beta makes
-            recall count more.
-        wanted_precision (`float`, *optional*): Instead, the largest recall with at least this precision.
-        wanted_recall (`float`, *optional*): Instead, the largest precision with at least this recall.
+        f_beta (`float`): Maximises F-beta, (1 + beta²) P R / (beta² P + R) with precision P and recall R. A beta above
+            1 gives more weight to recall.
+        wanted_precision (`float`, *optional*): Instead, maximises recall with at least this precision.
+        wanted_recall (`float`, *optional*): Instead, maximises precision with at least this recall.
 
     Raises:
-        `ValueError`: If a number is out of range, or there is more than one aim.
+        `ValueError`: If a number is out of range, or there is more than one criterion.
     """
 
     f_beta: float = 1.0
@@ -43,8 +43,8 @@ class ThresholdCriterion:
             if as_number(name, value, 1) == 0:
                 raise ValueError(f"{name}: expected a share above 0, but got {value!r}")
         if len(wanted) + (self.f_beta != 1) > 1:
-            aims = [*(["f_beta"] * (self.f_beta != 1)), *wanted]
-            raise ValueError(f"{aims[1]}: expected one aim of the thresholds, but got {' and '.join(aims)}")
+            criteria = [*(["f_beta"] * (self.f_beta != 1)), *wanted]
+            raise ValueError(f"{criteria[1]}: expected only one criterion, but got {' and '.join(criteria)}")
 
     @property
     def _wanted(self) -> tuple[tuple[str, float | None], ...]:
@@ -52,23 +52,23 @@ class ThresholdCriterion:
 
     @property
     def is_f_beta(self) -> bool:
-        """Whether it is an F-beta."""
+        """Whether the criterion is an F-beta."""
         return all(value is None for _, value in self._wanted)
 
     def __str__(self) -> str:
-        """As in a record."""
+        """The form in which it is recorded, such as ``"f1"`` or ``"precision 0.9"``."""
         wanted = [f"{name.removeprefix('wanted_')} {value:g}" for name, value in self._wanted if value is not None]
         return wanted[0] if wanted else f"f{self.f_beta:g}"
 
     def best(self, precision: np.ndarray, recall: np.ndarray) -> int | None:
-        """The position of the best threshold, of which these are in ascending order; None if none of them will do."""
+        """The index of the best threshold, given the values at ascending thresholds; None if none qualifies."""
         if self.wanted_precision is not None:
-            will_do, score = precision >= self.wanted_precision - 1e-12, recall
+            qualifies, score = precision >= self.wanted_precision - 1e-12, recall
         elif self.wanted_recall is not None:
-            will_do, score = recall >= self.wanted_recall - 1e-12, precision
+            qualifies, score = recall >= self.wanted_recall - 1e-12, precision
         else:
-            will_do, score = np.ones(len(recall), bool), self.f_score(precision, recall)
-        return int(np.where(will_do, score, -1).argmax()) if will_do.any() else None
+            qualifies, score = np.ones(len(recall), bool), self.f_score(precision, recall)
+        return int(np.where(qualifies, score, -1).argmax()) if qualifies.any() else None
 
     def f_score(self, precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
         weight = self.f_beta**2
@@ -87,24 +87,25 @@ def fit_thresholds(
     min_positives: int = 0,
     sample_weight: Sequence[float] | np.ndarray | Tensor | None = None,
 ) -> list[float]:
-    r"""For each label the best threshold on held-out data: by default that of the largest F1.
+    r"""Finds the best threshold of each label on held-out data, by default the one with the largest F1.
 
-    A label is predicted where its probability reaches the threshold, which lies midway between two probabilities of the
-    data. For calibrated probabilities the best one is half the best F1 (Lipton et al. 2014,
-    https://arxiv.org/abs/1402.1892). Where probabilities tell nothing of a label, the best is therefore to predict it for
-    every example, and where there are few positives, chance can look like that. `min_f1` is the remedy that text
-    categorization has for it (Fan & Lin 2007, https://www.csie.ntu.edu.tw/~cjlin/papers/threshold.pdf).
+    A label is predicted if its probability reaches the threshold, which lies midway between two probabilities of the
+    data. For calibrated probabilities the best threshold is half the best F1 (Lipton et al. 2014,
+    https://arxiv.org/abs/1402.1892). If the probabilities of a label are uninformative, it is therefore best to
+    predict it for every example, and with few positives this can happen by chance. `min_f1` is the usual remedy in
+    text categorization (Fan & Lin 2007, https://www.csie.ntu.edu.tw/~cjlin/papers/threshold.pdf).
 
     Args:
         posterior (`Tensor`): Probabilities of held-out examples, (N, L), or (N) for one label.
         labels (`Tensor`): 0 or 1, or -100, which is ignored, of the same shape.
-        f_beta, wanted_precision, wanted_recall (`float`): What is best, as in [`ThresholdCriterion`].
-        default (`float`): The threshold, in [0, 1], of a label without positive examples, from which nothing can be learned,
-            unless it shares one by `min_positives`, or a precision is wanted, which nothing reaches.
-        min_f1 (`float`): A label whose best F-beta is below this has the default threshold, too.
-        min_positives (`int`): Labels with fewer positive examples share one threshold, the best over all
-            their decisions (Huang et al. 2021, https://arxiv.org/abs/2109.04712, have one for all labels).
-        sample_weight (sequence of N `float`, *optional*): How much each example counts.
+        f_beta, wanted_precision, wanted_recall (`float`): The criterion, as in [`ThresholdCriterion`].
+        default (`float`): The threshold, in [0, 1], of a label without positive examples, to which none can be fitted.
+            Not used if the label shares a threshold by `min_positives`, or with `wanted_precision`, which is then
+            unreachable.
+        min_f1 (`float`): A label whose best F-beta is below this gets the default threshold, too.
+        min_positives (`int`): Labels with fewer positive examples share one threshold, the best for all of them
+            together (Huang et al. 2021, https://arxiv.org/abs/2109.04712, use one for all labels).
+        sample_weight (sequence of N `float`, *optional*): Weight of each example.
 
     Returns:
         `list[float]`: One threshold per label, between 0 and 1; NaN where the wanted precision cannot be reached.
@@ -142,14 +143,14 @@ def fit_thresholds(
         if not ((values >= 0) & (values <= 1)).all():
             raise ValueError(f"{name}: expected values in [0, 1], but got {values.min():g} to {values.max():g}")
     if not np.isin(truth, [0, 1, -100]).all():
-        raise ValueError("labels: expected 0, 1 or -100, but got others; of probabilities take those above 0.5 as 1")
+        raise ValueError("labels: expected 0, 1 or -100, but got others; if they are probabilities, round them")
     weights = np.broadcast_to(as_weights(sample_weight, len(truth))[:, None], truth.shape)
     as_number("min_positives", min_positives)
     is_rare = ((truth == 1) & is_known).sum(0) < min_positives
 
     def fit(labels: np.ndarray) -> float:
-        kept = is_known[:, labels] & (weights[:, labels] > 0)
-        p, positive, weight = (part[:, labels][kept] for part in (probabilities, truth, weights))
+        is_used = is_known[:, labels] & (weights[:, labels] > 0)
+        p, positive, weight = (part[:, labels][is_used] for part in (probabilities, truth, weights))
         if not positive.any():
             return default if criterion.wanted_precision is None else math.nan
         precision, recall, values = precision_recall_curve(positive, p, sample_weight=weight)
@@ -161,9 +162,9 @@ def fit_thresholds(
         middle = (values[best] + p[p < values[best]].max(initial=0.0)) / 2
         return float(np.clip(middle, 1e-6, 1 - 1e-6))
 
-    of_rare = fit(is_rare) if is_rare.any() else default
+    shared = fit(is_rare) if is_rare.any() else default
     each = np.eye(len(is_rare), dtype=bool)
-    return [of_rare if is_rare[k] else fit(each[k]) for k in range(len(is_rare))]
+    return [shared if is_rare[k] else fit(each[k]) for k in range(len(is_rare))]
 
 
 def reached_by(
@@ -176,14 +177,15 @@ def reached_by(
     """Precision, recall and F-beta of the decisions on one label, each with a 95 % interval.
 
     Args:
-        decided, truth (array of N `bool`): Whether the label is predicted, and whether it is right.
-        f_beta (`float`): Of the F-beta.
-        sample_weight (sequence of N `float`, *optional*): How much each example counts.
-        replicates (`int`): For the interval of F-beta, of the bootstrap.
+        decided, truth (array of N `bool`): Whether the label is predicted, and whether it is present.
+        f_beta (`float`): The beta of F-beta.
+        sample_weight (sequence of N `float`, *optional*): Weight of each example.
+        replicates (`int`): Number of bootstrap replicates for the interval of F-beta.
 
     Returns:
-        `dict`: ``precision``, ``recall`` and, for beta 1, ``f1``: the value and the ends of Wilson's interval, for F-beta of a
-        bootstrap over the examples. NaN where nothing is predicted, or nothing is right.
+        `dict`: ``precision``, ``recall`` and, for beta 1, ``f1``: the value and the ends of the interval, which is
+        Wilson's, or for F-beta from a bootstrap over the examples. NaN if the label is never predicted, or never
+        present.
 
     Example:
 
@@ -200,9 +202,9 @@ def reached_by(
     weights = weights / weights.mean()
     cells = np.array([(weights * cell).sum() for cell in (decided & truth, decided & ~truth, ~decided & truth)])
     hits, false_alarms, misses = cells
-    rest = max(len(truth) - cells.sum(), 0.0)
+    true_negatives = max(len(truth) - cells.sum(), 0.0)
     drawn = np.random.default_rng(0).multinomial(
-        len(truth), np.array([*cells, rest]) / (cells.sum() + rest), size=replicates
+        len(truth), np.array([*cells, true_negatives]) / (cells.sum() + true_negatives), size=replicates
     )
     beta = f_beta**2
 
@@ -210,8 +212,8 @@ def reached_by(
         total = (1 + beta) * hits + beta * misses + false_alarms
         return np.where(total > 0, (1 + beta) * hits / np.maximum(total, _TINY), np.nan)
 
-    of_f = f_score(*drawn[:, :3].T)
-    low, high = np.nanquantile(of_f, [0.025, 0.975]) if np.isfinite(of_f).any() else (math.nan, math.nan)
+    scores = f_score(*drawn[:, :3].T)
+    low, high = np.nanquantile(scores, [0.025, 0.975]) if np.isfinite(scores).any() else (math.nan, math.nan)
     return {
         "precision": wilson_interval(hits, hits + false_alarms),
         "recall": wilson_interval(hits, hits + misses),
@@ -220,13 +222,13 @@ def reached_by(
 
 
 def wilson_interval(hits: float, total: float) -> tuple[float, float, float]:
-    """A share, and the ends of its 95 % interval (Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953).
+    """A proportion and the ends of its 95 % interval (Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953).
 
     Args:
-        hits, total (`float`): How many there are, and out of how many; with weights, their sums, in units of examples.
+        hits, total (`float`): Number of hits, and the total number; with weights, their sums, in units of examples.
 
     Returns:
-        `tuple[float, float, float]`: NaN out of nothing.
+        `tuple[float, float, float]`: The proportion and the ends; NaN if `total` is 0.
 
     Example:
 

@@ -281,8 +281,8 @@ class TestCommand:
     @pytest.mark.parametrize(
         "message, arguments",
         [
-            ("there is no such file or folder", ["missing.csv"]),
-            ("expected a file that ends in .csv, .json", ["text.txt"]),
+            ("no such file or folder", ["missing.csv"]),
+            ("expected a file with one of the extensions .csv, .json", ["text.txt"]),
             ("column: expected 'nope' in the data, whose columns are ['label']", ["good.csv", "--column", "nope"]),
             ("no examples of class 1, 2", ["gap.csv"]),
             ("", ["broken.parquet"]),
@@ -338,9 +338,9 @@ class TestCommand:
         # Label 0 has two rows and lacks two: it would weigh 0 / 0.
         ("method: .* not 0 for all", [[1, 1], [1, 0], [0, 0], [0, 0]], {"method": lambda counts: counts != 2}),
         (r"no examples of class 1, 2, .*; add examples, .*, or set empty_weight$", [0, 3], {}),
-        ("method: expected a function that gives one number >= 0 per class", [0, 1], {"method": lambda counts: 1}),
+        ("method: expected a function that returns one number >= 0 per class", [0, 1], {"method": lambda counts: 1}),
         (
-            "method: expected a function that gives one number >= 0 per class",
+            "method: expected a function that returns one number >= 0 per class",
             [0, 1],
             {"method": lambda counts: -counts},
         ),

@@ -247,7 +247,7 @@ class TestFitScaling:
             ("method: expected one of auto", {"method": "isotonic"}),
             ("class_prior: expected 3 numbers", {"class_prior": [0.5, 0.5]}),
             ("sample_weight: expected", {"sample_weight": [1.0, 2.0]}),
-            ("sample_weight: expected some above 0", {"sample_weight": [0.0] * 30}),
+            ("sample_weight: expected at least one weight above 0", {"sample_weight": [0.0] * 30}),
         ],
     )
     def test_wrong_arguments_are_refused(self, message, kwargs):

@@ -86,7 +86,7 @@ def test_rows_are_those_of_flat_tokens():
             {"wanted_precision": 0.999},
         ),
         ("wanted_recall: 1 is not reachable on these .* targets, at most 0\\.\\d+ is", {"wanted_recall": 1.0}),
-        ("wanted_precision: expected either it or wanted_recall, but got neither", {}),
+        ("wanted_precision: expected either wanted_precision or wanted_recall, but got neither", {}),
         ("wanted_recall, but got 0.9 and 0.8", {"wanted_precision": 0.9, "wanted_recall": 0.8}),
         ("wanted_recall: expected a share above 0", {"wanted_recall": 95.0}),
         ("ignore_labels: expected names among .*'B-LOC'.*got .'outside'", {"ignore_labels": ["outside"]}),
@@ -108,5 +108,5 @@ def test_several_labels_are_refused():
     several = BertConfig(
         id2label=dict(enumerate(NAMES)), problem_type="multi_label_classification", focal_loss={"gamma": 2.0}
     )
-    with pytest.raises(ValueError, match="config: expected one label per target"):
+    with pytest.raises(ValueError, match="config: expected one class per target"):
         fit_min_confidence(*tokens(), several, wanted_precision=0.5)

@@ -105,9 +105,9 @@ class TestDecide:
             ("operating_point: expected one of as_trained, .* but got 'best'", {"operating_point": "best"}),
             ("prior: it is an operating point itself", {"operating_point": "as_trained", "prior": PRIOR}),
             ("costs: it is an operating point itself", {"operating_point": "balanced", "costs": [[0, 1], [1, 0]]}),
-            ("costs: expected a finite number for each of 3", {"costs": [[0, 1], [1, 0]]}),
-            ("costs: expected a finite number", {"costs": [[0, 1, float("nan")]] * 3}),
-            ("costs: expected a finite number .* but got 'high'", {"costs": "high"}),
+            ("costs: expected finite numbers of shape .3, 3.", {"costs": [[0, 1], [1, 0]]}),
+            ("costs: expected finite numbers", {"costs": [[0, 1, float("nan")]] * 3}),
+            ("costs: expected finite numbers .* but got 'high'", {"costs": "high"}),
             ("min_confidence: expected a finite number in .0, 1., but got 2", {"min_confidence": 2}),
             ("config: focal_loss holds no thresholds", {"operating_point": "thresholds"}),
         ],
@@ -117,7 +117,7 @@ class TestDecide:
             decide(torch.zeros(1, 3), config_of(), **kwargs)
 
     def test_costs_of_several_labels_are_refused(self):
-        with pytest.raises(ValueError, match="costs: they are for one class per example"):
+        with pytest.raises(ValueError, match="costs: expected one class per example"):
             decide(torch.zeros(1, 3), multi_label_config(), costs=[[0, 1, 1]] * 3)
 
     def test_gamma_that_follows_p_t_decides_as_trained(self):
@@ -138,8 +138,8 @@ class TestRecord:
         "message, settings",
         [
             ("operating_point: expected one of", {"operating_point": "best"}),
-            ("operating_point: 'balanced' takes class_prior", {"operating_point": "balanced"}),
-            ("operating_point: 'thresholds' takes thresholds", {"operating_point": "thresholds"}),
+            ("operating_point: 'balanced' requires class_prior", {"operating_point": "balanced"}),
+            ("operating_point: 'thresholds' requires thresholds", {"operating_point": "thresholds"}),
         ],
     )
     def test_what_cannot_be_decided_is_refused(self, message, settings):
@@ -265,5 +265,5 @@ def test_one_logit_takes_a_problem_type():
     config = BertConfig(num_labels=1, problem_type="multi_label_classification", focal_loss=record)
     assert decide(logits, config).tolist() == [[1], [0]]
     assert evaluate_model(logits, torch.tensor([1, 1]), config)["accuracy"] == 0.5
-    with pytest.raises(ValueError, match="config: the one logit of two classes takes problem_type"):
+    with pytest.raises(ValueError, match="config: a single logit for two classes requires problem_type"):
         decide(logits, BertConfig(num_labels=1, focal_loss=record))

@@ -90,5 +90,5 @@ def test_what_cannot_be_exported_is_refused(tmp_path, message, settings, kwargs)
 
 def test_without_the_packages(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_focal.export.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install hf_focal\[export\], or format='torch'"):
+    with pytest.raises(ImportError, match=r"pip install hf_focal\[export\], or use format='torch'"):
         export_posterior(make("bert", "text-classification", **SETTINGS), tmp_path)

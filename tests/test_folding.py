@@ -164,7 +164,7 @@ def test_heads_without_biases_take_a_scale_alone(kind):
     torch.testing.assert_close(model(ids).logits.softmax(-1), before, atol=1e-6, rtol=0)
     model = make(kind, "text-classification", alpha=[1.0, 2.0, 3.0])
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match=f"{type(model).__name__} has no bias, which alpha"):
+    with pytest.raises(ValueError, match=f"{type(model).__name__} has no bias, which is needed for alpha"):
         fold_calibration(model)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert model.config.focal_loss["folded"] is None
@@ -205,7 +205,7 @@ class TestNotLinear:
         logits, labels, ids = logits_and_labels(model)
         logits, ids, labels = logits[labels != 2], ids[labels != 2], labels[labels != 2]
         expected = posterior_from_config(logits, model.config)[:, 2].mean().item()
-        with pytest.warns(UserWarning, match="no held-out examples of 1 classes, id 2 among them"):
+        with pytest.warns(UserWarning, match="no held-out examples of 1 classes, such as id 2"):
             fold_calibration(model, logits, labels)
         with torch.no_grad():
             after = model(input_ids=ids).logits.softmax(-1)
@@ -216,7 +216,7 @@ class TestNotLinear:
         model = make("bert", "text-classification", multi_label=multi_label, gamma=2.0)
         logits, *_ = logits_and_labels(model)
         before = posterior_from_config(logits, model.config)
-        with pytest.warns(UserWarning, match="without held-out ones the fold is fitted to the formula"):
+        with pytest.warns(UserWarning, match="without held-out labels the fold is fitted to the formula"):
             found = fold_calibration(model, logits)
         after = logits * found["scale"] + torch.tensor(found["bias"])
         stock = after.sigmoid() if multi_label else after.softmax(-1)
@@ -228,7 +228,7 @@ class TestNotLinear:
     @pytest.mark.parametrize("gamma, slope", [(1.0, 1.772), (2.0, 2.676), (3.0, 3.624)])
     def test_of_sigmoid_losses_no_data_are_needed(self, gamma, slope):
         model = make("bert", "text-classification", multi_label=True, gamma=gamma, alpha=[[1.0, 1, 1], [1.0, 2, 5]])
-        with pytest.warns(UserWarning, match="from which it is up to 0.0"):
+        with pytest.warns(UserWarning, match="with differences of up to 0.0"):
             found = fold_calibration(model)
         assert found["scale"] == pytest.approx(slope, rel=0.03) and found["largest_difference"] < 0.02
         expected = -torch.tensor([1.0, 2, 5]).log()
@@ -267,7 +267,7 @@ class TestNotLinear:
     def test_it_warns_where_labels_are_less_likely_than_before(self):
         model = make("bert", "text-classification", gamma=2.0, class_prior=[0.98, 0.01, 0.01])
         logits, labels, _ = logits_and_labels(model, 600)
-        with pytest.warns(UserWarning, match="classes occur otherwise in these data than in training.*prior="):
+        with pytest.warns(UserWarning, match="these data have other class frequencies.*prior="):
             fold_calibration(model, logits, labels)
 
     def test_the_record_says_what_was_done_and_how_near_it_came(self):
@@ -295,14 +295,14 @@ class TestNotLinear:
     @pytest.mark.parametrize("settings", [{"gamma": [0.0, 1.0, 3.0]}, {"gamma": 1.0, "gamma_neg": 4.0}])
     def test_one_scale_is_not_near_to_several_gammas(self, settings):
         model = make("bert", "text-classification", multi_label=True, **settings)
-        with pytest.raises(ValueError, match="logits: expected those of held-out data"):
+        with pytest.raises(ValueError, match="logits: expected logits of held-out data"):
             fold_calibration(model)
 
     def test_held_out_data_are_needed(self):
         model = make("bert", "text-classification", gamma=2.0)
-        with pytest.raises(ValueError, match="logits: expected those of held-out data"):
+        with pytest.raises(ValueError, match="logits: expected logits of held-out data"):
             fold_calibration(model)
-        with pytest.raises(ValueError, match="logits: expected those of the labels"):
+        with pytest.raises(ValueError, match="logits: expected logits for the labels"):
             fold_calibration(model, labels=torch.tensor([0, 1]))
         assert model.config.focal_loss["folded"] is None
 
@@ -399,7 +399,7 @@ class TestUnfold:
         fold_calibration(model)
         getattr(model.classifier, part).data.view(-1)[0] += 0.01  # a single one
         for refuses in (check_folded_weights, unfold_calibration):
-            with pytest.raises(ValueError, match="its weights are others"):
+            with pytest.raises(ValueError, match="the weights differ"):
                 refuses(model)
 
     def test_weights_that_were_rounded_are_still_those(self):
@@ -413,9 +413,9 @@ class TestUnfold:
         model = make("bert", "text-classification", temperature=2.0)
         fold_calibration(model)
         state = {name: value.clone() for name, value in model.state_dict().items()}
-        with pytest.raises(ValueError, match="folded already; unfold_calibration"):
+        with pytest.raises(ValueError, match="folded already; call unfold_calibration"):
             fold_calibration(model)
-        with pytest.raises(ValueError, match="folded into the weights; unfold_calibration"):
+        with pytest.raises(ValueError, match="folded into the weights; call unfold_calibration"):
             calibrate_config(torch.randn(9, 3), torch.arange(9) % 3, model.config)
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
@@ -425,11 +425,11 @@ class TestUnfold:
         fold_calibration(model)
         find_head(model).weight.data = original
         for refuses in (check_folded_weights, unfold_calibration):
-            with pytest.raises(ValueError, match="folded into the head, but its weights are others"):
+            with pytest.raises(ValueError, match="folded into the head, but the weights differ"):
                 refuses(model)
         model.save_pretrained(tmp_path)
         save_tokenizer(tmp_path)
-        with pytest.raises(ValueError, match="folded into the head, but its weights are others"):
+        with pytest.raises(ValueError, match="folded into the head, but the weights differ"):
             pipeline("text-classification", model=str(tmp_path), pipeline_class=FocalTextClassificationPipeline)
 
 
@@ -459,7 +459,7 @@ class TestRefused:
         model = make("bert", "text-classification", temperature=2.0)
         model.other = torch.nn.Linear(16, 5)
         model.other.weight = model.classifier.weight
-        with pytest.raises(ValueError, match="shares its weights with others"):
+        with pytest.raises(ValueError, match="the weights of its head are shared"):
             fold_calibration(model)
 
     def test_quantised_heads(self):
@@ -474,8 +474,8 @@ class TestRefused:
         [
             ("but found 0: none", torch.nn.Sequential(torch.nn.Linear(16, 3), torch.nn.LayerNorm(3))),
             ("but found 0: none", torch.nn.Sequential(torch.nn.Linear(16, 3), torch.nn.Tanh())),
-            ("made of others", torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(16, 3))),
-            ("made of others", torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(16, 3))),
+            ("are parametrized", torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(16, 3))),
+            ("are parametrized", torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(16, 3))),
         ],
         ids=["a norm behind it", "a function behind it", "weight_norm", "spectral_norm"],
     )

@@ -75,7 +75,7 @@ class TestTwoClasses:
         [
             (r"positive_label: expected 0, 1 or one of \['LABEL_0', 'LABEL_1'\], but got 'fraud'", 2, "fraud"),
             ("positive_label: expected 0, 1 or one of .* but got 2", 2, 2),
-            ("positive_label: it is for two classes", 3, 1),
+            ("positive_label: expected two classes", 3, 1),
         ],
     )
     def test_other_labels_are_refused(self, message, num_labels, positive_label):
@@ -155,7 +155,7 @@ class TestCalibrateConfig:
             ("labels: expected probabilities in", [[-100.0, 1.0], [0.0, 1.0]], config_of(2)),
             ("labels: expected shape", [0, 1, 1], config_of(2)),
             (
-                "config: labels of the shape of the logits take a problem_type",
+                "config: labels of the shape of the logits require a problem_type",
                 [[1.0, 0.0], [0.0, 1.0]],
                 BertConfig(num_labels=2, focal_loss={"gamma": 2.0, "alpha": None}),
             ),
@@ -214,7 +214,7 @@ class TestCalibrateConfig:
         before = dict(config.focal_loss)
         labels = torch.arange(60) % 3
         logits = 5.0 * torch.nn.functional.one_hot((labels + 1) % 3, 3)
-        with pytest.warns(UserWarning, match="the less the probabilities say.*nothing is stored"):
+        with pytest.warns(UserWarning, match="the probabilities are ignored.*nothing is stored"):
             assert calibrate_config(logits, labels, config) == {}
         assert config.focal_loss == before
 
@@ -222,7 +222,7 @@ class TestCalibrateConfig:
         config = config_of(2, temperature=2.0)
         labels = torch.tensor([0] * 30 + [1] * 10)
         logits = torch.stack([torch.zeros(40), torch.where(labels == 1, 2.0, -1.0)], 1)
-        with pytest.warns(UserWarning, match="no error among them; the probabilities stay as they are"):
+        with pytest.warns(UserWarning, match="more confident they are made; the probabilities are left as they are"):
             found = calibrate_config(logits, labels, config)
         assert found["temperature"] == 2.0 and found["method"] == "none"
         assert found["reached"]["LABEL_1"]["recall"][0] == 1.0
@@ -285,8 +285,8 @@ class TestWanted:
         with pytest.warns(UserWarning) as warned:
             found = calibrate_config(logits, self.labels, config, wanted_precision=1.0)
         messages = " ".join(str(warning.message) for warning in warned)
-        assert "wanted_precision: 1 is not reachable for LABEL_1; there are no thresholds" in messages
-        assert "operating_point: it was 'thresholds'" in messages
+        assert "wanted_precision: 1 is not reachable for LABEL_1; no thresholds are stored" in messages
+        assert "operating_point: changed from 'thresholds'" in messages
         assert found["not_reachable"] == ["LABEL_1"] and "thresholds" not in found
         record = FocalSettings.from_config(config)
         assert record.threshold_criterion == "precision 1"
@@ -297,7 +297,7 @@ class TestWanted:
         logits[self.labels.argmin(), 1] = 8.0
         labels = torch.stack([self.labels, self.labels], 1)
         config = config_of(2, multi_label=True)
-        with pytest.warns(UserWarning, match="not reachable for LABEL_1; they are never decided"):
+        with pytest.warns(UserWarning, match="not reachable for LABEL_1; these are never predicted"):
             found = calibrate_config(logits, labels, config, wanted_precision=0.8, method="none")
         decided = decide(logits, config, "thresholds")
         assert precision_score(labels[:, 0], decided[:, 0]) >= 0.8 and not decided[:, 1].any()

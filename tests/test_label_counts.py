@@ -154,7 +154,7 @@ class TestSources:
     def test_integers_of_which_some_are_not_known_may_be_those_of_tokens(self):
         rows = [[0, 1, -100], [1, -100, -100]]
         assert count_labels(rows, multi_label=False).counts.tolist() == [1, 2]
-        with pytest.raises(ValueError, match="which may be several labels of an example, some of them not known, or"):
+        with pytest.raises(ValueError, match="which may be several labels of an example, some of them unknown, or"):
             count_labels(rows)
 
     @pytest.mark.parametrize("data", [TOKENS, dataset(TOKENS), dataset(TOKENS, feature=List(Value("int8")))])
@@ -193,7 +193,7 @@ class TestSources:
         counts = count_labels(data, multi_label=True)
         assert counts.counts.tolist() == [1, 1, 2] and counts.negatives.tolist() == [3, 3, 2]
         assert count_labels(data, multi_label=False).negatives is None
-        with pytest.raises(ValueError, match="labels of an example or those of its tokens; set multi_label"):
+        with pytest.raises(ValueError, match="labels of an example or of its tokens; set multi_label"):
             count_labels(data)
 
     @pytest.mark.parametrize(
@@ -454,7 +454,7 @@ def test_an_error_can_be_sent_to_another_process():
 @pytest.mark.parametrize("rows", [[[1, 0, -100], [0, -100, -100], [1, 1, 0]], torch.tensor([[1, -100], [0, 1]])])
 def test_whole_numbers_with_unknown_labels_may_be_tokens(rows):
     with pytest.raises(
-        ValueError, match="rows of 0, 1 and -100, which may be several labels of an example, some of them not"
+        ValueError, match="rows of 0, 1 and -100, which may be several labels of an example, some of them unknown"
     ):
         LabelDistribution.from_dataset(rows)
     several, tokens = (LabelDistribution.from_dataset(rows, multi_label=answer) for answer in (True, False))

@@ -513,7 +513,7 @@ class TestSigmoid:
         ("alpha: expected a number or one per class", {"alpha": "inverse"}),
         (r"alpha: expected a number or one per class, but got shape \(3, 3\)", {"alpha": torch.eye(3)}),
         ("alpha: expected a number > 0 for at least one class, but got .0.0, 0.0, 0.0.", {"alpha": [0, 0, 0]}),
-        (r"gamma: expected a function that gives one number per target, .* but got None", {"gamma": lambda p: None}),
+        (r"gamma: expected a function that returns one number per target, .* but got None", {"gamma": lambda p: None}),
         (r"gamma: .* one number per target, shape \(2, 1\), .* \(2,\)", {"gamma": lambda p: p[:, 0]}),
         ("ignore_index: expected an integer, but got None", {"ignore_index": None}),
         ("ignore_index: expected an integer, but got '-100'", {"ignore_index": "-100"}),
@@ -556,7 +556,7 @@ def test_targets_of_another_kind_are_refused(loss, target):
 
 
 def test_scalar_alpha_above_one_is_refused():
-    with pytest.raises(ValueError, match="alpha: a scalar weighs class 1"):
+    with pytest.raises(ValueError, match="alpha: expected a scalar of at most 1"):
         focal_loss(torch.zeros(1, 2), torch.tensor([0]), alpha=1.5)
 
 
@@ -577,8 +577,8 @@ def test_scalar_alpha_above_one_is_refused():
         ("alpha: expected a number > 0 for at least one class", {"alpha": [[0, 0, 0]] * 2}),
         ("gamma: expected one number for each of 3 classes, but got 2", {"gamma": [1.0, 2.0]}),
         ("gamma_neg: expected a finite number >= 0, but got -1", {"gamma_neg": -1}),
-        (r"gamma: expected a function that gives one number per target", {"gamma": lambda p: None}),
-        (r"gamma_neg: expected a function that gives one number per target", {"gamma_neg": lambda p: "2"}),
+        (r"gamma: expected a function that returns one number per target", {"gamma": lambda p: None}),
+        (r"gamma_neg: expected a function that returns one number per target", {"gamma_neg": lambda p: "2"}),
         ("ignore_index: expected an integer, but got None", {"ignore_index": None}),
         (r"margin: expected a number in \[0, 1\), but got 1.5", {"margin": 1.5}),
         (r"target: expected the shape of input, \(2, 3\)", {"target": torch.zeros(2)}),

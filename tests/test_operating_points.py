@@ -149,7 +149,7 @@ class TestScores:
             ("^prior: expected probabilities that sum to 1", {"prior": [0.5, 0.5, 0.5]}),
             ("^prior: expected one", {"prior": [0.5, 0.5]}),
             (
-                "config: focal_loss holds no thresholds; FocalTrainer.calibrate finds them",
+                "config: focal_loss holds no thresholds; FocalTrainer.calibrate fits them",
                 {"operating_point": "thresholds"},
             ),
         ],
@@ -166,7 +166,7 @@ class TestScores:
             operating_point_scores(torch.full((1, 3), 0.5), config, prior="rare")
 
     def test_a_class_without_examples_has_no_balanced_score(self):
-        with pytest.raises(ValueError, match="source_prior: expected more than 0 for every class that occurs"):
+        with pytest.raises(ValueError, match="source_prior: expected numbers above 0 for all classes that occur"):
             operating_point_scores(torch.tensor([[0.6, 0.4]]), config_of(2, class_prior=[1.0, 0.0]), "balanced")
         config = config_of(2, multi_label=True, class_prior=[0.4, 0.0])
         with pytest.raises(ValueError, match=r"config: the class prior of labels \[1\] is 0 or 1"):

@@ -657,7 +657,7 @@ class TestEstimatePrior:
         ("gamma: expected a finite number >= 0, but got -1", {"gamma": -1}),
         ("gamma: expected one number for each of 3 classes, but got 2", {"gamma": [1.0, 2.0]}),
         (
-            "gamma: expected a number or one per class, since a gamma .* has no such inverse, but got flsd_53",
+            "gamma: expected a number or one per class, since with a gamma .* has no such inverse, but got flsd_53",
             {"gamma": flsd_53},
         ),
         ("alpha: expected finite numbers >= 0, but got", {"alpha": [1.0, -1.0, 1.0]}),
@@ -716,7 +716,10 @@ def test_sigmoid_class_posterior_refuses_weights_above_one():
         ("source_prior: expected one number for each of 2 classes, but got 3", {"source_prior": [0.5, 0.25, 0.25]}),
         ("source_prior: expected one probability for each of 2 classes, but got 0.5", {"source_prior": 0.5}),
         ("source_prior: expected a number or one per class, but got None", {"source_prior": None}),
-        (r"source_prior: expected more than 0 for every class .* 0 for classes \[1\]", {"source_prior": [1.0, 0.0]}),
+        (
+            r"source_prior: expected numbers above 0 for all classes .* 0 for classes \[1\]",
+            {"source_prior": [1.0, 0.0]},
+        ),
         (r"posterior: expected probabilities in \[0, 1\], .* from -0.5 to 1.5", {"posterior": [[1.5, -0.5]]}),
         (r"posterior: expected probabilities in \[0, 1\], .* from nan to nan", {"posterior": [[math.nan, 0.5]]}),
         (
@@ -740,7 +743,7 @@ def test_priors_refuse(function, message, kwargs):
         ("target_prior: expected probabilities that sum to 1, but got a sum of 0.9", [0.5, 0.4]),
         ("target_prior: expected one number for each of 2 classes, but got 1", [1.0]),
         ("target_prior: expected finite numbers >= 0", [math.nan, 0.5]),
-        ("target_prior: expected a class above 0 .* in 2 examples", [0.0, 1.0]),
+        ("target_prior: expected a number above 0 .* in 2 examples", [0.0, 1.0]),
     ],
 )
 def test_shift_prior_refuses(message, target):

@@ -221,7 +221,7 @@ def test_shares_of_independent_labels_need_not_sum_to_1():
 
 
 def test_thresholds_are_for_two_classes_or_several_labels():
-    with pytest.raises(ValueError, match="thresholds: they are for two classes or several labels"):
+    with pytest.raises(ValueError, match="thresholds: expected two classes or several labels"):
         FocalSettings(gamma=2.0, thresholds=[0.5, 0.5, 0.5]).check_fits(3, multi_label=False)
 
 

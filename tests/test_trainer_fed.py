@@ -244,7 +244,9 @@ class TestAlpha:
 
     def test_a_beta_that_does_nothing_is_warned_about(self):
         distribution = LabelDistribution([900_000, 700_000, 60_000])
-        with pytest.warns(UserWarning, match=r"beta: with 0.999 the classes weigh the same.*beta=0.99999889"):
+        with pytest.warns(
+            UserWarning, match=r"beta: with 0.999 the weights of all classes are equal.*beta=0.99999889"
+        ):
             distribution.alpha("effective_number")
         alpha = distribution.alpha("effective_number", beta=0.99999889)
         assert alpha.max() / alpha.min() > 5
@@ -729,8 +731,8 @@ class TestErrorsAreInTheWordsOfTheTrainer:
                 r"alpha_max_ratio .*: expected weights above 0, .* but got \[0.0, 1.0, 1.0\]",
                 {"alpha": lambda counts: [0, 1, 1], "alpha_max_ratio": 2},
             ),
-            ("alpha: expected a function that gives one number >= 0 per class", {"alpha": lambda counts: [1]}),
-            (r"gamma: expected a function that gives one number per target", {"gamma": lambda p: None}),
+            ("alpha: expected a function that returns one number >= 0 per class", {"alpha": lambda counts: [1]}),
+            (r"gamma: expected a function that returns one number per target", {"gamma": lambda p: None}),
         ],
     )
     def test_of_settings(self, tmp_path, message, settings):

@@ -435,7 +435,7 @@ class TestPriorBias:
     @pytest.mark.parametrize(
         "message, settings",
         [
-            ("of a gamma that is a function of p_t", {"gamma": flsd_53}),
+            ("with a gamma that is a function of p_t", {"gamma": flsd_53}),
             ("PolyLossTrainer has a loss of its own", {"trainer_class": PolyLossTrainer, "task": "single_label"}),
         ],
     )

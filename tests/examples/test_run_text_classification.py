@@ -38,7 +38,7 @@ from hf_focal.model_card import read_model_card
 SCRIPT = "run_text_classification.py"
 # Of a few texts that a model has learned by heart.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:labels. the (more|less)"),
+    pytest.mark.filterwarnings("ignore:labels. (all predictions|the likelihood)"),
     pytest.mark.usefixtures("without_drawing"),
 ]
 
@@ -432,7 +432,7 @@ def test_a_precision_that_is_not_reachable_is_said_in_the_card(model_folder, cap
         ("--positive_label: thresholds are fitted after --do_train", None, ["--do_predict", "--positive_label", "sport"]),
         ("--wanted_precision: thresholds are for two classes or several labels, but there are 3 classes", None, ["--do_train", "--do_eval", "--wanted_precision", "0.9"]),
         ("--wanted_precision: expected a finite number in", None, ["--do_train", "--do_eval", "--wanted_precision", "90"]),
-        ("--wanted_recall: expected one aim", None, ["--do_eval", "--wanted_precision", "0.9", "--wanted_recall", "0.9"]),
+        ("--wanted_recall: expected only one criterion", None, ["--do_eval", "--wanted_precision", "0.9", "--wanted_recall", "0.9"]),
     ],
 )  # fmt: skip
 def test_decisions_that_cannot_be_made_are_refused_before_the_training(model_folder, message, counts, flags):

@@ -19,7 +19,7 @@ from hf_focal.model_card import read_model_card
 
 # Of a few sentences that a model has learned by heart.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:labels. the (more|less)"),
+    pytest.mark.filterwarnings("ignore:labels. (all predictions|the likelihood)"),
     pytest.mark.usefixtures("without_drawing"),
 ]
 SCRIPT = "run_token_classification.py"

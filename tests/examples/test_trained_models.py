@@ -12,7 +12,7 @@ from hf_focal import FocalSettings, class_posterior, posterior_from_config, sigm
 
 
 # Of a few texts that a model has learned by heart.
-pytestmark = pytest.mark.filterwarnings("ignore:labels. the (more|less)")
+pytestmark = pytest.mark.filterwarnings("ignore:labels. (all predictions|the likelihood)")
 
 
 @pytest.fixture
