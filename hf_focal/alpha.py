@@ -39,7 +39,7 @@ AlphaMethod = str | Callable[[np.ndarray], ArrayLike]
 
 @dataclass(frozen=True, repr=False, eq=False)
 class LabelDistribution:
-    """How often each class occurs, created by [`from_dataset`] or from the counts directly.
+    """How often each class occurs, created by [`LabelDistribution.from_dataset`] or from the counts directly.
 
     Attributes:
         counts (`np.ndarray` of int64, shape (C)): Examples (for token labels, tokens) of each class.
@@ -214,13 +214,13 @@ class LabelDistribution:
     ) -> Tensor | None:
         r"""Class weights for focal loss that give rare classes more weight.
 
-        With ``n_k`` examples of class k the weights are proportional to
+        With $n_k$ examples of class k the weights are proportional to
 
-        - ``"inverse"``, or ``"balanced"`` as scikit-learn calls it: ``1 / n_k``,
-        - ``"sqrt_inverse"``: ``n_k ** -0.5``,
-        - ``"effective_number"``: ``(1 - beta) / (1 - beta ** n_k)`` (Cui et al. 2019,
+        - ``"inverse"``, or ``"balanced"`` as scikit-learn calls it: $1 / n_k$,
+        - ``"sqrt_inverse"``: $1 / \sqrt{n_k}$,
+        - ``"effective_number"``: $(1 - \beta) / (1 - \beta^{n_k})$ (Cui et al. 2019,
           https://arxiv.org/abs/1901.05555),
-        - a function: the values it returns for the array of the ``n_k``,
+        - a function: the values it returns for the array of the $n_k$,
 
         and scaled so that their average over the examples is 1, so alpha does not change the scale of the loss. For
         multi-label data the negatives and positives of each label are weighted like two classes, so that the average
@@ -291,7 +291,7 @@ class LabelDistribution:
         Args:
             alpha (`Tensor` of shape (C) or (2, C), *optional*): The weights to show.
             file (`str` or `Path`, *optional*): Where to save the picture; the extension determines the format.
-            title (`str`, *optional*): By default the [`summary`].
+            title (`str`, *optional*): By default the [`LabelDistribution.summary`].
 
         Returns:
             `matplotlib.figure.Figure`: The picture.

@@ -38,11 +38,13 @@ def focal_loss(
 ) -> Tensor:
     r"""Softmax focal loss, with the names, shapes and order of `torch.nn.functional.cross_entropy`.
 
-    For a target distribution ``q`` over the classes (one-hot for class indices) the loss of one example is
-    ``sum_k q_k alpha_k (1 - p_k)^gamma_k (-log p_k)``. ``gamma=0`` without alpha is cross entropy.
+    With p the softmax of the logits and a target distribution q over the classes (one-hot for class indices), the loss
+    of one example is
 
-    With label smoothing ``e`` the weights ``q_k alpha_k`` become ``(1 - e) q_k alpha_k + (e / C) sum_j q_j alpha_j``:
-    alpha weights the example, never the smoothing mass. This differs from `cross_entropy` with both options, whose
+    $$-\sum_k q_k \, \alpha_k \, (1 - p_k)^{\gamma_k} \log p_k.$$
+
+    ``gamma=0`` without alpha is cross entropy. Label smoothing e replaces the weights $q_k \alpha_k$ by
+    $(1 - e) \, q_k \alpha_k + \frac{e}{C} \sum_j q_j \alpha_j$: alpha weights the example, never the smoothing mass. This differs from `cross_entropy` with both options, whose
     minimiser favours the class with the largest weight for every input once the ratio of the largest weight to the
     smallest is above 1 + C (1 - e) / e.
 
@@ -124,9 +126,10 @@ def sigmoid_focal_loss(
 ) -> Tensor:
     r"""Sigmoid focal loss: one independent binary decision per label, for multi-label targets.
 
-    With ``p = sigmoid(input)`` the loss of one label is
+    With p the sigmoid of the logit and y the target, the loss of one label is
 
-        -y alpha_1 (1 - p)^gamma log p - (1 - y) alpha_0 q^gamma_neg log(1 - q),    q = max(p - margin, 0),
+    $$-y \, \alpha_1 (1 - p)^{\gamma} \log p - (1 - y) \, \alpha_0 \, q^{\gamma_{neg}} \log (1 - q),
+    \quad q = \max(p - margin, 0),$$
 
     where both weights are 1 without alpha. With one gamma, alpha_0 = 1 - alpha_1 and no margin it is the loss of Lin
     et al. 2017 (https://arxiv.org/abs/1708.02002). With a separate gamma for negatives and a margin it is the

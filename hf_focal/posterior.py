@@ -1,10 +1,14 @@
-"""From the logits of a model trained with focal loss to class posteriors, also under another prior.
+r"""From the logits of a model trained with focal loss to class posteriors, also under another prior.
 
-Focal loss and alpha both distort the probabilities of a trained model, in a way that can be undone exactly. Let
-``v = softmax(logits)`` and ``phi_g(v) = (1 - v)^g - g (1 - v)^(g - 1) v log v``. Where the expected loss is minimal,
-its derivatives with respect to the logits are zero, so the targets have the distribution
+Focal loss and alpha both distort the probabilities of a trained model, in a way that can be undone exactly. Let v be
+the softmax of the logits and
 
-    q_i ~ v_i / (alpha_i phi_{gamma_i}(v_i)).
+$$\varphi_\gamma(v) = (1 - v)^\gamma - \gamma \, (1 - v)^{\gamma - 1} \, v \log v.$$
+
+Where the expected loss is minimal, its derivatives with respect to the logits are zero, so the targets have the
+distribution
+
+$$q_i \propto \frac{v_i}{\alpha_i \, \varphi_{\gamma_i}(v_i)}.$$
 """
 
 import math
@@ -131,11 +135,11 @@ def sigmoid_class_posterior(
 ) -> Tensor:
     r"""Converts the logits of a model trained with [`sigmoid_focal_loss`] to posterior probabilities of the labels.
 
-    As [`class_posterior`], with one independent decision per label: with ``D_g(p) = phi_g(p) / p``, weights
-    ``alpha_0`` of negatives and ``alpha_1`` of positives, ``p = sigmoid(logits)`` and ``q = max(p - margin, 0)``, the
-    odds are
+    As [`class_posterior`], with one independent decision per label. With p the sigmoid of the logit,
+    $q = \max(p - margin, 0)$, $D_\gamma(p) = \varphi_\gamma(p) / p$, and the weights $\alpha_0$ of negatives and
+    $\alpha_1$ of positives, the odds of the posterior are
 
-        posterior / (1 - posterior) = alpha_0 D_gamma_neg(1 - q) / (alpha_1 D_gamma(p)),
+    $$\frac{\alpha_0 \, D_{\gamma_{neg}}(1 - q)}{\alpha_1 \, D_\gamma(p)},$$
 
     and 0 for ``p <= margin``, where negatives have no loss.
 
