@@ -463,7 +463,7 @@ class TestModelsThatNeedTheirLabels:
 
         model = Needs(tiny_model().config)
         start = {name: weight.clone() for name, weight in model.state_dict().items()}
-        with pytest.raises(ValueError, match="model: Needs.forward cannot do without labels.*where labels is None"):
+        with pytest.raises(ValueError, match="model: Needs.forward needs labels.*if labels is None"):
             make_trainer(tmp_path, model=model).train()
         assert drift(model.state_dict(), start) == 0
 
@@ -564,7 +564,7 @@ class TestLanguageModelsAreFedAsTheirOwnLossFeedsThem:
     def test_without_a_start_there_is_advice(self, tmp_path):
         model = BlenderbotForConditionalGeneration(BlenderbotConfig(**{**BART, "pad_token_id": None}))
         data = Dataset.from_dict({"input_ids": [[3, 4]] * 8, "labels": [[3, 4]] * 8})
-        with pytest.raises(ValueError, match="decoder_input_ids: missing from the batch.*have the collator add them"):
+        with pytest.raises(ValueError, match="decoder_input_ids: missing from the batch.*let the collator add them"):
             make_trainer(tmp_path, model=model, train_dataset=data).train()
 
 
@@ -740,7 +740,7 @@ class TestErrorsAreInTheWordsOfTheTrainer:
     @pytest.mark.parametrize("name", ["alpha_max_ratio", "alpha_empty_weight"])
     @pytest.mark.parametrize("alpha", [None, [1.0, 1.0, 2.0]])
     def test_settings_of_a_method_without_one(self, tmp_path, name, alpha):
-        with pytest.raises(ValueError, match=f"{name} .*: expected a method of alpha that it goes with"):
+        with pytest.raises(ValueError, match=f"{name} .*: expected an alpha method"):
             make_trainer(tmp_path, alpha=alpha, **{name: 2.0})
 
     @pytest.mark.parametrize("flag", ["alpha_max_ratio", "alpha_empty_weight"])
