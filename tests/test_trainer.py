@@ -411,7 +411,7 @@ class TestSettings:
                 r"^train_dataset: no examples of class 3, .* choose their weight with alpha_empty_weight",
                 {"model": tiny_model(num_labels=4), "alpha": "inverse"},
             ),
-            ("alpha: 'inverse' would use up a OneShot", {"alpha": "inverse", "train_dataset": OneShot()}),
+            ("alpha: 'inverse' would consume a OneShot", {"alpha": "inverse", "train_dataset": OneShot()}),
             ("train_dataset: expected examples that are dicts", {"alpha": "inverse", "train_dataset": Unlabelled()}),
             (
                 r"or pass the weights to FocalTrainer: alpha=compute_alpha",
@@ -833,7 +833,7 @@ class TestModels:
             def forward(self, input_ids, labels=torch.zeros(4, dtype=torch.long)):
                 return super().forward(input_ids, labels=labels)
 
-        for model_class, needs in ((Requiring, "requires labels"), (Defaulting, "makes labels of its own")):
+        for model_class, needs in ((Requiring, "requires labels"), (Defaulting, "uses default labels")):
             with pytest.raises(ValueError, match=f"^model: {model_class.__name__}.forward {needs}.*labels=None"):
                 make_trainer(tmp_path, model=model_class(tiny_model().config))
 
