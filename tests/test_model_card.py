@@ -211,7 +211,7 @@ class TestMarkdown:
         assert markdown_table(["class"], []) == ""
 
     def test_rows_of_other_lengths_are_refused(self):
-        with pytest.raises(ValueError, match=r"rows: expected 2 cells, as the header has, but got \['a'\]"):
+        with pytest.raises(ValueError, match=r"rows: expected 2 cells, as in the header, but got \['a'\]"):
             markdown_table(["class", "n"], [["a", "1"], ["a"]])
 
 

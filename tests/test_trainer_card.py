@@ -658,7 +658,7 @@ class TestWhichSplit:
         monkeypatch.setattr(TrainingArguments, "world_size", 2)  # where the card could not predict
         contents = card_of(trainer, test_dataset=data, predictions=output)
         assert contents.metrics == expected.metrics and contents.operating_points == expected.operating_points
-        with pytest.raises(ValueError, match="test_dataset: expected predictions=trainer.predict"):
+        with pytest.raises(ValueError, match="test_dataset: also pass predictions=trainer.predict"):
             trainer.create_model_card(test_dataset=data)
 
     def test_predictions_of_other_data(self, trained):
@@ -1067,7 +1067,7 @@ class TestNeverAReasonToFail:
     def test_a_readme_whose_metadata_cannot_be_read_is_kept(self, tmp_path, trained):
         trainer, text = trained(), "---\nlicense: [mit\n---\n\nMine.\n"
         (tmp_path / "README.md").write_text(text)
-        with pytest.warns(UserWarning, match="metadata cannot be read .*; the old one is kept as README.md.bak"):
+        with pytest.warns(UserWarning, match="metadata cannot be read .*; the old card is kept as README.md.bak"):
             trainer.create_model_card()
         assert (tmp_path / "README.md.bak").read_text() == text and read_model_card(tmp_path / "README.md")
 
