@@ -1,4 +1,4 @@
-"""The report of a recipe with `along`: how each loss does at each value of a flag, as tables and as a picture."""
+"""The report of a recipe with `along`: results of each loss at each value of a flag, as tables and as a picture."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ from hf_focal.model_card import escape_markdown, markdown_table, one_line
 
 
 SHOWN = ("accuracy", "f1_micro", "f1_macro", "f1_tail", "negative_log_likelihood")
-# Of Okabe and Ito, which all can tell apart.
+# The palette of Okabe and Ito, safe for colour-blind readers.
 COLORS = ["#000000", "#56b4e9", "#009e73", "#d55e00", "#cc79a7", "#e69f00", "#0072b2", "#f0e442"]
 
 
 def curve_points(records: list[dict]) -> dict[str, dict[str, dict[float, list[float]]]]:
-    """By metric, loss and value, what each seed reached on the test split; losses and values in order of appearance.
+    """By metric, loss and value, the results of all seeds on the test split; losses and values in order of appearance.
 
     Raises:
         `ValueError`: If the records of one value cannot be compared.
@@ -37,8 +37,8 @@ def curve_points(records: list[dict]) -> dict[str, dict[str, dict[float, list[fl
         is_multi_label = isinstance(tested[0]["labels"][0], list)
         for record in with_posterior(tested) + [r | {"loss": f"{first}, at balanced"} for r in shifted]:
             for metric in SHOWN:
-                is_of_these = metric in record["metrics"] and metric != ("accuracy" if is_multi_label else "f1_micro")
-                if is_of_these and record["metrics"][metric] is not None:
+                is_shown = metric in record["metrics"] and metric != ("accuracy" if is_multi_label else "f1_micro")
+                if is_shown and record["metrics"][metric] is not None:
                     of_loss = points.setdefault(metric, {}).setdefault(record["loss"], {})
                     of_loss.setdefault(value, []).append(record["metrics"][metric])
     return points
@@ -68,7 +68,7 @@ def curve_tables(records: list[dict]) -> str:
 
 
 def draw_curves(records: list[dict], file: Path) -> None:
-    """Each loss is a line through the means, in the band of its 95 % interval."""
+    """Draws a line through the means of each loss, with a band for the 95 % interval."""
     points, name = curve_points(records), one_line(records[0]["along"].replace("_", " "))
     panels = [metric for metric in ("accuracy", "f1_micro", "f1_macro", "f1_tail") if metric in points]
     figure = Figure(figsize=(4 * len(panels), 4.6), layout="constrained", dpi=150)
