@@ -289,8 +289,8 @@ def main() -> None:
             del in_force["per_class"]
             metrics |= {f"{prefix}_{name}": value for name, value in in_force.items()}
             points = {
-                point: {**entity_scores(decide(logits, config, point).numpy(), labels, names), **of_tokens}
-                for point, of_tokens in evaluate_operating_points(logits, labels, config).items()
+                point: {**entity_scores(decide(logits, config, point).numpy(), labels, names), **token_metrics}
+                for point, token_metrics in evaluate_operating_points(logits, labels, config).items()
             }
         trainer.log(metrics)
         trainer.save_metrics(prefix, metrics | ({f"{prefix}_operating_points": points} if points else {}))

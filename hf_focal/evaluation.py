@@ -186,8 +186,8 @@ def evaluate_operating_points(
     sums = np.concatenate([vstack(counts) @ times for times in _drawn(weights, replicates)], axis=1)
     total, *sums_by_point = np.split(sums, [1 + k * (1 + 3 * num_classes) for k in range(len(names))])
     results = {}
-    for name, (right, *of_classes) in zip(names, sums_by_point):
-        true, guessed, hits = np.reshape(of_classes, (3, num_classes, -1))
+    for name, (right, *class_sums) in zip(names, sums_by_point):
+        true, guessed, hits = np.reshape(class_sums, (3, num_classes, -1))
         metrics = {
             "accuracy": right / np.maximum(total[0], np.finfo(float).tiny),
             **decision_metrics(true, guessed, hits, groups, multi_label),

@@ -250,9 +250,9 @@ class ModelCardContents:
         metrics = self.metrics if label is None else self.per_class[label]
         others = [value for i, value in enumerate(metrics[name]) if i != index]
         support = 0.0 if label is None else metrics.get("support", [0.0] * len(self.seeds))[index]
-        of_class = support**-0.5 if support >= 1 else 0.0
-        of_card = max(self.tolerance, max(others, default=0.0) - min(others, default=0.0))
-        return max(min(of_card, at_most), of_class)
+        class_tolerance = support**-0.5 if support >= 1 else 0.0
+        tolerance = max(self.tolerance, max(others, default=0.0) - min(others, default=0.0))
+        return max(min(tolerance, at_most), class_tolerance)
 
 
 def write_model_card(
@@ -410,8 +410,8 @@ def _check_metadata(path: str, card: ModelCard, contents: ModelCardContents) -> 
     named = [(result.metric_name, result.metric_value) for result in results]
     _check(f"{path}: model-index", named, "the results of the record", results == _eval_results(contents))
     if results:
-        name = getattr(card.data, "model_name", None)
-        _check(f"{path}: model-index", name, repr(contents.model_name), name == _for_yaml(contents.model_name))
+        title = getattr(card.data, "model_name", None)
+        _check(f"{path}: model-index", title, repr(contents.model_name), title == _for_yaml(contents.model_name))
 
 
 def _metadata(contents: ModelCardContents) -> ModelCardData:
@@ -599,12 +599,12 @@ def _operating_points(contents: ModelCardContents) -> str:
     ]
     table = _table(["decided by", *(_metric(name)[0] for name in columns)], rows)
     rare = contents.label_names[contents.settings.rarer_or_positive_label] if "precision" in columns else ""
-    of_label = f" Precision and recall are those of {escape_markdown(rare)}." if rare else ""
+    label_note = f" Precision and recall are those of {escape_markdown(rare)}." if rare else ""
     makes = f"`{_PIPELINES[contents.task][0]}`" if contents.task in _PIPELINES else "`hf_focal.decide`"
     return (
         f"{table}\n\nIn brackets the 95 % interval of a bootstrap over the examples. The results above are those of the decision "
         f"in force, which {makes} makes; a stock pipeline decides `as_trained`. `hf_focal.decide` explains them."
-        f"{of_label}"
+        f"{label_note}"
     )
 
 

@@ -27,11 +27,11 @@ def curve_points(records: list[dict]) -> dict[str, dict[str, dict[float, list[fl
     for record in records:
         by_value.setdefault(record["value"], []).append(record)
     points: dict[str, dict[str, dict[float, list[float]]]] = {}
-    for value, of_value in by_value.items():
-        tested = [record for record in of_value if record["stage"] == "test"]
+    for value, value_records in by_value.items():
+        tested = [record for record in value_records if record["stage"] == "test"]
         if not tested:
             continue
-        tested_cells(of_value, tested[0]["arm"])
+        tested_cells(value_records, tested[0]["arm"])
         first = baseline_of(record["loss"] for record in tested)
         shifted = decided_at(tested, "balanced", [record["arm"] for record in tested if record["loss"] == first])
         is_multi_label = isinstance(tested[0]["labels"][0], list)
@@ -39,8 +39,8 @@ def curve_points(records: list[dict]) -> dict[str, dict[str, dict[float, list[fl
             for metric in SHOWN:
                 is_shown = metric in record["metrics"] and metric != ("accuracy" if is_multi_label else "f1_micro")
                 if is_shown and record["metrics"][metric] is not None:
-                    of_loss = points.setdefault(metric, {}).setdefault(record["loss"], {})
-                    of_loss.setdefault(value, []).append(record["metrics"][metric])
+                    loss_points = points.setdefault(metric, {}).setdefault(record["loss"], {})
+                    loss_points.setdefault(value, []).append(record["metrics"][metric])
     return points
 
 
@@ -48,13 +48,13 @@ def curve_tables(records: list[dict]) -> str:
     """Markdown: a table for each metric, a row for each loss, a column for each value."""
     points, name = curve_points(records), records[0]["along"].replace("_", " ")
     tables = []
-    for metric, of_losses in points.items():
-        values = sorted({value for of_values in of_losses.values() for value in of_values})
+    for metric, loss_curves in points.items():
+        values = sorted({value for curve in loss_curves.values() for value in curve})
         rows = []
-        for loss, of_values in of_losses.items():
+        for loss, curve in loss_curves.items():
             cells = []
             for value in values:
-                mean, half = mean_and_interval(of_values.get(value, []))
+                mean, half = mean_and_interval(curve.get(value, []))
                 cells.append("–" if np.isnan(mean) else f"{mean:.3f}" + ("" if np.isnan(half) else f" ± {half:.3f}"))
             rows.append([escape_markdown(loss), *cells])
         header = [f"{TITLES[metric]}, by {escape_markdown(name)}", *(f"{value:g}" for value in values)]
@@ -74,9 +74,9 @@ def draw_curves(records: list[dict], file: Path) -> None:
     figure = Figure(figsize=(4 * len(panels), 4.6), layout="constrained", dpi=150)
     plots = np.atleast_1d(figure.subplots(1, len(panels)))
     for axes, metric in zip(plots, panels):
-        for color, (loss, of_values) in zip(COLORS, points[metric].items()):
-            values = sorted(of_values)
-            mean, half = np.transpose([mean_and_interval(of_values[value]) for value in values])
+        for color, (loss, curve) in zip(COLORS, points[metric].items()):
+            values = sorted(curve)
+            mean, half = np.transpose([mean_and_interval(curve[value]) for value in values])
             style = "--" if loss.endswith(", at balanced") else "-"
             axes.plot(
                 values, mean, style, color=color, marker="o", label=one_line(loss) if metric == panels[0] else None

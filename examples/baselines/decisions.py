@@ -30,5 +30,5 @@ def with_posterior(records: Iterable[dict]) -> list[dict]:
 
 def _of_posterior(record: dict) -> dict[str, float]:
     metrics = record.get("other_decisions", {}).get("most_likely", {}).get("metrics", {})
-    of_probabilities = ("negative_log_likelihood", "brier_score", "expected_calibration_error")
-    return {name: value for name, value in metrics.items() if name.startswith(of_probabilities)}
+    prefixes = ("negative_log_likelihood", "brier_score", "expected_calibration_error")
+    return {name: value for name, value in metrics.items() if name.startswith(prefixes)}

@@ -250,8 +250,8 @@ def best_arm(records: Sequence[dict]) -> tuple[str, dict]:
     """
     scores = _validation_scores(records)
     arm = max(scores, key=scores.__getitem__)
-    of_arm = [record for record in records if record["stage"] == "test" and record["arm"] == arm]
-    return arm, max(of_arm, key=lambda record: record["validation_metrics"]["f1_macro"])
+    arm_records = [record for record in records if record["stage"] == "test" and record["arm"] == arm]
+    return arm, max(arm_records, key=lambda record: record["validation_metrics"]["f1_macro"])
 
 
 def _validation_scores(records: Sequence[dict]) -> dict[str, float]:
@@ -260,7 +260,7 @@ def _validation_scores(records: Sequence[dict]) -> dict[str, float]:
     for record in records:
         if record["stage"] == "test":
             scores.setdefault(record["arm"], []).append(record["validation_metrics"]["f1_macro"])
-    return {arm: float(np.mean(of_arm)) for arm, of_arm in scores.items()}
+    return {arm: float(np.mean(values)) for arm, values in scores.items()}
 
 
 def recommendation(records: list[dict], arm: str, first: str) -> str:
