@@ -1,8 +1,9 @@
-"""How far probabilities can be trusted: of cross entropy and focal loss, raw, as posterior, and calibrated in several ways.
+"""How well probabilities are calibrated after cross entropy and focal loss: raw, as posterior, and after scaling.
 
     python calibration.py                       # the embedded default with three losses, half an hour on one CPU core
 
-The tables of the README, some minutes each and half an hour the first time, which keeps what the frozen layers make of a text:
+The tables of the README take some minutes each, but half an hour the first time, which caches the output of frozen
+layers:
 
     python calibration.py --losses "focal, alpha" --output_dir outputs/calibration_bbc --dataset_name bbc_longtail \
         --max_seq_length 64 --num_train_epochs 3 --learning_rate 2e-4 --warmup_steps 30 \
@@ -17,12 +18,13 @@ The tables of the README, some minutes each and half an hour the first time, whi
         --label_column_name labels --validation_share 0.1 --max_seq_length 64 --frozen_layers 5 --num_train_epochs 10 \
         --learning_rate 1e-3 --warmup_steps 100 --per_device_train_batch_size 32 --per_device_eval_batch_size 64
 
-The last takes a folder reuters90, made as baselines/README.md says. Each cell is one run of `run_text_classification.py` with
-one loss and one seed; other flags are handed on to it, or are those of `python -m baselines cell`. Finished cells are not
-repeated. What is fitted is fitted on the validation split, and everything is measured on the test split, as mean and 95 %
-interval (Student's t) over the seeds: negative log likelihood, Brier score, accuracy, macro-F1 (of several labels, at 0.5), and
-expected calibration error (15 bins of equal mass) beside what a perfectly calibrated model would have. Where validation and test
-split are balanced and the training data are not, posteriors are shifted there. Beside the table it draws reliability diagrams.
+The last one needs a folder reuters90, made as described in baselines/README.md. Each cell is one run of
+`run_text_classification.py` with one loss and one seed; other flags are passed on to it, or are those of
+`python -m baselines cell`. Finished cells are not repeated. Everything is fitted on the validation split and measured
+on the test split, as mean and 95 % interval (Student's t) over the seeds: negative log-likelihood, Brier score,
+accuracy, macro-F1 (for several labels, at 0.5), and expected calibration error (15 bins of equal mass) beside that of
+a perfectly calibrated model. If validation and test split are balanced but the training data are not, posteriors are
+shifted to the balanced prior. It also draws reliability diagrams.
 """
 
 from argparse import ArgumentParser
@@ -66,9 +68,9 @@ METHODS = {"temperature": "temperature", "vector": "vector scaling", "auto": "ch
 def readings(
     logits: Tensor, held_out: tuple[Tensor, Tensor], settings: FocalSettings, multi_label: bool = False
 ) -> dict[str, tuple[Tensor, str]]:
-    """The ways to read probabilities out of logits, by name; with the method that was chosen, if there was a choice."""
+    """The probabilities by each method, by its name; with the scaling that was chosen, if there was a choice."""
     held_out_logits, labels = held_out
-    of_loss = partial(
+    closed_form_posterior = partial(
         posterior_from_settings,
         settings=replace(settings, temperature=None, calibration_bias=None),
         multi_label=multi_label,
@@ -77,7 +79,7 @@ def readings(
     counts = None if multi_label else labels.bincount(minlength=logits.shape[-1])
     is_balanced = counts is not None and bool((counts == counts[0]).all()) and len({*settings.class_prior}) > 1
 
-    def where_it_is_tested(posterior: Tensor) -> Tensor:
+    def at_test_prior(posterior: Tensor) -> Tensor:
         prior = torch.full((logits.shape[-1],), 1 / logits.shape[-1])
         return shift_prior(posterior, settings.class_prior, prior) if is_balanced else posterior
 
@@ -85,23 +87,23 @@ def readings(
         known = {"class_prior": settings.class_prior, "multi_label": multi_label}
         try:
             scaling = fit_scaling(read(held_out_logits), labels, method=method, **known)
-        except UnboundedFitError:  # without an error among the held-out data
+        except UnboundedFitError:  # no errors in the held-out data
             scaling = Scaling("none")
         p = apply_temperature(read(logits), scaling.temperature, bias=scaling.bias, multi_label=multi_label)
-        return where_it_is_tested(p), scaling
+        return at_test_prior(p), scaling
 
-    closed_form = of_loss(logits)
-    found = {f"raw {'sigmoid' if multi_label else 'softmax'}": (stock(logits), ""), "closed form": (closed_form, "")}
+    closed_form = closed_form_posterior(logits)
+    results = {f"raw {'sigmoid' if multi_label else 'softmax'}": (stock(logits), ""), "closed form": (closed_form, "")}
     if is_balanced:
-        found["closed form, shifted"] = where_it_is_tested(closed_form), ""
+        results["closed form, shifted"] = at_test_prior(closed_form), ""
     for method, name in METHODS.items():
-        p, scaling = scaled(of_loss, method)
-        found[name] = p, scaling.method if method == "auto" else ""
-    return {**found, "folded into the head": (scaled(stock, "vector")[0], "")}  # as fold_calibration does
+        p, scaling = scaled(closed_form_posterior, method)
+        results[name] = p, scaling.method if method == "auto" else ""
+    return {**results, "folded into the head": (scaled(stock, "vector")[0], "")}  # as fold_calibration does
 
 
 def measure(folder: Path) -> tuple[list[dict], dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """A row of metrics for each reading; and the confidences for the picture, with what came of them."""
+    """A row of metrics for each method; and, for the picture, the confidences with their outcomes."""
     config = AutoConfig.from_pretrained(folder)
     settings, multi_label = FocalSettings.from_config(config), config.problem_type == "multi_label_classification"
     splits = held_out_logits(folder)
@@ -109,8 +111,8 @@ def measure(folder: Path) -> tuple[list[dict], dict[str, tuple[np.ndarray, np.nd
     rows, confidences = [], {}
     for name, (p, chosen) in readings(logits, splits["validation"], settings, multi_label).items():
         p = p.clamp_min(torch.finfo(p.dtype).tiny)
-        of_p = p.clamp_max(1 - 1e-16).logit() if multi_label else p.log()
-        prediction = EvalPrediction(of_p.numpy(), labels.numpy())
+        log_odds = p.clamp_max(1 - 1e-16).logit() if multi_label else p.log()
+        prediction = EvalPrediction(log_odds.numpy(), labels.numpy())
         rows.append(
             {"probabilities": name, "chosen": chosen, **compute_metrics(prediction, problem_type=config.problem_type)}
         )
@@ -120,7 +122,10 @@ def measure(folder: Path) -> tuple[list[dict], dict[str, tuple[np.ndarray, np.nd
 
 
 def reliability_diagram(confidences: pd.Series, file: Path) -> None:
-    """Confidence against accuracy, or probability against the share of positives, in 15 bins of equal mass, over all seeds; below the diagonal is over-confident."""
+    """Confidence against accuracy, or probability against the share of positives, over all seeds.
+
+    There are 15 bins of equal mass. Points below the diagonal are over-confident.
+    """
     losses = list(dict.fromkeys(loss for loss, _ in confidences.index))
     figure = Figure(figsize=(4 * len(losses), 4), layout="constrained", dpi=100)
     for axes, loss in zip(np.atleast_1d(figure.subplots(1, len(losses), sharey=True)), losses):
@@ -155,7 +160,7 @@ def main() -> None:
     table.to_json(args.output_dir / "calibration.jsonl", orient="records", lines=True)
     reliability_diagram(pd.Series(confidences), args.output_dir / "reliability.png")
 
-    # Of several labels nearly all are absent, which makes the means over them small.
+    # With several labels, nearly all are absent, which makes the means over them small.
     lines, digits = [], 4 if "raw sigmoid" in table["probabilities"].values else 3
     for (loss, probabilities), cells in table.groupby(["loss", "probabilities"], sort=False):
         intervals = [mean_and_interval(cells[metric]) for metric in METRICS]

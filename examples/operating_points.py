@@ -1,12 +1,12 @@
-"""One model, several decisions: train once, then choose what to be right about.
+"""One model, several operating points: train once, then choose which errors matter.
 
     python operating_points.py                                          # the embedded default, some 2 minutes
     python operating_points.py --output_dir outputs/r52 --dataset_name outputs/r52_data --focal_alpha sqrt_inverse
 
 Flags are those of `run_text_classification.py`, which trains the model; a folder with a finished run is not trained again.
-It prints what each operating point scores on the test split, and draws the recall of each class. `accuracy at the training prior` is
-the accuracy if the test classes occurred as often as in training, where `most_likely` should lead; `balanced` should lead
-in balanced accuracy. The prior is estimated from the test texts, without their labels.
+It prints the scores of each operating point on the test split, and draws the recall of each class. `accuracy at the
+training prior` is the accuracy if classes were as frequent in the test split as in training; `most_likely` should be
+best there, and `balanced` in balanced accuracy. The prior is estimated from the test texts, without their labels.
 """
 
 from argparse import ArgumentParser

@@ -10,11 +10,11 @@ from hf_focal import FocalTextClassificationPipeline, FocalTrainer, FocalTrainin
 splits = load_bbc_longtail()
 names = splits["train"].features["label"].names
 
-# 2. A tokenizer. The data collator pads each batch, so the texts are only cut here.
+# 2. A tokenizer. The data collator pads each batch, so the texts are only truncated here.
 tokenizer = AutoTokenizer.from_pretrained(minilm_path())
 splits = splits.map(lambda batch: tokenizer(batch["text"], truncation=True, max_length=64), batched=True)
 
-# 3. A model with a new head, which knows the names of its classes.
+# 3. A model with a new head, and the names of its classes.
 model = AutoModelForSequenceClassification.from_pretrained(
     minilm_path(),
     num_labels=len(names),
@@ -22,7 +22,7 @@ model = AutoModelForSequenceClassification.from_pretrained(
     label2id={name: k for k, name in enumerate(names)},
 )
 
-# 4. The settings of the training, and those of the loss. "inverse": the rarer a class, the more its examples weigh.
+# 4. The settings of the training and of the loss. "inverse": the rarer a class, the larger its weight.
 args = FocalTrainingArguments(
     output_dir="outputs/quickstart",
     focal_gamma=2.0,
@@ -34,7 +34,7 @@ args = FocalTrainingArguments(
     save_strategy="no",
 )
 
-# 5. FocalTrainer in place of Trainer.
+# 5. FocalTrainer instead of Trainer.
 trainer = FocalTrainer(
     model=model,
     args=args,
@@ -46,11 +46,11 @@ trainer = FocalTrainer(
 )
 trainer.train()
 
-# 6. A temperature from the validation split, for probabilities that can be trusted; it is stored in the config.
+# 6. Calibration on the validation split, for reliable probabilities; it is stored in the config.
 trainer.calibrate()
 trainer.save_model()
 
-# 7. The saved model decides by the posterior, here where all classes are equally likely, unlike in training.
+# 7. The saved model decides by the posterior, here for equally likely classes, unlike in training.
 classify = pipeline(
     "text-classification",
     model="outputs/quickstart",

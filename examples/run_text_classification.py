@@ -1,7 +1,7 @@
 """Fine-tune a BERT-like model with focal loss on imbalanced single-label or multi-label text classification.
 
 Without arguments it trains MiniLM-L6 on long-tailed BBC News, both from installed packages, so no network is needed.
-Flags change that default one by one (`--loss cross_entropy --seed 1`); once a dataset is named they apply to it alone:
+Flags change this default one by one (`--loss cross_entropy --seed 1`); if they name a dataset, it is not used at all:
 
     python run_text_classification.py --model_name_or_path bert-base-uncased --dataset_name tweet_eval \
         --dataset_config_name emotion --do_train --do_eval --focal_gamma 2 --focal_alpha sqrt_inverse --output_dir out
@@ -83,10 +83,10 @@ class ModelArguments:
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, if it is not the model's."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where to keep what is downloaded."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Folder for downloads."})
     ignore_mismatched_sizes: bool = field(
         default=False,
-        metadata={"help": "Replace the classification head of a model that has another number of labels."},
+        metadata={"help": "Replace the classification head if the model has a different number of labels."},
     )
     loss: str = field(
         default="focal",
@@ -100,39 +100,41 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "How the model decides: `as_trained` (the default), `most_likely`, `balanced` or, with a validation split and "
-            "two classes or several labels, `thresholds`. With --do_train it is recorded, and obeyed by pipelines and the "
-            "model card; without, it is for this run.",
+            "two classes or several labels, `thresholds`. With --do_train it is recorded, and used by pipelines and "
+            "the model card; without, it applies only to this run.",
             "choices": [*OPERATING_POINTS],
         },
     )
 
     positive_label: str | None = field(
         default=None,
-        metadata={"help": "Of two classes, the one that the threshold is for. Default: the rarer one."},
+        metadata={"help": "With two classes, the one that the threshold is for. Default: the rarer one."},
     )
     f_beta: float = field(
         default=1.0,
         metadata={
-            "help": "The thresholds are those of the best F-beta on the validation split; above 1, recall counts more."
+            "help": "Choose the thresholds with the best F-beta on the validation split; above 1, recall counts more."
         },
     )
     wanted_precision: float | None = field(
         default=None,
         metadata={
-            "help": "Instead, the thresholds of the largest recall with this precision; --operating_point thresholds."
+            "help": "Instead, choose the thresholds with the largest recall at this precision; implies "
+            "--operating_point thresholds."
         },
     )
     wanted_recall: float | None = field(
         default=None,
         metadata={
-            "help": "Instead, the thresholds of the largest precision with this recall; --operating_point thresholds."
+            "help": "Instead, choose the thresholds with the largest precision at this recall; implies "
+            "--operating_point thresholds."
         },
     )
     calibration_method: str = field(
         default="auto",
         metadata={
-            "help": "How the probabilities are calibrated on the validation split: `temperature`, `vector` (and a bias per class), "
-            "`none`, or `auto`, what is best on examples left out of the fit.",
+            "help": "How the probabilities are calibrated on the validation split: `temperature`, `vector` "
+            "(temperature and a bias per class), `none`, or `auto`, whichever is best on examples not in the fit.",
             "choices": [*METHODS],
         },
     )
@@ -140,9 +142,9 @@ class ModelArguments:
     fold_calibration: bool = field(
         default=False,
         metadata={
-            "help": "After --do_train, put the calibration, and with it --operating_point, into the weights: for stock pipelines and "
-            "servers. Takes --do_eval. With a warning the model is saved as it is, if the validation split tells nothing, as "
-            "where there is no error in it."
+            "help": "After --do_train, fold the calibration and --operating_point into the weights, for stock "
+            "pipelines and servers. Needs --do_eval. If the validation split does not allow a fit, for example "
+            "because it has no errors, the model is saved unchanged, with a warning."
         },
     )
 
@@ -162,7 +164,7 @@ Arguments = tuple[ModelArguments, DataArguments, FocalTrainingArguments]
 
 
 def parse_arguments(data_class: type[DataArguments], embedded_default: list[str]) -> Arguments:
-    """The flags of this process, or the file that is its only argument."""
+    """The arguments from the flags of this process, or from the file that is its only argument."""
     parser = HfArgumentParser((ModelArguments, data_class, FocalTrainingArguments))
     argv = sys.argv[1:]
     if len(argv) == 1 and argv[0].endswith(".json"):
@@ -173,26 +175,26 @@ def parse_arguments(data_class: type[DataArguments], embedded_default: list[str]
 
 
 def parse_flags(flags: list[str]) -> Arguments:
-    """Flags and nothing but flags: no file is read."""
+    """Parses flags only: no file is read."""
     parser = HfArgumentParser((ModelArguments, DataArguments, FocalTrainingArguments))
     return parser.parse_args_into_dataclasses(with_embedded_default(flags), look_for_args_file=False)
 
 
 def with_embedded_default(flags: list[str], embedded_default: list[str] = EMBEDDED_DEFAULT) -> list[str]:
-    """The flags behind those of the embedded default, unless they name data of their own."""
+    """The flags, preceded by those of the embedded default unless they name data."""
     sources = {"--dataset_name", "--train_file", "--validation_file", "--test_file"}
     names_data = any(flag.split("=")[0] in sources for flag in flags)
     return flags if names_data else embedded_default + flags
 
 
 def load_embedded_default() -> DatasetDict:
-    from data.bbc_longtail import load_bbc_longtail  # nobody with data of their own needs that file
+    from data.bbc_longtail import load_bbc_longtail  # not needed with other data
 
     return load_bbc_longtail()
 
 
 def model_path(model_args: ModelArguments) -> str:
-    """The model that the arguments name, or else the embedded default."""
+    """The model named by the arguments, or that of the embedded default."""
     if model_args.model_name_or_path is not None:
         return model_args.model_name_or_path
     from data.bbc_longtail import minilm_path
@@ -201,7 +203,7 @@ def model_path(model_args: ModelArguments) -> str:
 
 
 class NamedProgress(ProgressCallback):
-    """The bars of the trainer, which say what they are for."""
+    """The trainer's progress bars, with descriptions."""
 
     def __init__(self, name: str):
         super().__init__()
@@ -220,7 +222,7 @@ class NamedProgress(ProgressCallback):
 
 
 def name_bars(trainer: Trainer, name: str) -> None:
-    """What is evaluated or predicted from now on; a trainer without bars, or in a notebook, is left as it is."""
+    """Names what is evaluated or predicted from now on; does nothing for trainers without bars or in a notebook."""
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, NamedProgress):
             callback.name = name
@@ -243,7 +245,7 @@ def weights_of(dataset: Dataset, training_args: FocalTrainingArguments) -> np.nd
 def check_decision(
     model_args: ModelArguments, training_args: FocalTrainingArguments, names: list[str], multi_label: bool
 ) -> None:
-    """Refuses, before the training, what cannot be decided by after it."""
+    """Rejects, before training, decision options that could not be used after it."""
     aims = {
         "positive_label": model_args.positive_label is not None,
         "f_beta": model_args.f_beta != 1,
@@ -252,7 +254,7 @@ def check_decision(
     }
     if model_args.fold_calibration and not (training_args.do_train and training_args.do_eval):
         raise ValueError(
-            "--fold_calibration: it follows --do_train, with the validation split of --do_eval, so it takes both"
+            "--fold_calibration: needs --do_train and --do_eval, as it follows training and uses the validation split"
         )
     given = [f"--{name}" for name, is_given in aims.items() if is_given]
     if model_args.operating_point == "thresholds" and training_args.do_train:
@@ -261,7 +263,7 @@ def check_decision(
         return
     if not (training_args.do_train and training_args.do_eval):
         raise ValueError(
-            f"{given[0]}: thresholds are fitted after --do_train, on the validation split of --do_eval, so it takes both"
+            f"{given[0]}: needs --do_train and --do_eval, as thresholds are fitted after training, on validation data"
         )
     kind = "labels" if multi_label else "classes"
     if not multi_label and len(names) != 2:
@@ -270,7 +272,7 @@ def check_decision(
         )
     if model_args.positive_label is not None and (multi_label or model_args.positive_label not in names):
         raise ValueError(
-            f"--positive_label: expected one of two classes, but got {model_args.positive_label!r}, and the {kind} are {names}"
+            f"--positive_label: expected one of two classes, but got {model_args.positive_label!r}; {kind} are {names}"
         )
 
 
@@ -278,7 +280,7 @@ def calibrate(
     trainer: FocalTrainer, dataset: Dataset, predictions: PredictionOutput, model_args: ModelArguments
 ) -> None:
     try:
-        found = trainer.calibrate(
+        calibration = trainer.calibrate(
             dataset,
             predictions=predictions,
             method=model_args.calibration_method,
@@ -287,32 +289,32 @@ def calibrate(
             wanted_precision=model_args.wanted_precision,
             wanted_recall=model_args.wanted_recall,
         )
-    except ValueError as error:  # a model that has no posterior is still a model
+    except ValueError as error:  # a model without a posterior is still usable
         logger.warning(f"Neither temperature nor thresholds are stored: {error}")
         return
     if trainer.is_world_process_zero():
-        print_calibration(found, len(dataset))
-    trainer.save_metrics("calibration", without_nan(found), combined=False)
+        print_calibration(calibration, len(dataset))
+    trainer.save_metrics("calibration", without_nan(calibration), combined=False)
 
 
 def fold(trainer: FocalTrainer, dataset: Dataset, predictions: PredictionOutput) -> None:
     point = operating_point_of(trainer.model.config)
     chosen = {} if point == "as_trained" else {"operating_point": point}
     try:
-        found = trainer.fold_calibration(dataset, predictions=predictions, **chosen)
-    except ValueError as error:  # the model is as it was
+        folded = trainer.fold_calibration(dataset, predictions=predictions, **chosen)
+    except ValueError as error:  # the model is unchanged
         logger.warning(f"The calibration is not folded: {error}")
         return
     if trainer.is_world_process_zero():
         print(
-            f"\nThe calibration is in the weights, {'exactly' if found['exact'] else 'as near as they can hold it'}: largest "
-            f"difference {found['largest_difference']:.2g} to the posterior, negative log likelihood "
-            f"{found['negative_log_likelihood_before']:.4f} before, {found['negative_log_likelihood_after']:.4f} now"
+            f"\nThe calibration is folded into the weights, {'exactly' if folded['exact'] else 'approximately'}: "
+            f"largest difference {folded['largest_difference']:.2g} to the posterior, negative log-likelihood "
+            f"{folded['negative_log_likelihood_before']:.4f} before, {folded['negative_log_likelihood_after']:.4f} now"
         )
 
 
 def choose_operating_point(config: PretrainedConfig, name: str | None, is_trained: bool) -> None:
-    """Stores it in the record, if the model has it. A model that has just been trained is not lost for that."""
+    """Stores the operating point in the record, if the model has it; after training, only warns if it does not."""
     if name is None or name == operating_point_of(config):
         return
     points = operating_points_of(config)
@@ -322,7 +324,7 @@ def choose_operating_point(config: PretrainedConfig, name: str | None, is_traine
     message = f"--operating_point {name}: this model has only {', '.join(points)}"
     if not is_trained:
         raise ValueError(message)
-    logger.warning(f"{message}, so it decides {operating_point_of(config)}")
+    logger.warning(f"{message}, so it decides at {operating_point_of(config)}")
 
 
 def operating_point_of(config: PretrainedConfig) -> str:
@@ -337,13 +339,13 @@ def print_label_distribution(settings: FocalSettings, names: list[str], num_exam
         columns = ["alpha of negatives", "alpha of positives"] if multi_label else ["alpha"]
         table[columns] = alpha.reshape(-1, len(names)).T.numpy()
     table.index = [*map(one_line, names)]
-    with pd.option_context("display.unicode.east_asian_width", True):  # of names in Chinese, say
+    with pd.option_context("display.unicode.east_asian_width", True):  # for names in Chinese, for example
         text = table.to_string(float_format="%.3f")
     print(f"\nTraining data, gamma {settings.gamma:g}\n{text}")
 
 
 def without_nan(value: object) -> object:
-    """As JSON has it: null where there is no number."""
+    """The value with NaN replaced by None, for JSON."""
     if isinstance(value, dict):
         return {name: without_nan(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
@@ -351,36 +353,36 @@ def without_nan(value: object) -> object:
     return None if isinstance(value, float) and np.isnan(value) else value
 
 
-def print_calibration(found: dict, num_examples: int) -> None:
-    """What was fitted on the validation split, and what the thresholds reach there."""
-    if not found:
+def print_calibration(calibration: dict, num_examples: int) -> None:
+    """Prints what was fitted on the validation split, and the scores that the thresholds reach there."""
+    if not calibration:
         return
-    if found.get("temperature") is not None:
+    if calibration.get("temperature") is not None:
         likelihood = ", ".join(
-            f"{name} {value:.4f}" for name, value in found.get("negative_log_likelihood", {}).items()
+            f"{name} {value:.4f}" for name, value in calibration.get("negative_log_likelihood", {}).items()
         )
-        left_out = f"; negative log likelihood of examples left out: {likelihood}" if likelihood else ""
+        left_out = f"; negative log-likelihood on examples left out: {likelihood}" if likelihood else ""
         how = {"temperature": "a temperature", "vector": "a temperature and a bias for each class"}.get(
-            found["method"]
+            calibration["method"]
         )
-        done = f"calibrated by {how} (temperature {found['temperature']:.2f})" if how else "left as they are"
+        done = f"calibrated by {how} (temperature {calibration['temperature']:.2f})" if how else "left unchanged"
         print(f"\nProbabilities {done}{left_out}")
     rows = {
         one_line(name): {score: "{:.3f} ({:.3f} to {:.3f})".format(*values) for score, values in scores.items()}
-        for name, scores in found.get("reached", {}).items()
+        for name, scores in calibration.get("reached", {}).items()
     }
     if rows:
         table = pd.DataFrame(rows).T
-        table.insert(0, "threshold", [f"{threshold:.3f}" for threshold in found["thresholds"]][: len(rows)])
+        table.insert(0, "threshold", [f"{threshold:.3f}" for threshold in calibration["thresholds"]][: len(rows)])
         print(
-            f"\nThresholds for {found['threshold_criterion']}, and what they reach on the {num_examples} validation examples "
-            f"that they were fitted to (95 % intervals)\n{table.head(20).to_string()}"
+            f"\nThresholds for {calibration['threshold_criterion']}, and their scores on the {num_examples} "
+            f"validation examples that they were fitted on (95 % intervals)\n{table.head(20).to_string()}"
         )
-    if missing := found.get("not_reachable"):
-        print(f"{found['threshold_criterion']} is not reachable for {one_line(', '.join(missing[:20]))}")
-    if unknown := found.get("without_positives"):
+    if missing := calibration.get("not_reachable"):
+        print(f"{calibration['threshold_criterion']} is not reachable for {one_line(', '.join(missing[:20]))}")
+    if unknown := calibration.get("without_positives"):
         names = one_line(", ".join(unknown[:20]))
-        print(f"Without a positive validation example, so with a threshold that is not fitted: {names}")
+        print(f"No positive validation example, so the threshold is not fitted: {names}")
 
 
 def print_report(
@@ -392,8 +394,9 @@ def print_report(
     chosen: str,
     weights: np.ndarray | None = None,
 ) -> None:
-    """Per class as the model decides, and a row for each way that it can be told to decide."""
-    # The means are over the same classes as those of the metrics: all of several labels, and otherwise those that occur.
+    """Prints the results per class for the model's decisions, and a row for each of its operating points."""
+    # The means are over the same classes as in the metrics: all classes for several labels, otherwise those that
+    # occur.
     names = [one_line(name) for name in names]
     classes = range(len(names)) if labels.ndim == 2 else np.union1d(labels, decided)
     report = classification_report(
@@ -413,15 +416,17 @@ def print_report(
         }
         for point, metrics in points.items()
     }
-    print(f"\nResults on the {split} split, of {len(labels)} examples, decided {chosen}\n{report}")
+    print(f"\nResults on the {split} split, {len(labels)} examples, decided at {chosen}\n{report}")
     if absent := [name for k, name in enumerate(names) if k not in classes]:
-        print(f"Neither in the split nor decided: {', '.join(absent)}\n")
-    print(f"{pd.DataFrame(rows).T.to_string()}\nIn brackets: 95 % intervals of a bootstrap over the examples")
+        print(f"Neither in the split nor predicted: {', '.join(absent)}\n")
+    print(f"{pd.DataFrame(rows).T.to_string()}\nIn brackets: 95 % bootstrap intervals over the examples")
 
 
 def write_predictions(path: Path, decided: Tensor, probabilities: Tensor, names: list[str]) -> None:
-    """Tab-separated: the index of each test example, its predicted label and the probability of that; in multi-label data, JSON
-    lists of both."""
+    """Tab-separated: the index of each test example, its predicted label and the label's probability.
+
+    For multi-label data, both are JSON lists.
+    """
     if decided.dim() == 2:
         rows = [row.nonzero().flatten().tolist() for row in decided]
         labels = [json.dumps([names[k] for k in row], ensure_ascii=False) for row in rows]
@@ -447,7 +452,7 @@ def run(
     writes_card: bool = False,
     use_safetensors: bool | None = None,
 ) -> tuple[FocalTrainer, dict[str, PredictionOutput]]:
-    """Trains, evaluates and predicts as the arguments say; the trainer, and what it predicted for each held-out split.
+    """Trains, evaluates and predicts; returns the trainer, and its predictions for each held-out split.
 
     `use_safetensors` as in `PreTrainedModel.from_pretrained`.
     """
@@ -467,18 +472,18 @@ def run(
     labels = {split: read_labels(splits[split], column) for split in needed}
     if unlabelled := [split for split in needed if labels[split] is None and split != "test"]:
         raise ValueError(f"the {unlabelled[0]} split is unlabelled")
-    if found := check_data(splits, labels, data_args.text_columns):
-        lines = "\n".join(f"- {line}" for line in found)
-        logger.warning(f"Is this meant? Rows are counted from 1, without the header.\n{lines}")
+    if findings := check_data(splits, labels, data_args.text_columns):
+        lines = "\n".join(f"- {line}" for line in findings)
+        logger.warning(f"Is this intended? Rows are counted from 1, without the header.\n{lines}")
     path = model_path(model_args)
-    # Code of a model is never run, or a card could have its own run where it is verified.
+    # Code of a model is never run: otherwise a card could run its own code when it is verified.
     hub = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir, "trust_remote_code": False}
     config = AutoConfig.from_pretrained(path, **hub)
     if training_args.do_train:
         multi_label = hasattr(splits["train"].features[column], "feature")
         names = class_names(splits["train"], column, labels["train"])
         if len(names) < 2 and not multi_label:
-            raise ValueError(f"column {column!r} of the train split has one class only, {names}: nothing to learn")
+            raise ValueError(f"column {column!r} of the train split has only one class, {names}: nothing to learn")
         config.num_labels = len(names)
         config.id2label = dict(enumerate(names))
         config.label2id = {name: i for i, name in enumerate(names)}
@@ -493,9 +498,9 @@ def run(
     tokenizer = AutoTokenizer.from_pretrained(model_args.tokenizer_name or path, **hub)
     max_length = min(data_args.max_seq_length, tokenizer.model_max_length)
     if max_length < data_args.max_seq_length:
-        logger.warning(f"--max_seq_length {data_args.max_seq_length} is more than the model takes: using {max_length}")
+        logger.warning(f"--max_seq_length {data_args.max_seq_length} is too long for the model: using {max_length}")
     tokenizer.model_max_length = (
-        max_length  # saved with the model, whose pipelines cut where the scored texts were cut
+        max_length  # saved with the model, so that pipelines truncate where the scored texts were truncated
     )
 
     def tokenize(batch):
@@ -526,8 +531,8 @@ def run(
         constant = [name for name, share in zip(names, distribution.shares) if share in (0, 1)]
         if model_args.operating_point == "balanced" and constant:
             raise ValueError(
-                f"--operating_point balanced: none or all of the training data are {', '.join(constant[:5])}, from which no "
-                "frequency can be changed; choose another, or leave these out"
+                f"--operating_point balanced: none or all of the training data are {', '.join(constant[:5])}, so "
+                "their frequencies cannot be shifted; choose another operating point, or remove these labels"
             )
     else:
         settings = FocalSettings.find_in(config)
@@ -561,7 +566,7 @@ def run(
             calibrate(trainer, datasets["validation"], outputs["validation"], model_args)
         choose_operating_point(model.config, model_args.operating_point, is_trained=True)
         if model_args.fold_calibration:
-            fold(trainer, datasets["validation"], outputs.pop("validation"))  # of which the logits are others now
+            fold(trainer, datasets["validation"], outputs.pop("validation"))  # folding changes the logits
         trainer.save_model()
         trainer.save_state()
         trainer.log_metrics("train", result.metrics)
@@ -601,14 +606,14 @@ def run(
                 weights = known["sample_weight"]
                 print_report(split, output.label_ids.astype(int), decided.numpy(), names, points, chosen, weights)
     if writes_card:
-        said = {"dataset": data_name(data_args), "dataset_args": data_args.dataset_config_name}
+        data = {"dataset": data_name(data_args), "dataset_args": data_args.dataset_config_name}
         name_bars(trainer, "results for the card")
-        publish(trainer, datasets, outputs, tasks="text-classification", **said)
+        publish(trainer, datasets, outputs, tasks="text-classification", **data)
     return trainer, outputs
 
 
 def data_name(data_args: DataArguments, embedded_default: str = "long-tailed BBC News") -> str:
-    """What a card calls the data: of files and folders without the path, which nobody else has."""
+    """The name of the data in a card: for files and folders without the path, which is specific to this machine."""
     name = data_args.dataset_name
     if name is not None:
         return Path(name).name if Path(name).exists() else name
@@ -616,26 +621,26 @@ def data_name(data_args: DataArguments, embedded_default: str = "long-tailed BBC
 
 
 def publish(
-    trainer: FocalTrainer, datasets: dict[str, Dataset], outputs: dict[str, PredictionOutput], **said: str | None
+    trainer: FocalTrainer, datasets: dict[str, Dataset], outputs: dict[str, PredictionOutput], **metadata: str | None
 ) -> None:
-    """Writes the card, and pushes it with the model if the arguments say so: of the test split, if that is labelled."""
+    """Writes the card, with the results on the test split if it is labelled; pushes it and the model if requested."""
     labelled = [split for split in ("test", "validation") if split in outputs and outputs[split].label_ids is not None]
     for split in labelled[:1]:
-        said |= {"test_dataset": datasets[split], "test_split": split, "predictions": outputs[split]}
+        metadata |= {"test_dataset": datasets[split], "test_split": split, "predictions": outputs[split]}
     if trainer.args.push_to_hub:
-        trainer.push_to_hub(**said)
+        trainer.push_to_hub(**metadata)
     else:
-        trainer.create_model_card(**said)
+        trainer.create_model_card(**metadata)
 
 
 def print_next_steps(trainer: FocalTrainer, path: str, task: str, example: str, **options: str) -> None:
-    """Where everything is, and lines of Python that use the model.
+    """Prints where the results are, and Python code that uses the model.
 
     Args:
-        path: Where the model is from.
-        task: Of the pipeline.
-        example: A text for it.
-        options: Of the pipeline, beside its model.
+        path: The path of the model, if it was not trained.
+        task: The task of the pipeline.
+        example: An example text.
+        options: Further arguments of the pipeline.
     """
     if not trainer.is_world_process_zero():
         return

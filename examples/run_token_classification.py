@@ -1,7 +1,7 @@
-"""Fine-tune a BERT-like model with focal loss on token classification, where nearly every token is outside of an entity.
+"""Fine-tune a BERT-like model with focal loss on token classification, where nearly all tokens are outside entities.
 
 Without arguments it trains MiniLM-L6 to find rare entities in sentences of BBC News, both from installed packages, so no
-network is needed; data/bbc_entities.py says what its labels are. Once a dataset is named the flags apply to it alone:
+network is needed; data/bbc_entities.py describes the labels. If the flags name a dataset, this default is not used:
 
     python run_token_classification.py --model_name_or_path bert-base-cased --dataset_name conll2003 \
         --do_train --do_eval --focal_gamma 2 --focal_alpha sqrt_inverse --output_dir out
@@ -69,13 +69,13 @@ class TokenDataArguments(DataArguments):
 
 
 def load_embedded_default() -> DatasetDict:
-    from data.bbc_entities import load_bbc_entities  # nobody with data of their own needs that file
+    from data.bbc_entities import load_bbc_entities  # not needed with other data
 
     return load_bbc_entities()
 
 
 def read_tags(dataset: Dataset, column: str, split: str) -> tuple[list[list[str]], list[str] | None]:
-    """The tags of each sentence, and the names of all tags if the dataset knows them."""
+    """The tags of each sentence, and the names of all tags if the dataset lists them."""
     feature = getattr(dataset.features[column], "feature", None)
     if feature is None or feature.dtype not in ("string", "large_string", "int64", "int32", "int8"):
         raise ValueError(
@@ -100,8 +100,10 @@ def encode_tags(tags: list[list[str]], words: list[list[str]], names: list[str],
 
 
 def tokenize(sentences: list[list[str]], tokenizer, max_length: int) -> tuple[dict, list[dict[int, int]]]:
-    """The tokens of the sentences, and the position where each word begins; words that are cut off, or that the tokenizer has
-    no token for, have none."""
+    """The tokens of the sentences, and the position of each word's first token.
+
+    Truncated words, and words for which the tokenizer has no token, have no position.
+    """
     encoded = tokenizer(sentences, truncation=True, max_length=max_length, is_split_into_words=True)
     starts = []
     for row in range(len(sentences)):
@@ -112,7 +114,7 @@ def tokenize(sentences: list[list[str]], tokenizer, max_length: int) -> tuple[di
 
 
 def encode(batch: dict, tokenizer, max_length: int, words: str) -> dict:
-    """The first token of a word bears its tag; the others are ignored."""
+    """Labels the first token of each word with its tag; the others are ignored."""
     encoded, starts = tokenize(batch[words], tokenizer, max_length)
     if "labels" in batch:
         labels = [np.full(len(ids), -100) for ids in encoded["input_ids"]]
@@ -131,9 +133,9 @@ def write_predictions(
     probabilities: torch.Tensor,
     names: list[str],
 ) -> None:
-    """Tab-separated, a row for each word: the index of its sentence, the word, its predicted tag and the probability of that.
+    """Tab-separated, a row for each word: index of the sentence, word, predicted tag and its probability.
 
-    Words that were cut off, or that the tokenizer has no token for, have none.
+    Truncated words, and words for which the tokenizer has no token, have no row.
     """
     rows = [
         (row, sentence[word], names[decided[row, at]], f"{probabilities[row, at, decided[row, at]].item():.6f}")
@@ -153,7 +155,7 @@ def tag_sequences(predictions: np.ndarray, labels: np.ndarray, names: list[str])
 
 
 def scores(prediction: EvalPrediction, names: list[str]) -> dict[str, float]:
-    """Of the logits' own decisions, which the training is followed by."""
+    """The metrics of the logits' own decisions, for monitoring training."""
     entities = entity_scores(prediction.predictions.argmax(-1), prediction.label_ids, names)
     return {**entities, **compute_metrics(prediction, label_names=names)}
 
@@ -166,7 +168,7 @@ def entity_scores(decided: np.ndarray, labels: np.ndarray, names: list[str]) -> 
 def print_report(
     split: str, decided: np.ndarray, labels: np.ndarray, names: list[str], points: dict, chosen: str
 ) -> None:
-    """The entities as the model decides, and a row for each way that it can be told to decide."""
+    """Prints the results per entity type for the model's decisions, and a row for each of its operating points."""
     report = classification_report(*tag_sequences(decided, labels, names), digits=3, zero_division=0)
     rows = {
         f"{point} (in force)" if point == chosen else point: {
@@ -175,10 +177,8 @@ def print_report(
         }
         for point, metrics in points.items()
     }
-    print(f"\nEntities of the {split} split, {len(labels)} sentences, decided {chosen}\n{report}")
-    print(
-        f"{pd.DataFrame(rows).T.to_string()}\nIn brackets, of tokens: 95 % intervals of a bootstrap over the sentences"
-    )
+    print(f"\nEntities of the {split} split, {len(labels)} sentences, decided at {chosen}\n{report}")
+    print(f"{pd.DataFrame(rows).T.to_string()}\nIn brackets, for tokens: 95 % bootstrap intervals over the sentences")
 
 
 def main() -> None:
@@ -202,7 +202,7 @@ def main() -> None:
             tags[split], names_of_split = read_tags(splits[split], column, split)
             known_names = known_names or names_of_split
     path = model_path(model_args)
-    # Code of a model is never run, or a card could have its own run where it is verified.
+    # Code of a model is never run: otherwise a card could run its own code when it is verified.
     hub = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir, "trust_remote_code": False}
     config = AutoConfig.from_pretrained(path, **hub)
     if training_args.do_train:
@@ -289,8 +289,8 @@ def main() -> None:
             del in_force["per_class"]
             metrics |= {f"{prefix}_{name}": value for name, value in in_force.items()}
             points = {
-                point: {**entity_scores(decide(logits, config, point).numpy(), labels, names), **of_tokens}
-                for point, of_tokens in evaluate_operating_points(logits, labels, config).items()
+                point: {**entity_scores(decide(logits, config, point).numpy(), labels, names), **token_metrics}
+                for point, token_metrics in evaluate_operating_points(logits, labels, config).items()
             }
         trainer.log(metrics)
         trainer.save_metrics(prefix, metrics | ({f"{prefix}_operating_points": points} if points else {}))
@@ -310,8 +310,8 @@ def main() -> None:
     print_next_steps(trainer, path, "token-classification", "Ms Noon flew to Oslo.", aggregation_strategy="first")
     if trainer.is_world_process_zero():
         print(
-            "min_confidence=0.8, in the last line or the one before, reports only what is surer than that; "
-            "hf_focal.fit_min_confidence finds it for a wanted precision or recall on held-out data"
+            "Add min_confidence=0.8 to the last line or the one before to report only more confident entities; "
+            "hf_focal.fit_min_confidence finds the value for a wanted precision or recall on held-out data"
         )
 
 

@@ -1,4 +1,4 @@
-"""Models that `run_text_classification.py` trains, once per folder, and their logits of the held-out splits."""
+"""Models trained by `run_text_classification.py`, once per folder, and their logits for the held-out splits."""
 
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
@@ -14,11 +14,12 @@ from torch import Tensor
 
 
 def train(folder: Path, flags: list[str]) -> None:
-    """A run of `run_text_classification.py` in a folder, with a log, unless that holds a finished one.
+    """Runs `run_text_classification.py` in a folder, with a log, unless the folder holds a finished run.
 
     Args:
-        folder (`Path`): Where the model goes, and the logits.
-        flags (list of `str`): Of the script, and those of `python -m baselines cell` that name data or freeze layers.
+        folder (`Path`): The folder for model and logits.
+        flags (list of `str`): Flags of the script, and those of `python -m baselines cell` that name data or freeze
+            layers.
     """
     if _logits_file(folder).exists():
         return

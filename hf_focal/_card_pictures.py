@@ -1,4 +1,4 @@
-"""The pictures of a model card: which classes are confused, how probabilities are borne out, what each threshold would do."""
+"""The pictures of a model card: confusion matrix, reliability diagram, and precision and recall by threshold."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -26,33 +26,33 @@ __all__ = [
     "spread",
 ]
 
-# Of the reliability diagram, whose axes give each bin the same room: most confidences lie in a corner.
+# Of the reliability diagram, whose axes give each bin equal space because most confidences are near 0 or 1.
 BIN_EDGES = (0, 0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1)
 _COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
-# A curve of fewer positives is a few steps.
+# With fewer positives, a curve would be only a few steps.
 _MIN_POSITIVES = 10
 
 
 def readings(logits: Tensor, settings: FocalSettings, multi_label: bool) -> dict[str, Tensor]:
-    """The probabilities that can be read out of logits (..., C), by name; the class posterior where there is one."""
-    found = {"raw sigmoid": logits.sigmoid()} if multi_label else {"raw softmax": logits.softmax(-1)}
+    """The probabilities computed from logits (..., C), by name; with the class posterior, if there is one."""
+    raw = {"raw sigmoid": logits.sigmoid()} if multi_label else {"raw softmax": logits.softmax(-1)}
     if not has_posterior(settings, multi_label):
-        return found
-    return {**found, "posterior": posterior_from_settings(logits, settings, multi_label=multi_label)}
+        return raw
+    return {**raw, "posterior": posterior_from_settings(logits, settings, multi_label=multi_label)}
 
 
 def confusion_matrix(
     decided: Tensor, labels: Tensor, label_names: Sequence[str], label_counts: Sequence[int] | None, title: str = ""
 ) -> "Figure":
-    """Shares of each true class, the rows, by prediction; the most frequent class first, if their counts are known.
+    """Shares of the predictions for each true class (the rows); the most frequent class first if counts are known.
 
     Args:
         decided, labels (`Tensor`): Class ids, (N).
         label_names (sequence of `str`): The C class names.
-        label_counts (sequence of `int`, *optional*): Of each class in training, (C).
+        label_counts (sequence of `int`, *optional*): Training examples of each class, (C).
         title (`str`): Above the picture.
     """
-    from matplotlib.figure import Figure  # takes longer to import than the rest of a card takes
+    from matplotlib.figure import Figure  # importing it takes longer than writing the rest of a card
 
     num_classes = len(label_names)
     order = np.arange(num_classes) if label_counts is None else np.argsort(-np.asarray(label_counts), kind="stable")
@@ -80,15 +80,15 @@ def confusion_matrix(
 def reliability_diagram(
     probabilities: Mapping[str, Tensor], targets: Tensor, multi_label: bool, title: str = "", note: str = ""
 ) -> "Figure":
-    """Bars of the accuracy, or for several labels of the share of positives, by confidence, and below them of the counts.
+    """Bars of the accuracy (for several labels, of the share of positives) by confidence, above bars of the counts.
 
-    A bar of a calibrated model ends at its black mark, the mean confidence. The axes are not linear: each bin has the same
-    room, so that it can be seen where most confidences lie, in a corner.
+    The bars of a calibrated model end at their black marks, the mean confidences. The axes are not linear: each bin
+    has equal space, so that the extremes, where most confidences are, can be seen.
 
     Args:
         probabilities (mapping of `Tensor`): By name, (N, C).
-        targets (`Tensor`): What they ought to be, (N, C): class probabilities, 0 or 1 where the class is known, or for
-            several labels 0 or 1, or -100 where that is not known.
+        targets (`Tensor`): The targets, (N, C): class probabilities, which are 0 or 1 if the class is known, or for
+            several labels 0 or 1, or -100 if that is not known.
         multi_label (`bool`): Whether an example has several labels.
         title, note (`str`): Above and below the picture.
     """
@@ -104,15 +104,15 @@ def reliability_diagram(
         else:
             confidence = p.amax(-1).numpy()
             outcome = targets.gather(-1, p.argmax(-1, keepdim=True)).flatten().numpy()
-        found = np.clip(np.searchsorted(BIN_EDGES, confidence, side="right") - 1, 0, len(BIN_EDGES) - 2)
-        bins, found, counts = np.unique(found, return_inverse=True, return_counts=True)
-        means, shares = (np.bincount(found, values) / counts for values in (confidence, outcome))
+        bin_of_each = np.clip(np.searchsorted(BIN_EDGES, confidence, side="right") - 1, 0, len(BIN_EDGES) - 2)
+        bins, bin_of_each, counts = np.unique(bin_of_each, return_inverse=True, return_counts=True)
+        means, shares = (np.bincount(bin_of_each, values) / counts for values in (confidence, outcome))
         low, high = np.transpose([wilson_interval(*pair)[1:] for pair in zip(shares * counts, counts)])
         at, mark = bins + 0.05 + width * (place + 0.5), width / 2
         above.bar(at, spread(shares), width, color=color, alpha=0.45, label=name)
         above.vlines(at, spread(low), spread(high), color=color, label="95 % interval (Wilson)" if not place else None)
-        named = "mean confidence, where a calibrated bar ends" if not place else None
-        above.hlines(spread(means), at - mark, at + mark, color="black", linewidth=2.5, label=named)
+        label = "mean confidence, where a calibrated bar ends" if not place else None
+        above.hlines(spread(means), at - mark, at + mark, color="black", linewidth=2.5, label=label)
         bars = below.bar(at, counts, width, color=color, alpha=0.45)
         below.bar_label(bars, [f"{count:,}" for count in counts], padding=2, fontsize=7, rotation=90)
         lowest, first = min(lowest, low.min(), means.min()), min(first, bins.min())
@@ -145,22 +145,24 @@ def precision_recall_curves(
     multi_label: bool,
     title: str = "",
 ) -> "Figure | None":
-    """Precision and recall at each threshold, the chosen one and what is decided as points.
+    """Precision and recall at each threshold; points mark the chosen threshold and the actual decisions.
 
-    Of two classes it is the curve of the positive one, that of the threshold, or if there is none the rarer; of several
-    labels that of all decisions together and those of the rarest that have enough positives for a curve.
+    With two classes it is the curve of the positive class: that of the threshold or, without one, the rarer class.
+        With
+    several labels there is a curve of all decisions together and one of each of the rarest labels that have enough
+    positives.
 
     Args:
         probabilities (`Tensor`): (N, C).
         targets (`Tensor`): As in [`reliability_diagram`].
         decided (`Tensor`): Class ids, (N), or for several labels 0 and 1, (N, C).
         label_names (sequence of `str`): The C class names.
-        settings ([`FocalSettings`]): The thresholds, the counts of training and the operating point in force.
+        settings ([`FocalSettings`]): With the thresholds, the training counts and the operating point in force.
         multi_label (`bool`): Whether an example has several labels.
         title (`str`): Above the picture.
 
     Returns:
-        `Figure`: None for more than two classes, or where there are only positives, or none.
+        `Figure`: None for more than two classes, and if there are only positives or no positives.
     """
     from matplotlib.figure import Figure
 
@@ -186,8 +188,8 @@ def precision_recall_curves(
         rarity = np.argsort(is_positive.sum(0) if counts is None else counts, kind="stable")
         drawn = [k for k in rarity if is_positive[:, k].sum() >= _MIN_POSITIVES][: len(_COLORS) - 1]
         for k, color in zip(drawn if len(names) > 1 else [], _COLORS):
-            of = is_known[:, k]
-            draw(names[k], p[of, k], is_positive[of, k], color, None if thresholds is None else thresholds[k])
+            rows = is_known[:, k]
+            draw(names[k], p[rows, k], is_positive[rows, k], color, None if thresholds is None else thresholds[k])
     elif len(names) == 2:
         rarer = settings.rarer_class(targets.sum(0).tolist())
         positive = rarer if thresholds is None else settings.positive_label
@@ -212,7 +214,7 @@ def precision_recall_curves(
 def prior_note(
     targets: Tensor, class_prior: Sequence[float] | None, label_names: Sequence[str], multi_label: bool
 ) -> str:
-    """Whether the classes occur as often as in training, but for chance; if not, the one that differs most.
+    """A note on whether the classes are as frequent as in training, up to chance; if not, with the largest difference.
 
     Args:
         targets (`Tensor`): As in [`reliability_diagram`].
@@ -237,11 +239,11 @@ def prior_note(
 
 
 def spread(probabilities: np.ndarray | float) -> np.ndarray:
-    """Where a probability stands on an axis that gives each bin of the reliability diagram the same room."""
+    """The position of a probability on an axis that gives equal space to each bin of the reliability diagram."""
     return np.asarray(np.interp(probabilities, BIN_EDGES, range(len(BIN_EDGES))))
 
 
 def _point(guess: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """Recall and precision; where nothing is decided that is a precision of 1, as at the end of a curve."""
+    """Recall and precision; if nothing is decided, the precision is 1, as at the end of a curve."""
     hits = (guess & truth).sum()
     return hits / truth.sum(), hits / guess.sum() if guess.any() else 1.0

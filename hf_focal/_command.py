@@ -1,4 +1,4 @@
-"""The command that a card shows: of this process, without secrets and without the folders of its author."""
+"""The command that a card shows: that of this process, without secrets and without its author's folders."""
 
 import json
 import os
@@ -32,7 +32,7 @@ _SECRET_WORDS = {
     *("sessionid", "sig", "signature"),
 }
 _SECRET_PARTS = ("password", "passwd", "passphrase", "secret", "credential", "apikey", "accesskey", "privatekey")
-# What is no secret though its name has one of these words: what stands before or behind it. In doubt a value is left out.
+# Words before or after "token" or "key" in a name that make it harmless. In doubt, a value is left out.
 _HARMLESS = {
     "token": {
         *"pad mask eos bos cls sep unk start end image audio special stop max min num new text extra".split(),
@@ -51,7 +51,7 @@ _SERVICES = re.compile(
 _USER = re.compile(r"://\S+@")
 _USER_AND_PASSWORD = re.compile(r"(?<![\w/])[\w.-]+:(?!//)[^\s@:]+@(?=[\w.-]+)")
 _QUERY = re.compile(r"(\w+://[^\s?]*\?)\S+")
-# After the beginning, a sign that ends a name, or a flag of one letter: an absolute path, or one that leaves its folder.
+# At the start, after a delimiter or after a one-letter flag: an absolute path, or one that contains "../".
 _PATH = re.compile(
     r"""(^|[\s=,:;@"'\[({]|^-\w)((?:file:)?/{1,3}(?=[^/\s])[^\s,;:"'\])}]*|(?:[\w.-]+/)*\.\./[^\s,;"'\])}]*|[A-Za-z]:[\\/].*)"""
 )
@@ -61,18 +61,18 @@ _PAIR = re.compile(r"""(["']?)([\w.-]+)\1(\s*[=:]\s*)(["']?)(\[[^\]]*\]|[^\s"',;
 
 
 def publishable_command(command: Sequence[str], secrets: Sequence[str] = ()) -> tuple[list[str], list[str]]:
-    """A command that says nothing of who ran it, as a card may show it.
+    """A command without secrets or personal paths, for publication in a card.
 
-    The values of flags such as ``--hub_token`` are left out, and tokens of known services, users and queries of URLs, headers
-    and code after ``-c`` are replaced by ``***``. Absolute paths become relative to the working folder, or outside of it
-    their last part.
+    Flags such as ``--hub_token`` are left out with their values. Tokens of known services, users and queries of URLs,
+    secret headers and code after ``-c`` are replaced by ``***``. Absolute paths become relative to the working folder
+    or, outside of it, are reduced to their last part.
 
     Args:
         command (sequence of `str`): As in `sys.orig_argv`, or flags alone.
-        secrets (sequence of `str`): To be replaced wherever they stand.
+        secrets (sequence of `str`): Strings to be replaced wherever they occur.
 
     Returns:
-        `tuple[list[str], list[str]]`: The command, and a sentence for each thing that it lacks.
+        `tuple[list[str], list[str]]`: The command, and a sentence for each omission.
 
     Example:
 
@@ -85,26 +85,26 @@ def publishable_command(command: Sequence[str], secrets: Sequence[str] = ()) -> 
     """
     relative, here = without_paths(command), f"{Path.cwd()}/"
     is_cut = relative != [argument.replace(here, "") for argument in command]
-    kept, left_out = without_secrets(relative, secrets)
-    lacks = ["Files outside the folder that the command was run in are named without where they are."] * is_cut
-    return kept, lacks + [f"The command is given without {', '.join(left_out)}."] * bool(left_out)
+    remaining, left_out = without_secrets(relative, secrets)
+    omissions = ["Files outside the folder that the command was run in are named without where they are."] * is_cut
+    return remaining, omissions + [f"The command is given without {', '.join(left_out)}."] * bool(left_out)
 
 
 def without_secrets(command: Sequence[str], secrets: Sequence[str] = ()) -> tuple[list[str], list[str]]:
-    """The command without the values of flags such as --hub_token and without `secrets`, and the names of what is left out.
+    """The command without flags such as --hub_token and without `secrets`, and the names of what is left out.
 
-    Tokens of known services, users and queries of URLs, headers and code after ``-c`` are replaced by ``***``.
+    Tokens of known services, users and queries of URLs, secret headers and code after ``-c`` are replaced by ``***``.
     """
-    kept: list[str] = []
+    remaining: list[str] = []
     left_out: list[str] = []
     is_value = is_code = False
     is_before_script = True
     for argument in command:
         is_value = is_value and not argument.startswith("--")
-        if is_value:  # all of them, as some flags take several
+        if is_value:  # some flags take several values
             continue
         if is_code:
-            kept.append(_MASK)
+            remaining.append(_MASK)
             left_out.append("-c")
             is_code = is_before_script = False
             continue
@@ -113,16 +113,17 @@ def without_secrets(command: Sequence[str], secrets: Sequence[str] = ()) -> tupl
         is_value = is_secret and not equals
         is_code = is_before_script and argument == "-c"
         is_before_script &= argument.startswith("-") or argument == command[0]
-        (left_out if is_secret else kept).append(name if is_secret else argument)
+        (left_out if is_secret else remaining).append(name if is_secret else argument)
     for secret in secrets:
-        kept = [argument.replace(secret, _MASK) for argument in kept]
-    masked = [_masked(argument) for argument in kept]
-    left_out += [old.partition("=")[0][:40] for old, new in zip(kept, masked) if new.count(_MASK) > old.count(_MASK)]
+        remaining = [argument.replace(secret, _MASK) for argument in remaining]
+    masked = [_masked(argument) for argument in remaining]
+    changed = [old for old, new in zip(remaining, masked) if new.count(_MASK) > old.count(_MASK)]
+    left_out += [argument.partition("=")[0][:40] for argument in changed]
     return masked, [_masked(name) for name in dict.fromkeys(left_out)]
 
 
 def without_paths(command: Sequence[str]) -> list[str]:
-    """The command with absolute paths relative to the working folder, or outside of it only their last part."""
+    """The command with absolute paths relative to the working folder or, outside of it, reduced to their last part."""
     return [_relative(argument) for argument in command]
 
 
@@ -143,15 +144,15 @@ def _is_secret(name: str) -> bool:
 
 def _masked(argument: str) -> str:
     if " --" in f" {argument}" and len(argument.split()) > 1 and without_secrets(argument.split())[1]:
-        return _MASK  # a command in a flag
+        return _MASK  # a command as the value of a flag
     name, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
     try:
         content = json.loads(value) if value[:1] in ("{", "[") else None
     except (ValueError, RecursionError):
         content = None
     if content is not None:
-        without = _without_secret_keys(content)
-        value = value if without == content else json.dumps(without)
+        masked = _without_secret_keys(content)
+        value = value if masked == content else json.dumps(masked)
     header = _HEADER.match(value)
     if header and _is_secret(header[1]):
         value = f"{header[1]}: {_MASK}"
@@ -175,7 +176,7 @@ def _without_secret_keys(content: Any) -> Any:
 
 
 def _relative(argument: str) -> str:
-    """With each path in it relative, or only its last part."""
+    """The argument with each path in it made relative, or reduced to its last part."""
     if "://" in argument and not argument.startswith("file:"):
         return argument
     return _PATH.sub(lambda match: match[1] + _shortened(match[2]), argument)

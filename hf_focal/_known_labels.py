@@ -1,4 +1,4 @@
-"""Labels in every form in which models are trained on them: which of them are known, one row for each example or token."""
+"""Labels in every form used for training: which of them are known, one row for each example or token."""
 
 from collections.abc import Sequence
 
@@ -13,22 +13,24 @@ __all__ = ["known_labels"]
 def known_labels(
     logits_shape: Sequence[int], labels: Tensor, multi_label: bool, name: str = "labels"
 ) -> tuple[Tensor, Tensor]:
-    """Which examples have a label, and these labels: class ids, class probabilities, or one for each of several labels.
+    """Which examples have a label, and these labels: class ids, class probabilities, or rows of several labels.
 
     Args:
         logits_shape (sequence of `int`): (..., C).
         labels (`Tensor`): Class ids of shape (...) or (..., 1), where -100 is "not known"; or rows of shape (..., C), where
-            a row of -100 is "not known": one-hot or class probabilities of any dtype, or, for multi-label, any numbers.
-            Those of one logit may lack its dimension.
+            a row of -100 is "not known": one-hot or class probabilities of any dtype or, for multi-label, any numbers.
+            With one logit, the last dimension may be missing.
         multi_label (`bool`): Whether an example has several labels, or one logit for two classes.
-        name (`str`): Of the labels, for the error.
+        name (`str`): Name of the labels in error messages.
 
     Returns:
-        `tuple[Tensor, Tensor]`: Whether each of the N examples has a label, shape (N); and those that have one: for
-        multi-label, rows as they are; otherwise class ids, also for one-hot rows, or class probabilities in float64.
+        `tuple[Tensor, Tensor]`: Whether each of the N examples has a label, shape (N); and the labels of those that
+        have one: for multi-label, the rows unchanged; otherwise class ids, also for one-hot rows, or class
+            probabilities in
+        float64.
 
     Raises:
-        `ValueError`: For labels of another shape, and for rows of a single label that are no probabilities.
+        `ValueError`: For labels of any other shape, and for single-label rows that are not probabilities.
 
     Example:
 
@@ -41,12 +43,12 @@ def known_labels(
     ```
     """
     shape = tuple(logits_shape)
-    of_ids, num_classes = (shape[:-1], (*shape[:-1], 1)), shape[-1]
-    if not multi_label and labels.shape in of_ids:
+    shapes_of_ids, num_classes = (shape[:-1], (*shape[:-1], 1)), shape[-1]
+    if not multi_label and labels.shape in shapes_of_ids:
         labels = labels.reshape(-1)
         is_known = labels != -100
         return is_known, labels[is_known]
-    if labels.shape != shape and not (num_classes == 1 and labels.shape in of_ids):
+    if labels.shape != shape and not (num_classes == 1 and labels.shape in shapes_of_ids):
         expected = shape if multi_label else f"{shape[:-1]} or {shape}"
         raise ValueError(f"{name}: expected shape {expected}, but got {tuple(labels.shape)}")
     rows = labels.detach().reshape(-1, num_classes)

@@ -1,4 +1,4 @@
-"""What the targets since the last log show: how likely the model holds them, and which classes carry the loss."""
+"""Statistics of the targets since the last log: their mean probability, and the shares of the classes in the loss."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,7 +10,7 @@ from .metrics import class_groups
 
 
 class LossStatistics:
-    """Adds up the micro-batches between two logs, on their device and without waiting for it."""
+    """Sums over the micro-batches between two logs, on their device and without waiting for it."""
 
     def __init__(self) -> None:
         self._totals: Tensor | None = None
@@ -32,8 +32,8 @@ class LossStatistics:
             logits (`Tensor`): Of shape (..., C).
             labels (`Tensor`): Class ids of shape (...), or rows of 0 and 1, (..., C).
             losses (`Tensor`): The loss of each target, of the shape of `labels`.
-            is_target (`Tensor`): Which of them count, a bool of the shape of `labels`.
-            label_counts (sequence, *optional*): Training examples of each class, by which they are in groups.
+            is_target (`Tensor`): Which of the labels count, bool, of the shape of `labels`.
+            label_counts (sequence, *optional*): Training examples of each class, which define the groups.
         """
         num_classes = logits.shape[-1]
         rows, targets = logits.reshape(-1, num_classes), labels.masked_fill(~is_target, 0)
@@ -49,16 +49,14 @@ class LossStatistics:
         totals = [is_target.sum()[None], p_t.where(is_target, 0).sum()[None]]
         if label_counts is not None:
             groups = self._groups(label_counts, num_classes, labels.device)[classes].flatten()
-            weighed = losses.where(is_target, 0).float().flatten()
-            totals.append(torch.zeros(3, device=labels.device).index_add_(0, groups, weighed))
+            target_losses = losses.where(is_target, 0).float().flatten()
+            totals.append(torch.zeros(3, device=labels.device).index_add_(0, groups, target_losses))
         added = torch.cat([total.float() for total in totals])
-        added = added.where(
-            added.isfinite().all(), 0
-        )  # one batch that overflows is left out, as Trainer does with its loss
+        added = added.where(added.isfinite().all(), 0)  # drops a batch that overflows, as Trainer does with its loss
         self._totals = added if self._totals is None else self._totals + added
 
     def logs(self, summed_over_processes: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """The entries of the log, after which it starts anew; empty where nothing was added."""
+        """The entries of the log; resets the statistics. Empty if nothing was added."""
         if self._totals is None:
             return {}
         num_targets, p_t, *losses = summed_over_processes(self._totals).tolist()
@@ -70,7 +68,7 @@ class LossStatistics:
         return logs
 
     def _groups(self, label_counts: Sequence[int], num_classes: int, device: torch.device) -> Tensor:
-        """The number of each class's group; put on the device once, as each copy to it takes its time."""
+        """The group index of each class, cached on the device because copying takes time."""
         if self._group_of_class is None or self._label_counts != label_counts:
             group_of_class = torch.zeros(num_classes, dtype=torch.long)
             for group, members in enumerate(class_groups(label_counts).values()):

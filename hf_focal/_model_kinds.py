@@ -1,4 +1,4 @@
-"""Which model is of which kind, by the classes of transformers that it is made of."""
+"""The kind of a model, by the transformers classes that it inherits from."""
 
 import inspect
 from collections.abc import Collection
@@ -9,7 +9,7 @@ from transformers.models.auto import modeling_auto
 
 
 CAUSAL_LANGUAGE_MODELS = {*modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
-# Decoders whose own loss compares each logit with the label of the same place: who trains them has shifted the labels.
+# Decoders whose own loss compares each logit with the label at the same position: their users shift the labels.
 UNSHIFTED_LANGUAGE_MODELS = {
     *(
         f"{name}ForCausalLM"
@@ -20,7 +20,7 @@ UNSHIFTED_LANGUAGE_MODELS = {
     ),
     *("XLMWithLMHeadModel", "XLNetLMHeadModel"),
 }
-# They write a text about a text, a sound or a picture: some with an encoder and a decoder, the others as causal models.
+# They generate text from a text, audio or an image: some with an encoder and a decoder, the others as causal models.
 CONDITIONAL_LANGUAGE_MODELS = {
     name
     for task in ("SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "VISION_2_SEQ", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
@@ -32,7 +32,7 @@ LANGUAGE_MODELS = {
     *modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values(),
 }
 TOKEN_CLASSIFIERS = {*modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values()}
-# The pipeline of each kind of classifier.
+# The pipeline task of each kind of classifier.
 CLASSIFIERS = {
     "text-classification": {*modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()},
     "token-classification": TOKEN_CLASSIFIERS,
@@ -51,12 +51,12 @@ UNSUPPORTED = {
 
 
 def is_one_of(model: nn.Module, class_names: Collection[str]) -> bool:
-    """Whether the class of a model, or a parent of it, has one of the names."""
+    """Whether the class of a model, or one of its base classes, has one of the names."""
     return any(parent.__name__ in class_names for parent in type(model).__mro__)
 
 
 def has_decoder_inputs(model: nn.Module) -> bool:
-    """Whether a language model reads, beside its input, the text that it is to write."""
+    """Whether a language model takes, besides its input, the text that it is to generate."""
     return (
         is_one_of(model, CONDITIONAL_LANGUAGE_MODELS)
         and "decoder_input_ids" in inspect.signature(model.forward).parameters
@@ -64,7 +64,7 @@ def has_decoder_inputs(model: nn.Module) -> bool:
 
 
 def predicts_next_token(model: nn.Module) -> bool:
-    """Whether the loss of a language model compares its logits with the labels of the places after them."""
+    """Whether the loss of a language model compares each logit with the label of the next position."""
     if is_one_of(model, UNSHIFTED_LANGUAGE_MODELS):
         return False
     is_conditional = is_one_of(model, CONDITIONAL_LANGUAGE_MODELS)
@@ -72,17 +72,17 @@ def predicts_next_token(model: nn.Module) -> bool:
 
 
 def task_of(model: nn.Module) -> str:
-    """The pipeline of a classifier; of one that transformers does not know, that of texts."""
+    """The pipeline task of a classifier; text classification for one that transformers does not know."""
     return next((task for task, heads in CLASSIFIERS.items() if is_one_of(model, heads)), "text-classification")
 
 
 def unsupported_task_of(model: nn.Module) -> str | None:
-    """What a model is made for, where that is no classification."""
+    """The task of a model, if it is one that FocalTrainer does not support."""
     return next((task for task, heads in UNSUPPORTED.items() if is_one_of(model, heads)), None)
 
 
 def num_classes_of(model: nn.Module) -> int | None:
-    """What the config says, where the model is of a class that makes its head by it."""
+    """The number of classes in the config, if the model is of a class that builds its head from it."""
     config = getattr(model, "config", None)
     if is_one_of(model, LANGUAGE_MODELS):
         return getattr(config, "vocab_size", None)
@@ -90,9 +90,9 @@ def num_classes_of(model: nn.Module) -> int | None:
 
 
 def is_multi_label(config: Any) -> bool | None:
-    """Whether each logit tells if an example has one label; None where the config does not say.
+    """Whether each logit is a yes/no decision on one label; None if the config does not say.
 
-    The one logit of a binary classifier does, too: pipelines of transformers take its sigmoid.
+    So is the one logit of a binary classifier: the pipelines of transformers take its sigmoid.
     """
     problem_type = getattr(config, "problem_type", None)
     if problem_type is None:
@@ -102,6 +102,6 @@ def is_multi_label(config: Any) -> bool | None:
 
 
 def class_names(config: Any, num_classes: int | None = None) -> list[str]:
-    """Of the classes, in the order of their ids, in which a file need not hold them."""
+    """The class names sorted by class id; a config file may list them in any order."""
     names = {int(k): str(name) for k, name in (getattr(config, "id2label", None) or {}).items()}
     return [names.get(k, f"LABEL_{k}") for k in range(config.num_labels if num_classes is None else num_classes)]

@@ -1,4 +1,4 @@
-"""Class names in pictures: short, as they are written, and in a font that can draw them."""
+"""Class names in pictures: shortened, not parsed as formulas, and in a font that can draw them."""
 
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -13,40 +13,40 @@ if TYPE_CHECKING:
 
 __all__ = ["drawable", "numbered", "picture_names", "set_plain", "short"]
 
-# Fonts of matplotlib that have boxes or parts of formulas in place of letters.
+# Fonts of matplotlib that have boxes or parts of formulas instead of letters.
 _WITHOUT_LETTERS = ("Last Resort", "STIXSize", "STIXNonUnicode", "cm")
 
 
 def short(text: str) -> str:
-    """What a picture has room for."""
+    """The text, shortened to fit in a picture."""
     text = one_line(text)
     return text if len(text) <= 24 else text[:23] + "…"
 
 
 def picture_names(names: Sequence[str]) -> list[str]:
-    """The class names, shortened; one that no installed font can draw is the class id: ``#3``."""
+    """The class names, shortened; one that no installed font can draw is replaced by its class id: ``#3``."""
     return [drawable(name, f"#{k}") for k, name in enumerate(names)]
 
 
 def drawable(text: str, instead: str) -> str:
-    """The text, shortened, or if no installed font can draw it, `instead`."""
+    """The text, shortened, or `instead` if no installed font can draw it."""
     shortened = short(text)
     return instead if _families(shortened) is None else shortened
 
 
 def numbered(names: Sequence[str]) -> dict[str, str]:
-    """Those that a picture shows as a number: which, and the name."""
+    """The names that a picture shows as numbers, by these numbers."""
     return {shown: name for shown, name in zip(picture_names(names), names) if shown != short(name)}
 
 
 def set_plain(texts: Iterable["Text"]) -> None:
-    """Has texts of a picture drawn as they are written, a `$` is no formula, in fonts that have their characters."""
+    """Draws texts of a picture literally (`$` starts no formula) and in fonts that have their characters."""
     for text in texts:
         text.set(parse_math=False, fontfamily=_families(text.get_text()) or _default_families())
 
 
 def _families(text: str) -> list[str] | None:
-    """The font families that draw a text, the first one what it can; None if there are none."""
+    """The font families that can draw a text, in order of preference; None if some character cannot be drawn."""
     families = _default_families()
     characters = {c for c in text if not c.isspace()}
     if not _can_shape() and any(unicodedata.bidirectional(c) in ("R", "AL") for c in characters):
@@ -68,7 +68,7 @@ def _default_families() -> list[str]:
 
 @cache
 def _can_shape() -> bool:
-    """Whether letters are joined and set from right to left, where their script is: since matplotlib 3.11."""
+    """Whether joined letters and right-to-left scripts are supported: since matplotlib 3.11."""
     from matplotlib import ft2font
 
     return getattr(ft2font, "__libraqm_version__", None) is not None
@@ -76,7 +76,7 @@ def _can_shape() -> bool:
 
 @cache
 def _installed() -> dict[str, str]:
-    """The file of each font family's regular face. Others would be looked for anew, with messages, at each drawing."""
+    """The file of each font family's regular face. Families without one would be searched for at each drawing."""
     from matplotlib.font_manager import fontManager
 
     faces = [font for font in fontManager.ttflist if font.weight in (400, "normal", "regular")]
@@ -95,5 +95,5 @@ def _characters(family: str) -> Any:
 
     try:
         return get_font(_installed().get(family) or findfont(FontProperties(family=[family]))).get_charmap().keys()
-    except (OSError, RuntimeError):  # one of bitmaps, say
+    except (OSError, RuntimeError):  # for example a bitmap font
         return ()

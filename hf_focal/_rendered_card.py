@@ -1,4 +1,4 @@
-"""What a reader of a card sees, as a renderer of Markdown has it, and whether that is what it ought to be."""
+"""Checks that a card, as rendered from Markdown, shows what it should."""
 
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ from ._markdown import one_line
 
 __all__ = ["check_pictures", "check_sections", "fenced"]
 
-# Each of these can be a part of something that takes long to parse, or of a table.
+# Limit for each character that can be part of a table, or of something slow to parse.
 _MOST = 20_000
 _PROSE = {"paragraph", "inline", "bullet_list", "ordered_list", "list_item", "blockquote", "hr", "heading"}
 
@@ -22,22 +22,23 @@ def _parsed(text: str) -> list[Token]:
 
 
 def fenced(text: str, info: str) -> list[Token]:
-    """The blocks of code of this kind that a reader sees."""
+    """The code blocks of this kind that are visible when the card is rendered."""
     return [token for token in _parsed(text) if token.type == "fence" and token.info.strip() == info]
 
 
 def check_sections(path: str, text: str, sections: Mapping[str, str], titles: Iterable[str], record: str) -> None:
-    """Whether each section stands once, as it is, under its heading, and nothing is added that looks like a part of it.
+    """Checks that each section occurs once, unchanged and under its heading, and that additions cannot pass for it.
 
     Args:
         path (`str`): For messages.
-        text (`str`): Of the card, without its metadata.
-        sections (mapping of `str` to `str`): The Markdown of each section by that of its heading, the title first.
-        titles (iterable of `str`): Headings that are refused where they are none of these.
-        record (`str`): The kind of the block of code that the record is, which may stand anywhere.
+        text (`str`): The text of the card, without its metadata.
+        sections (mapping of `str` to `str`): The Markdown of each section by the Markdown of its heading, the title
+            first.
+        titles (iterable of `str`): Headings that are allowed only if they are among `sections`.
+        record (`str`): The info string of the record's code block, which may be anywhere.
 
     Raises:
-        `ValueError`: If not; the message has the line.
+        `ValueError`: If any check fails; the message names the line.
     """
     for character in "<[`*_|":
         if text.count(character) > _MOST:
@@ -46,19 +47,19 @@ def check_sections(path: str, text: str, sections: Mapping[str, str], titles: It
     for token in tokens:
         kinds = {token.type, *(child.type for child in token.children or [])}
         if kinds & {"html_block", "html_inline"}:
-            raise _error(path, token, "no HTML, which can hide a part of the card", token.content)
+            raise _error(path, token, "no HTML, which can hide parts of the card", token.content)
     headings = _headings(tokens)
-    wanted = [(_plain(_parsed(heading)[1]), heading, section) for heading, section in sections.items()]
+    wanted = [(_heading_text(_parsed(heading)[1]), heading, section) for heading, section in sections.items()]
     _check_headings(path, tokens, headings, [(name, one_line(heading)) for name, heading, _ in wanted], titles)
     for k, (name, heading, section) in enumerate(wanted):
-        # A model may have the name of a section: its title is the first heading.
+        # A model may be named like a section: its title is the first such heading.
         start = headings[name][0 if k == 0 else -1]
         _check_lines(f"{path}: {one_line(heading)}", text, (tokens[start].map or [0])[0], f"{heading}\n\n{section}")
         _check_shown(f"{path}: {one_line(heading)}", _section_at(tokens, start), _parsed(f"{heading}\n\n{section}"))
 
 
 def check_pictures(path: str, text: str, pictures: Iterable[str], record: str) -> None:
-    """Whether the section that depends on what could be drawn has only these images, and prose."""
+    """Checks that the pictures' section, which depends on what could be drawn, has only these images and prose."""
     tokens = _shown(text, record)
     places = [k for k in _headings(tokens).get("pictures", []) if k > 0]
     if len(places) > 1:
@@ -71,20 +72,20 @@ def _shown(text: str, record: str) -> list[Token]:
 
 
 def _headings(tokens: list[Token]) -> dict[str, list[int]]:
-    """Where each stands, by its text, at any level."""
-    found: dict[str, list[int]] = {}
+    """The positions of the headings of any level, by their text."""
+    positions: dict[str, list[int]] = {}
     for k, token in enumerate(tokens):
         if token.type == "heading_open":
-            found.setdefault(_plain(tokens[k + 1]), []).append(k)
-    return found
+            positions.setdefault(_heading_text(tokens[k + 1]), []).append(k)
+    return positions
 
 
 def _section_at(tokens: list[Token], start: int) -> list[Token]:
-    """With its heading, up to the next one of the first two levels."""
-    rest = takewhile(
+    """The section with its heading, up to the next heading of the first two levels."""
+    content = takewhile(
         lambda token: not (token.type == "heading_open" and token.tag in ("h1", "h2")), tokens[start + 3 :]
     )
-    return [*tokens[start : start + 3], *rest]
+    return [*tokens[start : start + 3], *content]
 
 
 def _check_headings(
@@ -96,55 +97,55 @@ def _check_headings(
 ) -> None:
     names = [name for name, _ in wanted]
     if "" in headings and "" not in names:
-        raise _error(path, tokens[headings[""][0]], "headings that say something", "an empty one")
+        raise _error(path, tokens[headings[""][0]], "headings with text", "an empty one")
     for name, heading in wanted:
         shown, expected = len(headings.get(name, [])), names.count(name)
-        has_pictures = name == "pictures" and shown == expected + 1  # a model of this name
+        has_pictures = name == "pictures" and shown == expected + 1  # the model is named "Pictures"
         if shown != expected and not has_pictures:
             number = "one such heading" if expected == 1 else f"{expected} such headings"
-            raise ValueError(f"{path}: {heading}: expected {number}, but got {shown} that show")
+            raise ValueError(f"{path}: {heading}: expected {number}, but got {shown} visible")
     first = min(map(min, headings.values()))
     if first != headings[names[0]][0]:
-        raise _error(path, tokens[first], f"the title {names[0]!r} first", _plain(tokens[first + 1]))
+        raise _error(path, tokens[first], f"the title {names[0]!r} first", _heading_text(tokens[first + 1]))
     for title in map(_normal, titles):
         if title not in names and title in headings:
-            raise _error(path, tokens[headings[title][0]], "no section that the record does not give", title)
+            raise _error(path, tokens[headings[title][0]], "no section of this name, as the record has none", title)
 
 
-def _check_shown(path: str, found: list[Token], wanted: list[Token]) -> None:
-    closing: list[str] = []  # items may follow those of a list, but no row those of a table
+def _check_shown(path: str, actual: list[Token], wanted: list[Token]) -> None:
+    closing: list[str] = []  # items may be added to a list, but no rows to a table
     while wanted[-1].nesting < 0:
         closing.insert(0, wanted.pop().type)
-    for token, right in zip(found, wanted):
+    for token, right in zip(actual, wanted):
         if _signature(token) != _signature(right):
             raise _error(
-                path, token, f"{right.content or right.type!r}, and to show it so", token.content or token.type
+                path, token, f"{right.content or right.type!r}, rendered like this", token.content or token.type
             )
-    rest = found[len(wanted) :]
-    _check_prose(path, rest[len(closing) :] if [token.type for token in rest[: len(closing)]] == closing else rest)
+    added = actual[len(wanted) :]
+    _check_prose(path, added[len(closing) :] if [token.type for token in added[: len(closing)]] == closing else added)
 
 
 def _check_lines(path: str, text: str, start: int, expected: str) -> None:
     lines = text.split("\n")[start:]
     for k, line in enumerate(expected.split("\n")):
-        found = lines[k].rstrip(" \t") if k < len(lines) else ""
-        if found != line.rstrip(" \t"):
+        actual = lines[k].rstrip(" \t") if k < len(lines) else ""
+        if actual != line.rstrip(" \t"):
             raise ValueError(
-                f"{path}, line {start + k + 1} of the text: expected the line {line!r:.500}, but got {found!r:.500}"
+                f"{path}, line {start + k + 1} of the text: expected the line {line!r:.500}, but got {actual!r:.500}"
             )
 
 
 def _check_prose(path: str, tokens: Iterable[Token], images: Iterable[str] = ()) -> None:
     for token in tokens:
         if token.type.removesuffix("_open").removesuffix("_close") not in _PROSE:
-            raise _error(path, token, "nothing but prose after it", token.content or token.type)
+            raise _error(path, token, "only prose after it", token.content or token.type)
         shown = any(child.type == "image" for child in token.children or [])
         if shown and not {*token.content.splitlines()} <= {*images}:
-            raise _error(path, token, "nothing but prose and pictures of a card", token.content)
+            raise _error(path, token, "only prose and the card's pictures", token.content)
 
 
-def _plain(token: Token) -> str:
-    """The text of a heading, whatever marks and entities it is made of."""
+def _heading_text(token: Token) -> str:
+    """The text of a heading, without its markup."""
     breaks = ("softbreak", "hardbreak")
     return _normal("".join(" " if child.type in breaks else child.content for child in token.children or []))
 
@@ -157,6 +158,6 @@ def _signature(token: Token) -> tuple[object, ...]:
     return token.type, token.tag, token.level, token.info, token.content, str(token.attrs)
 
 
-def _error(path: str, token: Token, expected: str, found: object) -> ValueError:
+def _error(path: str, token: Token, expected: str, actual: object) -> ValueError:
     where = f", line {token.map[0] + 1} of the text" if token.map else ""
-    return ValueError(f"{path}{where}: expected {expected:.500}, but got {found!r:.500}")
+    return ValueError(f"{path}{where}: expected {expected:.500}, but got {actual!r:.500}")

@@ -11,12 +11,12 @@ from ._checks import describe
 from ._upstream import assert_async
 
 
-# What such a column is called elsewhere, in scikit-learn and Keras for one.
+# Usual names of such a column, for example in scikit-learn and Keras.
 USUAL_NAMES = frozenset({"weight", "weights", "sample_weight", "sample_weights"})
 
 
 def check_sample_weights(dataset: Any, column: str) -> None:
-    """Looks at all weights of a dataset in memory, and of others whether there is the column, if they say so.
+    """Checks all weights of an in-memory dataset; for others only that the column exists, if they list their columns.
 
     Raises:
         `ValueError`: If there is no such column, or its values are not numbers of at least 0.
@@ -31,20 +31,20 @@ def check_sample_weights(dataset: Any, column: str) -> None:
         is_number = weights.dtype.kind in "iuf"
         if not is_number or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
             raise ValueError(
-                f"sample_weight_column: expected a number >= 0 for each example in column {column!r}, and not 0 for all, but "
-                f"got {f'{weights.min():g} to {weights.max():g}' if is_number else dataset.features[column]}"
+                f"sample_weight_column: expected a number >= 0 for each example in column {column!r}, not all of them "
+                f"0, but got {f'{weights.min():g} to {weights.max():g}' if is_number else dataset.features[column]}"
             )
 
 
 def weights_of(dataset: Any, column: str | None) -> np.ndarray | None:
-    """Those of the examples, float64, (N), where the dataset has them as the trainer's evaluations do."""
+    """The weights of the examples, float64, (N), or None if the dataset has no such column."""
     if column is None or not isinstance(dataset, Dataset) or column not in dataset.column_names:
         return None
     return np.asarray(dataset.select_columns(column).with_format("numpy")[:][column], np.float64)
 
 
 def weigh_targets(weights: Tensor, targets: Tensor) -> Tensor:
-    """The weight of each target, which is that of its example: of the shape of `targets`, whose first dimension is theirs."""
+    """The weight of each target, that of its example, in the shape of `targets` (first dimension: examples)."""
     return weights.to(targets.device, torch.float32).reshape(-1, *[1] * (targets.dim() - 1)).expand(targets.shape)
 
 

@@ -1,4 +1,4 @@
-"""The labels that a trainer feeds to its model: counted as what they are there, class ids."""
+"""The labels that a trainer feeds to its model, counted as the class ids that the model sees."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +19,7 @@ from ._upstream import is_split_by_node
 from .alpha import LabelDistribution
 
 
-# What a user of the trainer knows of the arguments of `LabelDistribution.from_dataset` and of its `alpha`.
+# The names under which users of the trainer know the arguments of `LabelDistribution.from_dataset` and its `alpha`.
 _NAMES = {
     "data": "train_dataset",
     "column": "args.label_names",
@@ -32,28 +32,28 @@ _NAMES = {
 }
 _REMEDIES = {
     "column": "name the column with TrainingArguments(label_names=[...])",
-    "multi_label": 'set model.config.problem_type to "multi_label_classification" or, if they are those of tokens, to '
+    "multi_label": 'set model.config.problem_type to "multi_label_classification" or, for token labels, to '
     '"single_label_classification"',
-    "num_labels": "make the model with as many num_labels",
+    "num_labels": "create the model with that many num_labels",
     "empty_weight": "choose their weight with alpha_empty_weight (the flag --focal_alpha_empty_weight)",
 }
 
 
 def as_trainer_error(error: ArgumentError) -> ValueError:
-    """The same in the words of somebody who has a trainer, and none of the arguments of the functions behind it."""
+    """The same error in the trainer's terms, without the argument names of the functions behind it."""
     return ValueError(error.for_caller(_NAMES, _REMEDIES))
 
 
 def count_training_labels(dataset: Any, model: nn.Module, column: str | None) -> LabelDistribution:
-    """Counted by the main process for all of them, or by all where each has a shard of a stream.
+    """Counts the labels: on the main process for all, or on every process if each has a shard of a stream.
 
     Args:
         dataset: The training data.
         model (`nn.Module`): Without wrappers.
-        column (`str`, *optional*): The name of the labels, if it is not ``label`` or ``labels``.
+        column (`str`, *optional*): The name of the label column, if it is not ``label`` or ``labels``.
 
     Raises:
-        `ValueError`: If they cannot be counted, or are strings that are none of the model's `label2id`.
+        `ValueError`: If the labels cannot be counted, or are strings that are not in the model's `label2id`.
     """
     config = getattr(model, "config", None)
     multi_label = is_multi_label(config)
@@ -66,10 +66,10 @@ def count_training_labels(dataset: Any, model: nn.Module, column: str | None) ->
         dataset = dataset if rows is None else rows
     features = _label_features(dataset, columns)
     is_binary = multi_label and num_labels == 1
-    if is_binary:  # the labels are those of two classes, whether or not each stands in a row of its own
+    if is_binary:  # the labels are those of two classes, of shape (N) or (N, 1)
         num_labels, multi_label, dataset = 2, False, _with_class_ids(dataset, columns)
     elif any(_holds_strings(feature) for feature in features):
-        num_labels = None  # of which the data may lack some; the model knows them all by name
+        num_labels = None  # the data may lack some classes; the model knows all their names
     count = partial(
         LabelDistribution.from_dataset,
         dataset,
@@ -93,16 +93,17 @@ def count_training_labels(dataset: Any, model: nn.Module, column: str | None) ->
 def weigh_distribution(
     counted: LabelDistribution, dataset: Any, columns: Sequence[str], weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray | None] | None:
-    """The weights of the targets of each class, (C), and of several labels those of the negatives.
+    """The summed weights of the targets of each class, (C), and for several labels those of the negatives.
 
     Args:
-        counted ([`LabelDistribution`]): What [`count_training_labels`] has counted.
+        counted ([`LabelDistribution`]): The result of [`count_training_labels`].
         dataset: The training data.
-        columns (sequence of `str`): One of which holds the labels.
+        columns (sequence of `str`): One of them holds the labels.
         weights (`np.ndarray`): One for each example.
 
     Returns:
-        None where these labels, each taken as one, do not give what was counted: those of a transform or a collator, say.
+        None if counting the stored labels does not reproduce `counted`, for example because a transform or a collator
+        makes other labels.
     """
     name = next((name for name in columns if name in (getattr(dataset, "column_names", None) or [])), None)
     if name is None or not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
@@ -128,13 +129,13 @@ def weigh_distribution(
         return positives, known - positives
 
     try:
-        plain = sums(np.ones(len(values)))
+        unweighted = sums(np.ones(len(values)))
     except ValueError:  # a negative id, or rows of another length
         return None
     is_same = all(
-        np.array_equal(found, expected)
-        for found, expected in zip(plain, (counted.counts, counted.negatives))
-        if found is not None and expected is not None
+        np.array_equal(actual, expected)
+        for actual, expected in zip(unweighted, (counted.counts, counted.negatives))
+        if actual is not None and expected is not None
     )
     return sums(weights) if is_same else None
 
@@ -146,31 +147,32 @@ def names_by_id(config: Any) -> list[str]:
 
 
 def check_strings_are_mapped(dataset: Any, collator: Any, label_names: Sequence[str] | None) -> None:
-    """Refuses strings for labels that neither a transform nor a collator of the user turns into class ids.
+    """Rejects string labels that neither a transform nor the user's collator turns into class ids.
 
     Raises:
-        `ValueError`: If there are such strings; the message says how to make ids of them.
+        `ValueError`: If there are such strings; the message says how to convert them to ids.
     """
     if not getattr(collator, "__module__", type(collator).__module__).startswith("transformers."):
         return
-    # Of a list the first example is looked at; of other things that could run code, and a stream would lose its first row.
+    # Only lists are checked by their first example: for others that could run code, and a stream would lose its first
+    # row.
     first = dataset[0] if isinstance(dataset, (list, tuple)) and dataset and isinstance(dataset[0], Mapping) else {}
     for name in sorted({*(label_names or []), "label", "labels"}):
         holds_strings = any(_holds_strings(feature) for feature in _label_features(dataset, [name]))
         if holds_strings or isinstance(first.get(name), str):
             raise ValueError(
-                f"labels: column {name!r} of train_dataset holds strings, which cannot reach the model; make class ids of "
-                f"them, with dataset.class_encode_column({name!r}) or a mapping of your own"
+                f"labels: column {name!r} of train_dataset holds strings, which the model cannot use; convert them to "
+                f"class ids with dataset.class_encode_column({name!r}) or your own mapping"
             )
 
 
 def _by_id(counted: LabelDistribution, names: list[str]) -> LabelDistribution:
-    """Of strings, which are counted in the order of the alphabet: in that of the ids that a model gives them."""
+    """Reorders the counts of strings from alphabetical order to that of the model's class ids."""
     unknown = [name for name in counted.names or [] if name not in names]
     if unknown:
         raise ValueError(
-            f"labels: the training data hold strings, of which {unknown[:5]} are none of the model's label2id, {names}; make "
-            "class ids of them, with dataset.class_encode_column(column) or a label2id of your own"
+            f"labels: the training data hold strings that are not in the model's label2id {names}: {unknown[:5]}; "
+            "convert them to class ids with dataset.class_encode_column(column), or set label2id"
         )
     counts = np.zeros(len(names), np.int64)
     counts[[names.index(name) for name in counted.names or []]] = counted.counts
@@ -179,7 +181,7 @@ def _by_id(counted: LabelDistribution, names: list[str]) -> LabelDistribution:
 
 
 def _rows_of_tokens(dataset: Any, columns: Sequence[str]) -> Dataset | None:
-    """The rows of several labels of all tokens, one below the other, if each example has a list of them."""
+    """The multi-label rows of all tokens, concatenated, if each example has a list of rows."""
     if not isinstance(dataset, Dataset):
         return None
     for name in columns:
@@ -190,7 +192,7 @@ def _rows_of_tokens(dataset: Any, columns: Sequence[str]) -> Dataset | None:
 
 
 def _with_class_ids(dataset: Any, columns: Sequence[str]) -> Any:
-    """With class ids for the whole numbers in floats that losses of one logit ask for."""
+    """The dataset with float labels, as losses of one logit need, converted to class ids if they are whole numbers."""
     if not isinstance(dataset, Dataset):
         return dataset
     for name in columns:
@@ -202,7 +204,7 @@ def _with_class_ids(dataset: Any, columns: Sequence[str]) -> Any:
 
 
 def _label_features(dataset: Any, columns: Sequence[str]) -> list[Any]:
-    """What the columns hold that there are, or their lists; nothing where a transform hands out something else."""
+    """The features of those columns that exist (of lists, their elements); none if a transform may change them."""
     if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
         return []
     features = getattr(dataset, "features", None) or {}
@@ -214,7 +216,7 @@ def _holds_strings(feature: Any) -> bool:
 
 
 def _on_main_process(function: Callable[[], Any]) -> Any:
-    """What `function` returns or raises on the main process, on every process."""
+    """Runs `function` on the main process; returns its result, or raises its exception, on every process."""
     outcome: list[Any] = [None]
     if PartialState().is_main_process:
         try:

@@ -1,6 +1,6 @@
-"""What the package needs of the private parts of datasets and torch, and what it does in a version without them.
+"""The private parts of datasets and torch that the package uses, with fallbacks for versions without them.
 
-No other module touches a private attribute of another library. Transformers is used through its public methods alone.
+No other module accesses private attributes of other libraries. Of transformers, only public methods are used.
 """
 
 from copy import copy
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-if TYPE_CHECKING:  # the losses come by here, and need torch alone
+if TYPE_CHECKING:  # the losses import this module, and need only torch
     import pyarrow as pa
     from datasets import Dataset, IterableDataset
 
@@ -18,9 +18,9 @@ __all__ = ["assert_async", "is_split_by_node", "is_traced", "select_only", "stor
 
 
 def is_traced() -> bool:
-    """Whether the values of tensors cannot be looked at: in `torch.compile` and in the transforms of `torch.func`.
+    """Whether the values of tensors cannot be read: in `torch.compile` and in the transforms of `torch.func`.
 
-    `torch._C._are_functorch_transforms_active`; without it, whether an autograd function is refused that is not made for
+    Uses `torch._C._are_functorch_transforms_active`; without it, tries an autograd function that does not support
     transforms. That takes microseconds.
     """
     if torch.compiler.is_compiling():
@@ -37,7 +37,7 @@ def is_traced() -> bool:
 
 
 class _NotForTransforms(torch.autograd.Function):
-    """Has no `setup_context`, without which it may not be used inside of a transform."""
+    """Has no `setup_context`, so it cannot be used inside a transform."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor) -> Tensor:
@@ -45,10 +45,10 @@ class _NotForTransforms(torch.autograd.Function):
 
 
 def assert_async(condition: Tensor, message: str) -> None:
-    """Raises a `RuntimeError` if the condition, a tensor with one entry, is false; on a GPU without waiting for it.
+    """Raises a `RuntimeError` if the condition, a tensor with one entry, is false; does not wait for a GPU.
 
-    `torch._assert_async`, whose error on a GPU is that of the kernel and comes at a later call. Without it, the condition
-    is read, for which a GPU has to finish what it is doing.
+    Uses `torch._assert_async`; on a GPU its error is a kernel error raised by a later call. Without it, the condition
+    is read, which waits for the GPU.
     """
     try:
         check = torch._assert_async
@@ -60,9 +60,9 @@ def assert_async(condition: Tensor, message: str) -> None:
 
 
 def stored_column(dataset: "Dataset", column: str) -> tuple["pa.ChunkedArray", "pa.ChunkedArray | None"]:
-    """A column as it is stored, and the rows of it that the dataset has, in their order; None for all of them.
+    """A column as it is stored, and the indices of the dataset's rows in it, in order, or None for all rows.
 
-    `Dataset._indices`; without it, the column is copied row by row.
+    Uses `Dataset._indices`; without it, the column is copied row by row.
     """
     try:
         indices = dataset._indices
@@ -72,10 +72,10 @@ def stored_column(dataset: "Dataset", column: str) -> tuple["pa.ChunkedArray", "
 
 
 def select_only(stream: "IterableDataset", column: str) -> "IterableDataset":
-    """The stream with one column, which is also all that is read, where the source is Parquet.
+    """The stream with one column; if the source is Parquet, only that column is read.
 
-    `IterableDataset.select_columns` selects from what has been read; it is the builder that can tell Parquet what to
-    read. It is reached through `IterableDataset._ex_iterable`; where it is not found, all columns are read.
+    `IterableDataset.select_columns` selects after reading; only the builder can restrict what is read from Parquet. It
+    is accessed through `IterableDataset._ex_iterable`; if it is not found, all columns are read.
     """
     selected = stream.select_columns(column)
     selection: Any = getattr(selected, "_ex_iterable", None)
@@ -86,7 +86,7 @@ def select_only(stream: "IterableDataset", column: str) -> "IterableDataset":
     if not hasattr(config, "columns") or config.columns is not None:
         return selected
     narrow = object.__new__(type(builder))
-    vars(narrow).update(vars(builder))  # copy() would share them
+    vars(narrow).update(vars(builder))  # copy() would share its __dict__
     narrow.config = copy(config)
     narrow.config.columns = [column]
     narrow.info = builder.info.copy()
@@ -99,9 +99,9 @@ def select_only(stream: "IterableDataset", column: str) -> "IterableDataset":
 
 
 def is_split_by_node(data: Any) -> bool:
-    """Whether it is a stream of which `datasets.distributed.split_dataset_by_node` has left this process a part.
+    """Whether it is a stream that `datasets.distributed.split_dataset_by_node` has split over processes.
 
-    `IterableDataset._distributed`; without it, whether the stream refuses to be split once more in another way.
+    Uses `IterableDataset._distributed`; without it, tests whether the stream refuses a second split of another kind.
     """
     from datasets import IterableDataset
 
@@ -120,6 +120,6 @@ def _refuses_another_split(stream: "IterableDataset") -> bool:
     for strategy in ("shards", "examples"):
         try:
             split_dataset_by_node(stream, rank=0, world_size=1, strategy=strategy)
-        except ValueError:  # it keeps to the strategy of the first split, which is at most one of these
+        except ValueError:  # a split stream accepts only the strategy of its first split
             return True
     return False

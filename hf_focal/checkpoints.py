@@ -1,4 +1,4 @@
-"""What is on disk is whole: which checkpoint to resume from, and a save that leaves the old model until the new one is there."""
+"""Complete files on disk: the checkpoint to resume from, and saves that keep the old model until the new is there."""
 
 import json
 import os
@@ -22,9 +22,9 @@ _CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
 
 
 def last_whole_checkpoint(folder: str | Path) -> tuple[Path | None, list[Path]]:
-    """The last whole checkpoint of an output folder, if there is one, and the torn ones after it, the latest first.
+    """The last complete checkpoint of an output folder, if any, and the incomplete ones after it, the latest first.
 
-    A process that is killed while it saves, or a full disk, leaves a torn one.
+    A process that is killed while it saves, or a full disk, leaves an incomplete one.
 
     Args:
         folder (`str` or `Path`): The `output_dir` of a training.
@@ -41,21 +41,21 @@ def last_whole_checkpoint(folder: str | Path) -> tuple[Path | None, list[Path]]:
     ```
     """
     named = [(_CHECKPOINT.fullmatch(path.name), path) for path in Path(folder).glob("checkpoint-*")]
-    found = [(int(match[1]), path) for match, path in named if match and path.is_dir()]
-    torn: list[Path] = []
-    for _, checkpoint in sorted(found, reverse=True):
+    by_step = [(int(match[1]), path) for match, path in named if match and path.is_dir()]
+    incomplete: list[Path] = []
+    for _, checkpoint in sorted(by_step, reverse=True):
         if is_whole(checkpoint):
-            return checkpoint, torn
-        torn.append(checkpoint)
-    return None, torn
+            return checkpoint, incomplete
+        incomplete.append(checkpoint)
+    return None, incomplete
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether the state of the trainer, which is written last, and all files of weights can be read to their ends."""
+    """Whether the trainer state, which is written last, and all weight files are complete."""
     try:
         if "global_step" not in json.loads((checkpoint / "trainer_state.json").read_text()):
             return False
-        # Weights that are spread over processes are in folders.
+        # Weights that are sharded over processes are in folders.
         if not any(_WEIGHTS.fullmatch(path.name) or path.is_dir() for path in checkpoint.iterdir()):
             return False
         for path in checkpoint.glob("*.index.json"):
@@ -63,10 +63,10 @@ def is_whole(checkpoint: Path) -> bool:
             if not all((checkpoint / shard).is_file() for shard in shards):
                 return False
         for path in checkpoint.glob("*.safetensors"):
-            with safe_open(path, "pt"):  # whose header says how long the file is
+            with safe_open(path, "pt"):  # checks the length of the file against its header
                 pass
         for path in [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth"), *checkpoint.glob("*.bin")]:
-            if path.name != "training_args.bin" and not zipfile.is_zipfile(path):  # of which the end is the directory
+            if path.name != "training_args.bin" and not zipfile.is_zipfile(path):  # its directory is at the end
                 return False
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         return False
@@ -75,14 +75,14 @@ def is_whole(checkpoint: Path) -> bool:
 
 @contextmanager
 def saved_whole(folder: str | Path) -> Iterator[Path]:
-    """A folder to save a model in, whose files take the places of those in `folder` once all are written.
+    """A temporary folder to save a model in; its files replace those in `folder` once all are written.
 
-    If the disk is full or the process is killed while it writes, `folder` holds the model that it held; only the renaming of
-    the files, at the end, is not one step. Weights of the old model that the new one has no file for are removed, or they
-    would be loaded beside it, and so is an adapter.
+    If the disk is full or the process is killed while it writes, `folder` keeps its old model; only the renaming of
+    the files at the end is not atomic. Weights of the old model that the new one has no file for are removed, since
+    they would be loaded too, and so is an adapter.
 
     Args:
-        folder (`str` or `Path`): Made if need be.
+        folder (`str` or `Path`): Created if it does not exist.
 
     Example:
 
@@ -100,10 +100,10 @@ def saved_whole(folder: str | Path) -> Iterator[Path]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".saving-*"):  # of a process that was killed
+    for leftover in folder.glob(".saving-*"):  # from a process that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     with TemporaryDirectory(dir=folder, prefix=".saving-") as written:
-        if (folder / "README.md").is_file():  # which PEFT adds to
+        if (folder / "README.md").is_file():  # PEFT adds to it
             shutil.copy2(folder / "README.md", written)
         yield Path(written)
         files = [path for path in Path(written).rglob("*") if path.is_file()]

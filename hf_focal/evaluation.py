@@ -1,4 +1,4 @@
-"""What a model scores as it decides: the metrics of the decision in force, and all operating points with intervals."""
+"""Metrics of a model's decisions: at the operating point in force, and at all operating points with intervals."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -28,10 +28,10 @@ def evaluate_model(
     label_counts: Sequence[float] | None = None,
     sample_weight: Sequence[float] | np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """The metrics of a model as its pipeline decides, and of the probabilities that its pipeline shows.
+    """The metrics of the decisions and of the probabilities of a model's pipeline.
 
-    The decisions are those of [`decide`], the probabilities its calibrated class posterior. `compute_metrics`, which
-    follows a training, has those of the logits.
+    The decisions are those of [`decide`], the probabilities are the calibrated class posterior. `compute_metrics`,
+    which monitors training, uses the logits for both.
 
     Args:
         logits (`Tensor` or array): (N, C), or (N, L, C) for tokens.
@@ -43,7 +43,7 @@ def evaluate_model(
         `dict`: The metrics of [`ImbalancedClassification`], with ``per_class``.
 
     Raises:
-        `ValueError`: As [`decide`] and [`ImbalancedClassification`] do.
+        `ValueError`: As [`decide`] and [`ImbalancedClassification`].
 
     Example:
 
@@ -61,17 +61,17 @@ def evaluate_model(
     """
     multi_label, logits = bool(is_multi_label(config)), torch.as_tensor(logits).detach()
     p = decision_scores(logits, config)[1].double()
-    of_posterior = p.clamp(1e-12, 1 - 1e-12).logit() if multi_label else p.log()
+    posterior_logits = p.clamp(1e-12, 1 - 1e-12).logit() if multi_label else p.log()
     weights = as_weights(sample_weight, len(logits))
     decided = decide(logits, config).numpy()
     labels = np.asarray(labels)
     return classification_metrics(
-        of_posterior.numpy(), labels, weights, multi_label, label_names, label_counts, decided
+        posterior_logits.numpy(), labels, weights, multi_label, label_names, label_counts, decided
     )
 
 
 def operating_points_of(config: Any) -> list[str]:
-    """The names of the operating points that a model has, by what its config records; see [`decide`].
+    """The names of the operating points that a model has according to its config; see [`decide`].
 
     Example:
 
@@ -86,7 +86,7 @@ def operating_points_of(config: Any) -> list[str]:
     settings, multi_label = FocalSettings.find_in(config), bool(is_multi_label(config))
     if settings is None or not has_posterior(settings, multi_label):
         return ["as_trained"]
-    shares = settings.class_prior or [0.0]  # from a share of 0, or with several labels of 1, nothing can be shifted
+    shares = settings.class_prior or [0.0]  # a share of 0, or with several labels of 1, cannot be shifted
     has_prior = all(0 < share < 1 + (not multi_label) for share in shares)
     has = {"balanced": has_prior, "thresholds": settings.thresholds is not None}
     return [name for name in OPERATING_POINTS if has.get(name, True)]
@@ -106,19 +106,22 @@ def evaluate_operating_points(
     Args:
         logits (`Tensor` or array): (N, C), or (N, L, C) for tokens.
         labels (`Tensor` or array): Class ids of shape (N) or (N, L), or rows of the shape of `logits`; -100 is ignored.
-            Probabilities stand for the most probable class.
+            Class probabilities count as the most probable class.
         config (`PreTrainedConfig`): The model's config.
         label_counts, sample_weight: As in [`ImbalancedClassification`].
-        replicates (`int`): Of the bootstrap, which draws with replacement as many examples as there are (all tokens of one
-            together); the interval is that of percentiles. The same draws serve all operating points.
+        replicates (`int`): The number of bootstrap replicates. Each draws N of the N examples with replacement (all
+            tokens of an example together); the interval is the percentile interval. All operating points use the same
+            draws.
 
     Returns:
-        `dict`: For each of [`operating_points_of`], by name as in [`ImbalancedClassification`], the value of a metric and the
-        ends of its interval. For two classes also ``precision`` and ``recall`` of the class that the thresholds
-        of the record are for, or without any of the one that is rarer in training; for several labels ``precision_micro`` and ``recall_micro``.
+        `dict`: For each of [`operating_points_of`], the value of each metric, named as in
+            [`ImbalancedClassification`],
+        and the ends of its interval. For two classes also ``precision`` and ``recall`` of the class that the recorded
+        thresholds are for or, without thresholds, of the one that is rarer in training; for several labels
+        ``precision_micro`` and ``recall_micro``.
 
     Raises:
-        `ValueError`: As [`decide`] does, or if labels and logits do not fit.
+        `ValueError`: As [`decide`], or if labels and logits do not fit.
 
     Example:
 
@@ -143,8 +146,8 @@ def evaluate_operating_points(
     is_label = np.isin(targets, [0, 1, -100] if multi_label else range(num_classes))
     if not targets.size or not is_label.all():
         expected = "0, 1 or -100" if multi_label else f"class ids from 0 to {num_classes - 1}"
-        found = "none" if not targets.size else targets[~is_label].flat[0]
-        raise ValueError(f"labels: expected some that are known, {expected}, but got {found}")
+        actual = "none" if not targets.size else targets[~is_label].flat[0]
+        raise ValueError(f"labels: expected known labels, {expected}, but got {actual}")
     rows = np.flatnonzero(is_known) // max(len(is_known) // num_examples, 1)  # the example of each target
     weights = as_weights(sample_weight, num_examples)
     if label_counts is not None and len(label_counts) != num_classes:
@@ -158,8 +161,8 @@ def evaluate_operating_points(
         position, classes = np.nonzero(is_one)
         return csr_array((np.ones(len(position)), (classes, rows[position])), shape=(num_classes, num_examples))
 
-    def of_wanted(true: np.ndarray, guessed: np.ndarray, hits: np.ndarray) -> dict[str, np.ndarray]:
-        """What a threshold trades: of the positive label of two classes, and over all of several labels."""
+    def precision_and_recall(true: np.ndarray, guessed: np.ndarray, hits: np.ndarray) -> dict[str, np.ndarray]:
+        """Those of the positive label of two classes, or the micro averages of several labels."""
         if not (multi_label or has_rarer):
             return {}
         chosen = slice(None) if multi_label else [positive_label]
@@ -179,28 +182,28 @@ def evaluate_operating_points(
             truth, guess = (ids[:, None] == np.arange(num_classes) for ids in (targets, decided))
         is_right = csr_array(np.bincount(rows, (truth == guess).all(1), num_examples)[None])
         counts += [is_right, *map(counted, (truth, guess, truth & guess))]
-    # All that is to be known of a replicate is linear in how often each example is drawn.
+    # The counts of a replicate are linear in how often each example is drawn.
     sums = np.concatenate([vstack(counts) @ times for times in _drawn(weights, replicates)], axis=1)
-    total, *of_points = np.split(sums, [1 + k * (1 + 3 * num_classes) for k in range(len(names))])
-    found = {}
-    for name, (right, *of_classes) in zip(names, of_points):
-        true, guessed, hits = np.reshape(of_classes, (3, num_classes, -1))
+    total, *sums_by_point = np.split(sums, [1 + k * (1 + 3 * num_classes) for k in range(len(names))])
+    results = {}
+    for name, (right, *class_sums) in zip(names, sums_by_point):
+        true, guessed, hits = np.reshape(class_sums, (3, num_classes, -1))
         metrics = {
             "accuracy": right / np.maximum(total[0], np.finfo(float).tiny),
             **decision_metrics(true, guessed, hits, groups, multi_label),
-            **of_wanted(true, guessed, hits),
+            **precision_and_recall(true, guessed, hits),
         }
-        found[name] = {
+        results[name] = {
             metric: (float(values[0]), float(low), float(high))
             for metric, values in metrics.items()
             if not np.isnan(values[0])
             for low, high in [np.nanquantile(values[1:], [0.025, 0.975])]
         }
-    return found
+    return results
 
 
 def _drawn(weights: np.ndarray, replicates: int) -> Iterator[np.ndarray]:
-    """How much each example counts in the data themselves and then in each replicate, (N, b) at a time."""
+    """How much each example counts, first in the data themselves, then in each replicate; blocks of shape (N, b)."""
     num_examples, draws = len(weights), np.random.default_rng(0)
     yield weights[:, None]
     at_once = max(1, 2**24 // max(num_examples, 1))
@@ -215,24 +218,24 @@ def _drawn(weights: np.ndarray, replicates: int) -> Iterator[np.ndarray]:
 def decision_metrics(
     true: np.ndarray, guessed: np.ndarray, hits: np.ndarray, groups: Mapping[str, Sequence[int]], multi_label: bool
 ) -> dict[str, np.ndarray]:
-    """The metrics of [`ImbalancedClassification`] that follow from counts, for B sets of examples at once.
+    """The metrics of [`ImbalancedClassification`] that depend only on counts, for B sets of examples at once.
 
     Args:
-        true, guessed, hits (array, shape (C, B)): How often each class is right, decided, and both.
-        groups (mapping): Classes of head, mid and tail, as [`class_groups`] gives them.
+        true, guessed, hits (array, shape (C, B)): How often each class is true, is decided, and both.
+        groups (mapping): Classes of head, mid and tail, as returned by [`class_groups`].
         multi_label (`bool`): Whether an example has several labels.
 
     Returns:
-        `dict[str, array]`: B values of each metric; NaN for a group of which no class occurs. For several labels without
-        ``accuracy``, which does not follow from these counts.
+        `dict[str, array]`: B values of each metric; NaN for a group none of whose classes occurs. For several labels
+        there is no ``accuracy``, which these counts do not determine.
     """
     total, f1, occurs = true.sum(0), 2 * hits / np.maximum(true + guessed, np.finfo(float).tiny), true + guessed > 0
     with np.errstate(invalid="ignore"):
-        of_groups = {f"f1_{group}": f1[classes].sum(0) / occurs[classes].sum(0) for group, classes in groups.items()}
+        group_f1 = {f"f1_{group}": f1[classes].sum(0) / occurs[classes].sum(0) for group, classes in groups.items()}
         if multi_label:
             f1_micro = 2 * hits.sum(0) / np.maximum((true + guessed).sum(0), np.finfo(float).tiny)
-            return {"f1_macro": f1.mean(0), "f1_micro": f1_micro, **of_groups}
-        # Gorodkin's R_K; 0 where one of the sides has one class only.
+            return {"f1_macro": f1.mean(0), "f1_micro": f1_micro, **group_f1}
+        # Gorodkin's R_K; 0 if all true labels, or all decisions, are of one class.
         spread = (total**2 - (true**2).sum(0)) * (total**2 - (guessed**2).sum(0))
         covariance = hits.sum(0) * total - (true * guessed).sum(0)
         return {
@@ -240,5 +243,5 @@ def decision_metrics(
             "balanced_accuracy": (hits / np.maximum(true, np.finfo(float).tiny)).sum(0) / (true > 0).sum(0),
             "f1_macro": f1.sum(0) / occurs.sum(0),
             "matthews_correlation": np.where(spread > 0, covariance / np.sqrt(spread), 0.0),
-            **of_groups,
+            **group_f1,
         }

@@ -1,4 +1,4 @@
-"""The metrics of imbalanced classification: for `Trainer(compute_metrics=...)` and as an `evaluate` module."""
+"""Metrics for imbalanced classification: for `Trainer(compute_metrics=...)` and as an `evaluate` module."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -40,7 +40,7 @@ _IS_MULTI_LABEL = {"single_label_classification": False, "multi_label_classifica
 def class_groups(label_counts: Sequence[float] | np.ndarray) -> dict[str, list[int]]:
     """Splits the classes into head, mid and tail: a third of the classes each, from most to least frequent.
 
-    Classes of equal count stay together, in the group of their average rank: those of balanced data are all mid.
+    Classes with equal counts stay together, in the group of their average rank: with balanced data, all are mid.
 
     Args:
         label_counts (sequence or array, shape (C)): Training examples of each class.
@@ -67,26 +67,31 @@ def class_groups(label_counts: Sequence[float] | np.ndarray) -> dict[str, list[i
 class ImbalancedClassification(evaluate.Metric):
     """An `evaluate` metric that shows what accuracy hides on imbalanced data; nothing is loaded from the Hub.
 
-    `compute` takes logits as `predictions`, shape (N, C), and as `references` class ids, shape (N), where -100 is ignored,
-    or rows of shape (N, C), one-hot or class probabilities, where a row of -100 is ignored; or, with the configuration
-    ``"multilabel"``, rows of 0 and 1, shape (N, C), and -100 where it is not known whether an example has a label. One logit, C = 1, is that of a label, whatever the configuration. Optional are
-    `label_names` (C different strings), `label_counts` (training examples of each class, shape (C)), `sample_weight`
-    (how much each example counts, a number >= 0, shape (N)) and `decisions` (what [`decide`] has decided, where that is not
-    the class of the highest logit or, for multi-label data, every class with a logit above 0; -1 is no decision). A logit may be -inf (a masked class). It returns:
+    `compute` takes logits as `predictions`, shape (N, C). Its `references` are class ids, shape (N), where -100 is
+    ignored, or one-hot rows or class probabilities, shape (N, C), where a row of -100 is ignored; or, with the
+    configuration ``"multilabel"``, rows of 0 and 1, shape (N, C), with -100 where it is not known whether an example
+    has a label. A single logit, C = 1, is that of a label in any configuration. Optional arguments are `label_names`
+    (C different strings), `label_counts` (training examples of each class, shape (C)), `sample_weight` (how much each
+    example counts, a number >= 0, shape (N)) and `decisions` (the result of [`decide`], with -1 for no decision; by
+    default the class of the highest logit or, for multi-label data, every class with a logit above 0). A logit may be
+    -inf (a masked class). It returns:
 
-    - `accuracy` (for multi-label data, of all that is known of a row); for single-label data also `balanced_accuracy`, the mean recall
-      of the classes in the references, and `matthews_correlation`, 0 where either side has one class only.
+    - `accuracy` (for multi-label data, a row is right if all its known labels are); for single-label data also
+      `balanced_accuracy`, the mean recall of the classes in the references, and `matthews_correlation`, 0 if
+      references or predictions have only one class.
     - `f1_macro` over the classes that occur in references or predictions (for multi-label data, over all), `f1_micro`,
       `f1_weighted`; as in scikit-learn, with 0 for 0/0.
-    - With `label_counts`: `f1_head`, `f1_mid`, `f1_tail`, the mean F1 of those classes of a group of [`class_groups`] that
-      occur in references or predictions. A group without any has no entry.
+    - With `label_counts`: `f1_head`, `f1_mid`, `f1_tail`, the mean F1 of the classes of each group of [`class_groups`]
+      that occur in references or predictions. A group without any has no entry.
     - `expected_calibration_error` over 15 bins of equal mass, the "adaptive" one of
-      [Nixon et al. (2019)](https://arxiv.org/abs/1904.01685); equal confidences share a bin. What is calibrated is the
-      probability of the predicted class; for multi-label data, that of each label, and the error is the mean of theirs. A
-      bin has as many examples as the others, whatever their weights, which weigh the means within a bin and the bins.
-    - `expected_calibration_error_floor`: what a perfectly calibrated model of the same confidences scores on as many examples
-      on average (over 50 draws of the outcomes, the same in every call). It is not 0, as a mean of few outcomes is not their
-      probability; differences of this size say nothing. Not for class probabilities, whose outcomes are not drawn.
+      [Nixon et al. (2019)](https://arxiv.org/abs/1904.01685); equal confidences share a bin. It is about the
+      probability of the predicted class; for multi-label data, about that of each label, averaged over the labels. All
+      bins have the same number of examples; weights apply to the means within the bins and to the bins, not to their
+      edges.
+    - `expected_calibration_error_floor`: the mean score of a perfectly calibrated model with the same confidences on
+      the same number of examples (over 50 draws of the outcomes, the same in every call). It is not 0, as the mean of
+      few outcomes is not their probability; differences of this size are noise. Not for class probabilities, since
+      their outcomes are not drawn.
     - `brier_score`, per example the sum over classes, 0 to 2, as in
       [Brier (1950)](https://doi.org/10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2), and `negative_log_likelihood`,
       infinite if a true class was masked; for multi-label data, both are means over the labels of all rows.
@@ -95,22 +100,25 @@ class ImbalancedClassification(evaluate.Metric):
       and for multi-label data the calibration error with its floor, and the `average_precision` of classes that occur in the
       references.
 
-    The class of an example with class probabilities is the most probable one, of equal ones the first. The calibration
-    error, the Brier score and the likelihood are the expected ones: as if the example stood there once with each class,
+    The class of an example with class probabilities is the most probable one, the first one in case of ties. Its
+    calibration error, Brier score and likelihood are expectations: as if the example occurred once with each class,
     weighted by its probability.
 
-    With a `sample_weight` of 2 an example counts as if it stood there twice (but for the calibration error: its bins, and
-    its floor, as two examples do not err together), and with 0 as if it did not. Only `support` is a count of examples whatever their weights.
+    An example with a `sample_weight` of 2 counts as if it occurred twice, and with 0 as if it did not occur.
+    Exceptions are the bins of the calibration error and its floor (two examples have independent outcomes), and
+    `support`, which counts examples whatever their weights.
 
     Args:
         config_name (`str`, *optional*): ``"multilabel"`` for multi-label data.
-        keep_in_memory (`bool`, defaults to `True`): Whether batches stay in memory; has to be `False` with `num_process`.
+        keep_in_memory (`bool`, defaults to `True`): Whether batches stay in memory; must be `False` with
+            `num_process`.
         kwargs: For [`~evaluate.Metric`].
 
     Raises:
-        `ValueError`: For another configuration. By `compute`, for no labels at all, labels that are not as above, NaN or
-        +inf among the logits, a row of nothing but -inf, names or counts that are not one per class, or weights that are
-        not one per example, finite, >= 0 and above 0 for some that has a label.
+        `ValueError`: For any other configuration. By `compute`, if there are no labels, labels are not as above,
+            logits
+        contain NaN, +inf or a row of only -inf, names or counts are not one per class, or weights are not one per
+        example, finite, >= 0 and above 0 for at least one labelled example.
 
     Example:
 
@@ -134,11 +142,11 @@ class ImbalancedClassification(evaluate.Metric):
         super().__init__(config_name, keep_in_memory=keep_in_memory, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
-        # Multi-hot rows are floats, because Arrow would make a 0 of a soft label of 0.7 without a word.
+        # Multi-hot rows are floats, because Arrow would silently turn a soft label of 0.7 into 0.
         rows, ids = List(Value("float64")), Value("int64")
         forms = [rows] if self.config_name == "multilabel" else [ids, rows]
         return evaluate.MetricInfo(
-            description="The metrics of imbalanced classification, from logits.",
+            description="Metrics for imbalanced classification, from logits.",
             citation="",
             inputs_description=type(self).__doc__,
             features=[Features({"predictions": rows, "references": references}) for references in forms],
@@ -177,26 +185,26 @@ def compute_metrics(
     """The metrics of [`ImbalancedClassification`] for `Trainer(compute_metrics=...)`.
 
     Args:
-        eval_prediction (`EvalPrediction`): Logits of shape (N, C), or (N, L, C) for tokens, alone or the first of a tuple.
+        eval_prediction (`EvalPrediction`): Logits of shape (N, C), or (N, L, C) for tokens, alone or first in a tuple.
             The labels are class ids of shape (N), (N, 1) or (N, L), where -100 is ignored, or rows of the shape of the
             logits; see `problem_type`.
         label_names (sequence of `str`, *optional*): Name of each class; bind it with `functools.partial`.
         label_counts (sequence or array, shape (C), *optional*): Training examples of each class, for `f1_head`, `f1_mid`
             and `f1_tail`.
         per_class (`bool`, defaults to `False`): Whether to add `spam_precision`, `spam_recall`, ... for every class.
-        problem_type (`str`, *optional*): That of the model's config, to bind as well, as it is what tells how rows of
-            labels are meant: with ``"single_label_classification"`` they are one-hot or class probabilities, with
-            ``"multi_label_classification"`` 0 and 1 for each of several labels. -100 is ignored. Without it rows
-            are multi-label, as they are for a model of transformers whose config does not say, with a warning if each has
-            a single 1.
-        sample_weight (sequence or array, shape (N), *optional*): How much each example, or each token of it, counts; at
-            least 0.
+        problem_type (`str`, *optional*): That of the model's config, also to be bound. It determines the meaning of
+            rows of labels: with ``"single_label_classification"`` they are one-hot or class probabilities, with
+            ``"multi_label_classification"`` 0 and 1 for each of several labels. -100 is ignored. Without it, rows are
+            multi-label, as for a model of transformers whose config does not say, with a warning if each row has a
+            single 1.
+        sample_weight (sequence or array, shape (N), *optional*): How much each example, or each of its tokens, counts;
+            at least 0.
 
     Returns:
-        `dict[str, float]`: One number per name, without `per_class`; empty if there are no labels but -100.
+        `dict[str, float]`: One number per name, without `per_class`; empty if all labels are -100.
 
     Raises:
-        `ValueError`: As [`ImbalancedClassification`] does, and for another `problem_type`.
+        `ValueError`: As [`ImbalancedClassification`], and for any other `problem_type`.
 
     Example:
 
@@ -231,17 +239,17 @@ def compute_metrics(
 
 
 def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
-    """The mean of a number over runs, and how far its 95 % interval reaches to each side.
+    """The mean of a number over runs, and the half-width of its 95 % interval.
 
-    The interval is that of Student's t ([Student (1908)](https://doi.org/10.1093/biomet/6.1.1)), t s / sqrt(n) with the
-    standard deviation s of the n values, t the 0.975 quantile at n - 1 degrees of freedom. It holds for runs that differ by
-    chance alone, by their seeds for example.
+    The interval is based on Student's t ([Student (1908)](https://doi.org/10.1093/biomet/6.1.1)): its half-width is
+    t s / sqrt(n), with the standard deviation s of the n values and the 0.975 quantile t at n - 1 degrees of freedom.
+    It is valid for runs that differ only by chance, for example by their seeds.
 
     Args:
-        values (iterable of `float`): The number of each run. NaN, for one that is not known, does not count.
+        values (iterable of `float`): The number of each run. NaN stands for an unknown one and is ignored.
 
     Returns:
-        `tuple[float, float]`: Mean, NaN if there are no values, and half the width of the interval, NaN for fewer than two.
+        `tuple[float, float]`: The mean, NaN without values, and the half-width, NaN with fewer than two.
 
     Example:
 
@@ -260,19 +268,19 @@ def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
 
 
 def _check_multi_hot(rows: np.ndarray) -> None:
-    """Whether rows of labels can be those of several labels, and whether they are likely to be."""
+    """Rejects rows that cannot be multi-label, and warns of rows that probably are not."""
     rows = rows[(rows != -100).any(-1)]
     is_label = np.isin(rows, [0, 1, -100])
     if not is_label.all():
         raise ValueError(
-            f"references: expected rows of 0, 1 and -100, but got {rows[~is_label][0]}; class probabilities take "
-            "problem_type='single_label_classification', bound with functools.partial"
+            f"references: expected rows of 0, 1 and -100, but got {rows[~is_label][0]}; for class probabilities bind "
+            "problem_type='single_label_classification' with functools.partial"
         )
     if rows.shape[-1] > 1 and ((rows == 1).sum(-1) == 1).all() and (rows != -100).all():
         warnings.warn(
-            "compute_metrics: every row of labels has a single 1, and is taken as one of several labels; bind problem_type="
-            "'single_label_classification' with functools.partial if an example has one class, and "
-            "'multi_label_classification' if not",
+            "compute_metrics: every row of labels has a single 1, but the rows are treated as multi-label; with "
+            "functools.partial, bind problem_type='single_label_classification' if each example has one class, "
+            "'multi_label_classification' otherwise",
             stacklevel=3,
         )
 
@@ -300,7 +308,7 @@ def classification_metrics(
         `dict`: The metrics, with ``per_class``.
 
     Raises:
-        `ValueError`: As [`ImbalancedClassification`] does.
+        `ValueError`: As [`ImbalancedClassification`].
     """
     if logits.ndim < 2:
         raise ValueError(f"predictions: expected logits of shape (N, C) or (N, L, C), but got {logits.shape}")
@@ -319,7 +327,7 @@ def classification_metrics(
     if not labels.size:
         raise ValueError("references: expected at least one label other than -100, but got none")
     if not weights.any():
-        raise ValueError("sample_weight: expected a number above 0 for some example with a label, but got none")
+        raise ValueError("sample_weight: expected a number above 0 for at least one labelled example, but got none")
     logits, labels, decisions, weights = (part[weights > 0] for part in (logits, labels, decisions, weights))
     is_label = np.isin(labels, [0, 1, -100] if is_multi_label else range(num_classes))
     if (is_multi_label or labels.ndim == 1) and not is_label.all():
@@ -328,14 +336,14 @@ def classification_metrics(
     logits = logits.astype(np.float64)
     if not np.isfinite(logits.max(1)).all():
         raise ValueError(
-            "predictions: expected finite logits (some of a row may be -inf), but got NaN, +inf or only -inf"
+            "predictions: expected finite logits (some in a row may be -inf), but got NaN, +inf or only -inf"
         )
     names = [str(i) for i in range(num_classes)] if label_names is None else list(label_names)
     if len(set(names)) != num_classes or len(names) != num_classes:
         raise ValueError(f"label_names: expected {num_classes} different names, but got {names}")
 
     if is_multi_label:
-        # What is not known counts as a right "no", which no F1 looks at.
+        # Unknown labels count as correct negatives, which F1 ignores.
         is_answered = labels != -100
         truth, guess, p = labels == 1, (decisions == 1) & is_answered, expit(logits)
         log_likelihood = log_expit(np.where(truth, logits, -logits))[is_answered]
@@ -351,8 +359,8 @@ def classification_metrics(
         masses = weights
         squares = ((p - target) ** 2).sum(1) + (target * (1 - target)).sum(
             1
-        )  # the latter for the variance of the class
-    # In one column scikit-learn would see two classes, 0 and 1; with a second one it sees labels.
+        )  # the second term is the variance of the class
+    # scikit-learn would take a single column as two classes, 0 and 1; with a second column it sees labels.
     padded = [np.pad(rows.astype(int), ((0, 0), (0, 1))) for rows in (truth, guess)]
     settings = {"labels": range(num_classes), "zero_division": 0, "sample_weight": weights}
     precision, recall, f1, _ = precision_recall_fscore_support(*padded, **settings)
@@ -381,26 +389,26 @@ def classification_metrics(
     metrics["per_class"] = {name: {key: per_class[key][i].item() for key in per_class} for i, name in enumerate(names)}
     if not is_multi_label:
         calibration = _calibration_error(p.max(1), target[range(len(p)), p.argmax(1)], weights)
-        if labels.ndim > 1:  # an expected outcome does not scatter as a drawn one does
+        if labels.ndim > 1:  # expected outcomes do not vary as drawn ones do
             del calibration["expected_calibration_error_floor"]
         return _as_floats(metrics | calibration)
-    ranks = rankdata(logits, method="dense", axis=0)  # all that matters, and finite
+    ranks = rankdata(logits, method="dense", axis=0)  # only the order matters, and ranks are finite
     for i in np.flatnonzero(is_answered.any(0)):
-        of = is_answered[:, i]
-        own = _calibration_error(p[of, i], truth[of, i], weights[of])
+        rows = is_answered[:, i]
+        of_label = _calibration_error(p[rows, i], truth[rows, i], weights[rows])
         if support[i]:
-            precision_of_label = average_precision_score(truth[of, i], ranks[of, i], sample_weight=weights[of])
-            own["average_precision"] = float(precision_of_label)
-        metrics["per_class"][names[i]] |= own
+            precision_of_label = average_precision_score(truth[rows, i], ranks[rows, i], sample_weight=weights[rows])
+            of_label["average_precision"] = float(precision_of_label)
+        metrics["per_class"][names[i]] |= of_label
     for name in ("expected_calibration_error", "expected_calibration_error_floor", "average_precision"):
-        values = [own[name] for own in metrics["per_class"].values() if name in own]
+        values = [of_label[name] for of_label in metrics["per_class"].values() if name in of_label]
         if values:
             metrics[f"{name}_macro" if name == "average_precision" else name] = np.mean(values)
     return _as_floats(metrics)
 
 
 def _calibration_error(confidence: np.ndarray, outcome: np.ndarray, weights: np.ndarray) -> dict[str, float]:
-    """The error of confidences (N) with outcomes 0 to 1 (N), and what is expected where each is the right probability."""
+    """The error of confidences (N) with outcomes 0 to 1 (N), and its expectation if each confidence is right."""
     edges = np.quantile(confidence, np.arange(1, 15) / 15)
     bins = np.searchsorted(edges, confidence, side="right")
 

@@ -1,7 +1,7 @@
-"""The model card: results beside the settings, data and command that made them, to be read and to be run again.
+"""The model card: results with the settings, data and command that produced them, to read and to reproduce.
 
-Its text follows from [`ModelCardContents`] alone, which it holds as a JSON record. So [`read_model_card`] can tell
-whether the tables and the metadata still say what the record says.
+Its text is determined by [`ModelCardContents`], which it contains as a JSON record. So [`read_model_card`] can check
+that tables and metadata still agree with the record.
 """
 
 import json
@@ -62,13 +62,13 @@ __all__ = [
     "write_model_card",
 ]
 
-# Other hardware or versions round differently, which sends training along another path: it ends about as far away as
-# that of another seed, whose macro-F1 has a standard deviation of 0.01 to 0.08 in the README.
+# Other hardware or versions round differently, so that training takes another path: the results differ about as much
+# as those of another seed, and the standard deviation of the macro-F1 over seeds is 0.01 to 0.08 in the README.
 TOLERANCE = 0.05
 
 _RECORD = "json hf_focal"
-_FOCUSING = ("gamma", "gamma_neg", "margin")  # settings that make the loss a focal one
-# Title, and the metric of the Hub with its arguments, where they are not the name itself.
+_FOCUSING = ("gamma", "gamma_neg", "margin")  # settings that turn cross entropy into focal loss
+# Title, name of the Hub's metric and its arguments, if they do not follow from our name.
 _METRICS = {
     "f1_macro": ("Macro-F1", "f1", {"average": "macro"}),
     "f1_micro": ("Micro-F1", "f1", {"average": "micro"}),
@@ -82,9 +82,9 @@ _METRICS = {
     ),
 }
 
-# Not of the model alone: what a perfectly calibrated one would score.
+# Not a result of the model: the score that a perfectly calibrated model would get.
 _NOT_IN_METADATA = "expected_calibration_error_floor"
-# Where a metric lies, if that is known; the others of the classification metrics lie in [0, 1].
+# The ranges of metrics; the other classification metrics lie in [0, 1].
 _RANGES = {
     "matthews_correlation": (-1.0, 1.0),
     "brier_score": (0.0, 2.0),
@@ -94,7 +94,7 @@ _RANGES = {
 _SHARES = re.compile(
     r"accuracy|balanced_accuracy|(f1|precision|recall|average_precision|expected_calibration_error).*"
 )
-_DIGITS = 4  # of the metadata
+_DIGITS = 4  # in the metadata
 _DEEPEST_METADATA = 20
 _PICTURES = {
     "label_distribution.png": "Labels of the training data",
@@ -103,7 +103,7 @@ _PICTURES = {
     "precision_recall.png": "Precision and recall",
 }
 _LARGEST_CARD, _LARGEST_METADATA, _MOST_METRICS = 2**21, 2**16, 100
-# The pipeline of ours that reads what FocalTrainer has stored, for each task, and what to try it on.
+# For each task, our pipeline that reads the settings stored by FocalTrainer, and an example input.
 _PIPELINES = {
     "text-classification": ("FocalTextClassificationPipeline", "Profits doubled in the second quarter."),
     "token-classification": ("FocalTokenClassificationPipeline", "Mary Smith works in London."),
@@ -113,61 +113,63 @@ Value = str | bool | float | list[float] | None
 
 
 def describe_hardware(num_processes: int = 1) -> str:
-    """The processor, its cores and the GPUs of this machine, and how many processes and threads share them, in a line."""
+    """One line with this machine's processor, cores and GPUs, and the processes and threads that share them."""
     cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.+)$", cpuinfo.read_text() if cpuinfo.is_file() else "", re.MULTILINE)
-    processor = found[1] if found else platform.processor() or platform.machine()
+    model_name = re.search(r"^model name\s*: (.+)$", cpuinfo.read_text() if cpuinfo.is_file() else "", re.MULTILINE)
+    processor = model_name[1] if model_name else platform.processor() or platform.machine()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     shares = [f"processes: {num_processes}", f"threads of each: {torch.get_num_threads()}"]
     return ", ".join([processor, f"{os.cpu_count()} cores", *gpus, *shares])
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers."""
+    """Versions of Python and of the packages that affect the results."""
     packages = {name: version(name) for name in ("torch", "transformers", "datasets", "accelerate")}
     return {"python": platform.python_version(), **packages, "hf_focal": __version__}
 
 
 @dataclass(kw_only=True)
 class ModelCardContents:
-    """What a model card says. Texts may be any strings: they are escaped wherever they are written.
+    """The contents of a model card. Texts may be any strings: they are escaped when the card is written.
 
     Attributes:
         model_name (`str`): The title.
-        dataset_name (`str`): Name of the data, for people.
+        dataset_name (`str`): Human-readable name of the data.
         label_names (`list[str]`): The C class names.
-        settings ([`FocalSettings`]): What trained the model. A `dict`, such as a config's ``focal_loss``, becomes one.
+        settings ([`FocalSettings`]): The loss settings of the training. A `dict`, such as a config's ``focal_loss``,
+            is converted.
         seeds (`list[int]`): Seed of each of the S runs.
-        metrics (`dict[str, list[float]]`): By name as in [`ImbalancedClassification`], the finite value of each run;
-            one number stands for one run.
-        command (`list[str]`): What was run, as in `sys.orig_argv`.
-        tolerance (`float`): How far a number may be off, absolutely, where machine or versions differ, such as
+        metrics (`dict[str, list[float]]`): The finite value of each run, by name as in [`ImbalancedClassification`];
+            for one run, a number will do.
+        command (`list[str]`): The command that was run, as in `sys.orig_argv`.
+        tolerance (`float`): The largest absolute deviation expected with other hardware or versions, such as
             `TOLERANCE`; see also [`ModelCardContents.tolerance_of`].
-        per_class (`dict[str, dict[str, list[float]]]`): The same of each class, by its name.
-        operating_points (`dict[str, dict[str, list[float]]]`): Of one run, for each operating point that the model has, the
-            value of a metric and the ends of its 95 % interval, as [`evaluate_operating_points`] gives them.
-        thresholds_reached (`dict[str, dict[str, list[float]]]`): What the thresholds reach where they were fitted, as
-            [`calibrate_config`] has it, by label; nothing for a label for which what is wanted is not reachable.
+        per_class (`dict[str, dict[str, list[float]]]`): The same for each class, by its name.
+        operating_points (`dict[str, dict[str, list[float]]]`): With one run, for each operating point of the model,
+            the value of each metric and the ends of its 95 % interval, as returned by [`evaluate_operating_points`].
+        thresholds_reached (`dict[str, dict[str, list[float]]]`): By label, the scores that the thresholds reach on the
+            data they were fitted on, as returned by [`calibrate_config`]; empty for a label whose criterion cannot be
+            met.
         multi_label (`bool`): Whether the labels of an example are independent.
-        base_model (`str`, *optional*): Hub id (or another name) of what was fine-tuned.
-        dataset_id (`str`, *optional*): Hub id of the data, if that is where they are.
-        dataset_config, dataset_revision, dataset_split, dataset_fingerprint (`str`, *optional*): Which data exactly;
-            the split is the one that the results are from.
-        num_examples (`int`, *optional*): How many examples the results are from.
-        fitted_on_split (`list[str]`, *optional*): What else was fitted on them, "temperature" say, which flatters the
-            results; an empty list if nothing was, None if that is not known.
+        base_model (`str`, *optional*): Hub id (or another name) of the model that was fine-tuned.
+        dataset_id (`str`, *optional*): Hub id of the data, if they are on the Hub.
+        dataset_config, dataset_revision, dataset_split, dataset_fingerprint (`str`, *optional*): The exact data; the
+            split is the one that the results are from.
+        num_examples (`int`, *optional*): The number of examples that the results are from.
+        fitted_on_split (`list[str]`, *optional*): What else was fitted on them, for example "temperature", which makes
+            the results optimistic; an empty list if nothing was, None if that is not known.
         model_id (`str`, *optional*): Hub id or folder of the model, for the section "How to use".
-        tokenizer_id (`str`, *optional*): That of its tokenizer, if it is not saved beside the model.
+        tokenizer_id (`str`, *optional*): The same for its tokenizer, if it is not saved beside the model.
         task (`str`): The pipeline tag.
         language, tags (`list[str]`): For the metadata; the tags besides "focal-loss" and "hf_focal".
-        license (`str`, *optional*): Of the model, if it is known.
+        license (`str`, *optional*): License of the model, if known.
         hyperparameters (`dict`): Settings of the training, as text or numbers.
-        limits (`list[str]`): More of them, besides those that follow from the rest.
-        wall_seconds (`list[float]`): Time of each run, if it is known.
-        hardware (`str`), versions (`dict[str, str]`): By default of this process.
+        limits (`list[str]`): Limits in addition to those that follow from the other attributes.
+        wall_seconds (`list[float]`): Duration of each run, if known.
+        hardware (`str`), versions (`dict[str, str]`): By default those of this process.
 
     Raises:
-        `ValueError`: If a value is of another type or does not fit the others; the message names it.
+        `ValueError`: If a value is of the wrong type or does not fit the others; the message names it.
     """
 
     model_name: str
@@ -228,29 +230,29 @@ class ModelCardContents:
                 is_interval = len(values) == 3 and values[1] <= values[2]
                 _check(f"{kind}, {name}", values, "a value and the ends of its interval", is_interval)
         self.settings.check_fits(num_classes, self.multi_label)
-        _alpha(self)  # checks what alpha is as one number
+        _alpha(self)  # checks alpha if it is one number
         runs = [*self.metrics.items(), *(pair for metrics in self.per_class.values() for pair in metrics.items())]
         for name, values in [*runs, *([("wall_seconds", self.wall_seconds)] if self.wall_seconds else [])]:
             _check(name, values, f"one number for each of {num_seeds} seeds", len(values) == num_seeds)
 
     def tolerance_of(self, index: int, name: str, label: str | None = None, at_most: float = math.inf) -> float:
-        """How far a number may be off where machine or versions differ.
+        """The largest deviation of a number that is expected with other hardware or versions.
 
-        That is the largest of three: `tolerance`; how far apart the other seeds are; and, for a class with n test examples,
-        1 / sqrt(n), which is twice the largest standard deviation that a share of n examples can have.
+        This is the largest of three: `tolerance`; the range of the other seeds; and, for a class with n test examples,
+        1 / sqrt(n), twice the largest possible standard deviation of a proportion of n examples.
 
         Args:
             index (`int`): Position of the run in `seeds`.
             name (`str`): The metric.
             label (`str`, *optional*): The class, for a metric of `per_class`.
-            at_most (`float`): A limit for the first two, whatever the card says.
+            at_most (`float`): Upper limit of the first two, whatever the card says.
         """
         metrics = self.metrics if label is None else self.per_class[label]
         others = [value for i, value in enumerate(metrics[name]) if i != index]
         support = 0.0 if label is None else metrics.get("support", [0.0] * len(self.seeds))[index]
-        of_class = support**-0.5 if support >= 1 else 0.0
-        said = max(self.tolerance, max(others, default=0.0) - min(others, default=0.0))
-        return max(min(said, at_most), of_class)
+        class_tolerance = support**-0.5 if support >= 1 else 0.0
+        tolerance = max(self.tolerance, max(others, default=0.0) - min(others, default=0.0))
+        return max(min(tolerance, at_most), class_tolerance)
 
 
 def write_model_card(
@@ -259,25 +261,26 @@ def write_model_card(
     logits: Tensor | np.ndarray | None = None,
     labels: Tensor | np.ndarray | None = None,
 ) -> Path:
-    """Writes README.md, and beside it the pictures that there is data for.
+    """Writes README.md and, beside it, those pictures for which there is data.
 
-    These are label_distribution.png, and with logits and labels (of one run) reliability_diagram.png, for two classes and
-    for multi-label precision_recall.png and, but for multi-label, confusion_matrix.png. A class whose name no installed
-    font can draw has a number there, which the card explains.
+    These are label_distribution.png and, with logits and labels (of one run), reliability_diagram.png, for two classes
+    and for multi-label precision_recall.png and, except for multi-label, confusion_matrix.png. A class whose name
+    cannot be drawn with any installed font is shown as a number, which the card explains.
 
     Args:
-        folder (`str` or `Path`): Where to; made if need be.
-        contents ([`ModelCardContents`]): What it says.
+        folder (`str` or `Path`): The folder to write to; created if it does not exist.
+        contents ([`ModelCardContents`]): The contents of the card.
         logits (`Tensor` or array, *optional*): Of the examples that the results are from, (..., C).
         labels (`Tensor` or array, *optional*): Class ids of the shape of `logits` without the last dimension, where
             -100 is ignored, or class probabilities of the shape of `logits`; for multi-label, 0 or 1 of the shape of
             `logits`. A row of -100 is ignored.
 
     Returns:
-        `Path`: Of the README.md.
+        `Path`: The README.md.
 
     Raises:
-        `ValueError`: If only one of logits and labels is given, their shapes do not fit, or the labels are not those.
+        `ValueError`: If only one of logits and labels is given, their shapes do not fit, or the labels are not as
+            above.
 
     Example:
 
@@ -315,18 +318,19 @@ def write_model_card(
 
 
 def read_model_card(path: str | Path) -> ModelCardContents:
-    """The contents of a card that [`write_model_card`] has written. Nothing in it is run, whatever it holds.
+    """The contents of a card written by [`write_model_card`]. Nothing in the card is executed.
 
-    Sections, prose and metadata may have been added to the card, and prose behind its sections, but no HTML. What was written
-    of the record stands as it was, as a renderer of Markdown shows it, under its heading, once.
+    Sections, prose and metadata may have been added to the card, and prose after its sections, but no HTML. Everything
+    that follows from the record must be unchanged, as rendered from Markdown: each part once and under its heading.
 
     Args:
         path (`str` or `Path`): The README.md.
 
     Raises:
-        `ValueError`: If there is no such file or no record in it; if the record lacks a key, has one twice or one that
-        is not known, or a value of another type; or if a section, the license, base model, datasets or results in the
-        metadata are not those of the record. The message names the line. Cards of version 0.1 are not read.
+        `ValueError`: If the file or its record does not exist; if the record lacks a key, has a duplicate or unknown
+            key,
+        or a value of the wrong type; or if a section, the license, base model, datasets or results in the metadata
+        differ from the record. The message names the line. Cards of version 0.1 cannot be read.
     """
     card = _loaded(Path(path))
     text = card.text.replace("\r\n", "\n").replace("\r", "\n")
@@ -337,17 +341,17 @@ def read_model_card(path: str | Path) -> ModelCardContents:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"record: expected JSON, but got {error!r:.500}") from error
     _check("record", record, "an object", isinstance(record, dict))
-    record = {"thresholds_reached": {}, **record}  # which cards have only where there are some
+    record = {"thresholds_reached": {}, **record}  # left out of the card if empty
     for name in sorted(get_type_hints(ModelCardContents).keys() ^ record.keys()):
         raise ValueError(
             f"record: expected {'no' if name in record else 'a'} key {name!r}, but got {sorted(record)!r:.500}"
         )
     contents = ModelCardContents(**record)
-    of_sections, title = _sections(contents, {}), f"# {escape_markdown(contents.model_name)}"
-    sections = {f"## {title}": section for title, section in of_sections.items() if section}
+    by_title, title = _sections(contents, {}), f"# {escape_markdown(contents.model_name)}"
+    sections = {f"## {title}": section for title, section in by_title.items() if section}
     sections = {title: _introduction(contents)} | sections
     sections = {title: section.partition(f"\n\n```{_RECORD}")[0] for title, section in sections.items()}
-    known = [title for title in of_sections if title != "Pictures"]
+    known = [title for title in by_title if title != "Pictures"]
     check_sections(str(path), text, sections, ["Results", *known], _RECORD)
     check_pictures(str(path), text, [f"![{title}]({file})" for file, title in _PICTURES.items()], _RECORD)
     _check_metadata(str(path), card, contents)
@@ -355,7 +359,7 @@ def read_model_card(path: str | Path) -> ModelCardContents:
 
 
 def _loaded(path: Path) -> ModelCard:
-    """Without aliases in the metadata, of which a few lines can stand for more than any memory holds."""
+    """Loads the card, but rejects aliases in the metadata: a few lines of them can expand beyond any memory."""
     _check(str(path), "no such file", "a model card", path.is_file())
     size = path.stat().st_size
     _check(str(path), f"{size:,}", f"at most {_LARGEST_CARD:,} bytes", size <= _LARGEST_CARD)
@@ -368,46 +372,46 @@ def _loaded(path: Path) -> ModelCard:
         for event in yaml.parse(content, yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or depth > _DEEPEST_METADATA:
-                raise ValueError(f"metadata with aliases, or more than {_DEEPEST_METADATA} levels of it")
+                raise ValueError(f"metadata with aliases or with more than {_DEEPEST_METADATA} levels")
         _check_keys(yaml.compose(content, yaml.SafeLoader))
         card = ModelCard.load(path)
-    except Exception as error:  # there are many ways to break the parser of the metadata
+    except Exception as error:  # the parser of the metadata can fail in many ways
         raise ValueError(f"{path}: expected a model card, but got {error!r:.500}") from error
     return card
 
 
 def _check_keys(node: yaml.Node | None) -> None:
-    """Of two values for a key a parser takes one, and others perhaps the other."""
+    """Rejects duplicate keys, for which parsers may choose different values."""
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
     names = [name.value for name, _ in pairs if isinstance(name, yaml.ScalarNode)]
     if len({*names}) < len(names):
-        raise ValueError("metadata that have a key twice")
+        raise ValueError("metadata with a duplicate key")
     inner = [value for _, value in pairs] if pairs else node.value if isinstance(node, yaml.SequenceNode) else []
     for value in inner:
         _check_keys(value)
 
 
 def _check_metadata(path: str, card: ModelCard, contents: ModelCardContents) -> None:
-    """What the record knows of the license, say. What it does not know an author may add."""
-    found, expected = card.data.to_dict(), _metadata(contents).to_dict()
+    """Compares the metadata with the record; authors may add what the record does not know, such as a license."""
+    actual, expected = card.data.to_dict(), _metadata(contents).to_dict()
     for name in ("license", "base_model", "datasets", "pipeline_tag", "language", "metrics"):
         if name in expected:
-            _check(f"{path}: {name}", found.get(name), repr(expected[name]), found.get(name) == expected[name])
-    tags = found.get("tags")
+            _check(f"{path}: {name}", actual.get(name), repr(expected[name]), actual.get(name) == expected[name])
+    tags = actual.get("tags")
     _check(
         f"{path}: tags",
         tags,
         f"{expected['tags']}",
         isinstance(tags, list) and {*expected["tags"]} <= {*map(str, tags)},
     )
-    library = found.get("library_name")  # PEFT writes its own name over it
+    library = actual.get("library_name")  # PEFT overwrites it with its own name
     _check(f"{path}: library_name", library, "'transformers'", library in ("transformers", "peft"))
     results = getattr(card.data, "eval_results", None) or []
     named = [(result.metric_name, result.metric_value) for result in results]
     _check(f"{path}: model-index", named, "the results of the record", results == _eval_results(contents))
     if results:
-        said = getattr(card.data, "model_name", None)
-        _check(f"{path}: model-index", said, repr(contents.model_name), said == _for_yaml(contents.model_name))
+        title = getattr(card.data, "model_name", None)
+        _check(f"{path}: model-index", title, repr(contents.model_name), title == _for_yaml(contents.model_name))
 
 
 def _metadata(contents: ModelCardContents) -> ModelCardData:
@@ -435,7 +439,7 @@ def _eval_results(contents: ModelCardContents) -> list[EvalResult]:
         title, metric, arguments = _metric(name)
         result = EvalResult(
             task_type=contents.task,
-            dataset_type=_for_yaml(contents.dataset_id or "") or slug or "unknown",  # without one, it is no result
+            dataset_type=_for_yaml(contents.dataset_id or "") or slug or "unknown",  # required for a result
             dataset_name=_for_yaml(contents.dataset_name),
             dataset_config=contents.dataset_config and _for_yaml(contents.dataset_config),
             dataset_split=contents.dataset_split and _for_yaml(contents.dataset_split),
@@ -450,7 +454,7 @@ def _eval_results(contents: ModelCardContents) -> list[EvalResult]:
 
 
 def _for_yaml(text: str) -> str:
-    """Without the line break of which YAML makes a space."""
+    """The text without the line break (U+0085) that YAML turns into a space."""
     return text.replace("\x85", " ")
 
 
@@ -462,7 +466,7 @@ def _body(contents: ModelCardContents, pictures: dict[str, str]) -> str:
 
 def _introduction(contents: ModelCardContents) -> str:
     focusing = {name: value for name, value in _shown_settings(contents).items() if name in _FOCUSING}
-    named = ", ".join(f"{name} {_value(value)}" for name, value in focusing.items())
+    named = ", ".join(f"{name} {_format_value(value)}" for name, value in focusing.items())
     loss = f"focal loss ({escape_markdown(named)})" if _is_focal(contents) else "cross entropy"
     alpha = "" if contents.settings.alpha is None else " and class weights (alpha)"
     source = "Trained" if contents.base_model is None else f"Fine-tuned from {escape_markdown(contents.base_model)}"
@@ -470,8 +474,8 @@ def _introduction(contents: ModelCardContents) -> str:
 
 
 def _sections(contents: ModelCardContents, pictures: dict[str, str]) -> dict[str, str]:
-    """By heading, in their order; what there is nothing to say of is empty."""
-    shown = "\n\n".join(f"![{title}]({file})" for file, title in pictures.items())
+    """The sections by heading, in order; those without content are empty."""
+    images = "\n\n".join(f"![{title}]({file})" for file, title in pictures.items())
     numbers = [f"{shown} {name}" for shown, name in numbered(contents.label_names).items()] if pictures else []
     return {
         "How to use": _how_to_use(contents),
@@ -480,7 +484,7 @@ def _sections(contents: ModelCardContents, pictures: dict[str, str]) -> dict[str
         "Thresholds": _thresholds(contents),
         "Results per class": _per_class(contents),
         "Pictures": "\n\n".join(
-            [shown, *([f"In the pictures: {_listed(numbers, len(numbers))}."] if numbers else [])]
+            [images, *([f"In the pictures: {_listed(numbers, len(numbers))}."] if numbers else [])]
         ),
         "Settings": _settings(contents),
         "Labels of the training data": _training_labels(contents),
@@ -515,7 +519,7 @@ def _folded(settings: FocalSettings, folded: dict[str, Any]) -> str:
 
 
 def _how_to_use(contents: ModelCardContents) -> str:
-    """Code that runs beside the model's folder."""
+    """Example code, to be run in the parent of the model's folder."""
     settings, model_id, tokenizer_id = contents.settings, contents.model_id, contents.tokenizer_id
     if model_id is None or contents.task not in _PIPELINES:
         return ""
@@ -530,15 +534,15 @@ def _how_to_use(contents: ModelCardContents) -> str:
         f"tokenizer={_quoted(tokenizer_id or '')}": tokenizer_id is not None,
         f"pipeline_class={pipeline_class}": is_ours,
         "truncation=True": is_of_texts,
-        "top_k=None": is_of_texts and contents.multi_label,  # all labels, each with whether it is decided
-        'aggregation_strategy="first"': not is_of_texts,  # the token of a word that training labels
+        "top_k=None": is_of_texts and contents.multi_label,  # all labels, each with its decision
+        'aggregation_strategy="first"': not is_of_texts,  # the token of each word that is labelled in training
     }
-    said = [argument for argument, holds in arguments.items() if holds]
+    given = [argument for argument, holds in arguments.items() if holds]
     lines = [
         "from transformers import pipeline",
         *(["", f"from hf_focal import {pipeline_class}", ""] if is_ours else [""]),
         f"model = {_quoted(model_id)}  # the folder of this card, or the model's id on the Hub",
-        f"classify = pipeline({', '.join([_quoted(contents.task), *said])})",
+        f"classify = pipeline({', '.join([_quoted(contents.task), *given])})",
         f"print(classify([{_quoted(example)}]))",
     ]
     scores = f"A score is the class posterior{calibrated}; what decides is `{settings.operating_point}`."
@@ -581,7 +585,7 @@ def _results(contents: ModelCardContents) -> str:
 
 
 def _operating_points(contents: ModelCardContents) -> str:
-    """A row for each decision that the model can be asked for."""
+    """A table with a row for each operating point."""
     points = contents.operating_points
     if not points:
         return ""
@@ -595,17 +599,17 @@ def _operating_points(contents: ModelCardContents) -> str:
     ]
     table = _table(["decided by", *(_metric(name)[0] for name in columns)], rows)
     rare = contents.label_names[contents.settings.rarer_or_positive_label] if "precision" in columns else ""
-    of_label = f" Precision and recall are those of {escape_markdown(rare)}." if rare else ""
+    label_note = f" Precision and recall are those of {escape_markdown(rare)}." if rare else ""
     makes = f"`{_PIPELINES[contents.task][0]}`" if contents.task in _PIPELINES else "`hf_focal.decide`"
     return (
         f"{table}\n\nIn brackets the 95 % interval of a bootstrap over the examples. The results above are those of the decision "
         f"in force, which {makes} makes; a stock pipeline decides `as_trained`. `hf_focal.decide` explains them."
-        f"{of_label}"
+        f"{label_note}"
     )
 
 
 def _thresholds(contents: ModelCardContents) -> str:
-    """What they reach where they were fitted: the sure ones, and those that nothing reaches."""
+    """The scores that the thresholds reach on the data they were fitted on, and the criteria that cannot be met."""
     if not contents.thresholds_reached:
         return ""
     columns = list(dict.fromkeys(name for scores in contents.thresholds_reached.values() for name in scores))
@@ -630,7 +634,7 @@ def _thresholds(contents: ModelCardContents) -> str:
 def _per_class(contents: ModelCardContents) -> str:
     columns = list(dict.fromkeys(name for metrics in contents.per_class.values() for name in metrics))
     rows = [
-        [label, *(_mean(metrics[name]) if name in metrics else "" for name in columns)]
+        [label, *(_format_mean(metrics[name]) if name in metrics else "" for name in columns)]
         for label, metrics in contents.per_class.items()
     ]
     return _table(["class", *(escape_markdown(_metric(name)[0]) for name in columns)], rows)
@@ -638,11 +642,11 @@ def _per_class(contents: ModelCardContents) -> str:
 
 def _settings(contents: ModelCardContents) -> str:
     settings = [*_shown_settings(contents).items(), *contents.hyperparameters.items()]
-    return _table(["setting", "value"], [[name, _value(value)] for name, value in settings])
+    return _table(["setting", "value"], [[name, _format_value(value)] for name, value in settings])
 
 
 def _shown_settings(contents: ModelCardContents) -> dict[str, Value]:
-    """Gamma and alpha, and those of the others that are in use; what is known of the labels has a table of its own."""
+    """Gamma, alpha and the other settings in use; the label distribution has its own table."""
     values = {field.name: (getattr(contents.settings, field.name), field.default) for field in fields(FocalSettings)}
     return {
         name: value
@@ -667,7 +671,7 @@ def _limits(contents: ModelCardContents) -> list[str]:
     reading = "Sigmoid" if contents.multi_label else "Softmax"
     is_shifted = settings.class_prior != settings.training_prior
     usual = "`class_prior` of the record says, for which it was folded" if is_shifted else "in training"
-    applies = {
+    limits = {
         f"{reading} of the logits is not the class posterior, from which focal loss and alpha lead away; {remedy}.": (
             settings.folded is None and (_is_focal(contents) or alpha is not None)
         ),
@@ -691,7 +695,7 @@ def _limits(contents: ModelCardContents) -> list[str]:
         f"Classes without a test example: {_listed(untested)}.": untested,
         f"Classes with fewer than 10 training examples: {_listed(rare)}.": rare,
     }
-    return [limit for limit, holds in applies.items() if holds] + [
+    return [limit for limit, holds in limits.items() if holds] + [
         f"Note: {escape_markdown(limit)}" for limit in contents.limits
     ]
 
@@ -706,15 +710,16 @@ def _origin(contents: ModelCardContents) -> str:
 
 
 def _reproduce(contents: ModelCardContents) -> str:
-    # Only strings hold these two characters, and in the strings of JSON their escapes mean the same.
+    # These two characters occur only within JSON strings, where their escapes mean the same.
     values = {**asdict(contents), "settings": contents.settings.to_dict()}
     if not contents.thresholds_reached:
         del values["thresholds_reached"]
     lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in values.items()]
     record = ",\n".join(lines).replace("`", "\\u0060").replace("<", "\\u003c")
-    more = ["1/√n for a class with n test examples"] * any("support" in m for m in contents.per_class.values())
-    more += ["how far apart the other seeds are"] * (len(contents.seeds) > 2)
-    tolerance = ", or if more ".join([f"{contents.tolerance:g}", *more])
+    tolerances = [f"{contents.tolerance:g}"]
+    tolerances += ["1/√n for a class with n test examples"] * any("support" in m for m in contents.per_class.values())
+    tolerances += ["how far apart the other seeds are"] * (len(contents.seeds) > 2)
+    tolerance = ", or if more ".join(tolerances)
     return (
         f"{_command(contents)}\n\nSeeds: {_listed(map(str, contents.seeds))}. With the hardware and versions above "
         f"the numbers should be the same to the last digit, with others within {tolerance}. This record "
@@ -729,12 +734,12 @@ def _command(contents: ModelCardContents) -> str:
 
 
 def _shell_word(text: str) -> str:
-    """As bash reads it, without characters that a terminal would obey."""
-    text = text.encode(errors="backslashreplace").decode()  # file names need not be text
-    obeyed = {c for c in {*text} if not c.isspace() or c == "\r" if one_line(f"a{c}b") != f"a{c}b"}
-    if not obeyed:
+    """The word quoted for bash, with characters that could control a terminal escaped."""
+    text = text.encode(errors="backslashreplace").decode()  # file names need not be valid text
+    unsafe = {c for c in {*text} if not c.isspace() or c == "\r" if one_line(f"a{c}b") != f"a{c}b"}
+    if not unsafe:
         return shlex.quote(text)
-    return "$'" + "".join(_escaped(c) if c in obeyed or c in "\\'" else c for c in text) + "'"
+    return "$'" + "".join(_escaped(c) if c in unsafe or c in "\\'" else c for c in text) + "'"
 
 
 def _escaped(character: str) -> str:
@@ -743,7 +748,7 @@ def _escaped(character: str) -> str:
 
 
 def _draw(folder: Path, contents: ModelCardContents, examples: tuple[Tensor, Tensor] | None) -> dict[str, str]:
-    """Saves the pictures, and gives the title of each file."""
+    """Saves the pictures; returns the title of each file."""
     drawn, settings, alpha = [], contents.settings, _alpha(contents)
     distribution = _distribution(contents, contents.label_names)
     if distribution is not None:
@@ -780,7 +785,7 @@ def _titled(files: Iterable[str]) -> dict[str, str]:
 
 
 def _examples(contents: ModelCardContents, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and what their probabilities ought to be, (N, C) in float64: of classes, or several of 0, 1 and -100."""
+    """Logits and targets, (N, C) in float64; targets are class probabilities, or for multi-label 0, 1 or -100."""
     num_classes, multi_label = len(contents.label_names), contents.multi_label
     fits = logits.dim() > 1 and logits.shape[-1] == num_classes
     _check("logits", tuple(logits.shape), f"shape (..., {num_classes})", fits)
@@ -789,9 +794,9 @@ def _examples(contents: ModelCardContents, logits: Tensor, labels: Tensor) -> tu
     if not multi_label and labels.dim() > 1:
         return logits, labels
     highest = 1 if multi_label else num_classes - 1
-    of_labels = labels[labels != -100]
-    is_label = of_labels.numel() > 0 and bool(torch.isin(of_labels, torch.arange(highest + 1)).all())
-    _check("labels", labels, f"some from 0 to {highest}, and no other than -100", is_label)
+    known = labels[labels != -100]
+    is_label = known.numel() > 0 and bool(torch.isin(known, torch.arange(highest + 1)).all())
+    _check("labels", labels, f"values from 0 to {highest}, or -100, and not only -100", is_label)
     return logits, (labels if multi_label else F.one_hot(labels.long(), num_classes)).double()
 
 
@@ -801,7 +806,7 @@ def _is_focal(contents: ModelCardContents) -> bool:
 
 
 def _alpha(contents: ModelCardContents) -> Tensor | None:
-    """One weight per class, (C), or those of negatives and of positives, (2, C)."""
+    """One weight per class, (C), or the weights of negatives and of positives, (2, C)."""
     return contents.settings.class_weights(len(contents.label_names), contents.multi_label)
 
 
@@ -811,30 +816,30 @@ def _distribution(contents: ModelCardContents, names: list[str]) -> LabelDistrib
         return None
     counts, negatives = np.asarray(contents.settings.label_counts), None
     if contents.multi_label and shares is not None and max(shares) > 0:
-        most = counts.max() / max(shares)  # of labels without positives, nobody knows how many are negative
-        known = [count / share if share else most for count, share in zip(counts, shares)]
-        negatives = np.rint(known).astype(np.int64) - counts
+        most = counts.max() / max(shares)  # for labels without positives, the number of negatives is not known
+        totals = [count / share if share else most for count, share in zip(counts, shares)]
+        negatives = np.rint(totals).astype(np.int64) - counts
     return LabelDistribution(counts, negatives, names)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of texts."""
+    """A Markdown table of plain texts, which are escaped."""
     return markdown_table(header, [[escape_markdown(cell) for cell in row] for row in rows])
 
 
 def _listed(texts: Iterable[str], most: int = 10) -> str:
     texts = list(texts)
-    more = f" and {len(texts) - most} more" if len(texts) > most else ""
-    return ", ".join(map(escape_markdown, texts[:most])) + more
+    ending = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(map(escape_markdown, texts[:most])) + ending
 
 
 def _range(name: str) -> tuple[float, float]:
-    """Where the values of a metric lie."""
+    """The range of a metric."""
     return _RANGES.get(name, (0.0, 1.0) if _SHARES.fullmatch(name) else (-math.inf, math.inf))
 
 
 def _quoted(text: str) -> str:
-    """A text in Python."""
+    """The text as a Python string literal."""
     return json.dumps(text, ensure_ascii=False) if text.isprintable() else ascii(text)
 
 
@@ -842,9 +847,11 @@ def _metric(name: str) -> tuple[str, str, dict[str, str] | None]:
     return _METRICS.get(name, (name.replace("_", " ").capitalize(), name, None))
 
 
-def _value(value: Value) -> str:
-    if isinstance(value, list) and isinstance(value[0], list):  # alpha of several labels
-        return "; ".join(f"{answer}: {_value(weights)}" for answer, weights in zip(("negatives", "positives"), value))
+def _format_value(value: Value) -> str:
+    if isinstance(value, list) and isinstance(value[0], list):  # alpha with several labels
+        return "; ".join(
+            f"{answer}: {_format_value(weights)}" for answer, weights in zip(("negatives", "positives"), value)
+        )
     if isinstance(value, list) and len(value) > 8:
         return f"{min(value):.4g} to {max(value):.4g}, one for each of {len(value)} classes"
     if isinstance(value, list):
@@ -852,7 +859,7 @@ def _value(value: Value) -> str:
     return f"{value:.6g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
-def _mean(values: list[float]) -> str:
+def _format_mean(values: list[float]) -> str:
     return f"{fmean(values):,.0f}" if all(isinstance(value, int) for value in values) else f"{fmean(values):.3f}"
 
 
@@ -865,7 +872,7 @@ def _hub_id(name: str | None) -> str | None:
 
 
 def _per_seed(values: Any) -> Any:
-    """One number stands for one seed."""
+    """Turns single numbers into lists for one seed."""
     if isinstance(values, dict):
         return {name: _per_seed(value) for name, value in values.items()}
     return values if isinstance(values, list) else [values]
@@ -883,7 +890,7 @@ def _check(name: str, value: Any, expected: str, is_met: bool) -> None:
 
 
 def _checked(name: str, value: Any, kind: Any) -> Any:
-    """`value`, if it is of the type `kind`, with numbers of numpy as those of Python."""
+    """Checks that `value` is of the type `kind`; converts NumPy numbers to Python numbers."""
     value = _as_python(value)
     _check(name, value, str(kind) if get_args(kind) else kind.__name__, _is_a(kind, value))
     return value

@@ -1,4 +1,4 @@
-"""Pipelines for texts and for tokens whose scores can be trusted after focal loss."""
+"""Text and token classification pipelines whose scores are probabilities even after training with focal loss."""
 
 import math
 import warnings
@@ -23,37 +23,37 @@ from .settings import FocalSettings
 
 __all__ = ["FocalTextClassificationPipeline", "FocalTokenClassificationPipeline"]
 
-# What a pipeline takes, when it is made or in a call, beside the arguments of the stock one.
+# Arguments of our pipelines, at construction or in a call, besides those of the stock ones.
 _CHOICES = ("operating_point", "prior", "costs", "min_confidence")
 
 
 class FocalTextClassificationPipeline(TextClassificationPipeline):
-    r"""[`~transformers.TextClassificationPipeline`] that decides as the model was scored, and shows class posteriors.
+    r"""[`~transformers.TextClassificationPipeline`] that decides by operating point, and shows class posteriors.
 
-    `pipeline("text-classification", model=folder, pipeline_class=FocalTextClassificationPipeline)` reads from the model's
-    `config.json` what [`FocalTrainer`] has stored there. It decides by the operating point in force, as [`decide`] does. The
-    ``score`` of a label is its probability, the calibrated posterior, whatever decides: where classes occur as in training, or
-    with `prior` if that is given. Of one class per example the decision is the first result, which need not be the one of
-    the largest score.
+    `pipeline("text-classification", model=folder, pipeline_class=FocalTextClassificationPipeline)` reads the settings
+    that [`FocalTrainer`] has stored in the model's `config.json`. It decides at the operating point in force, as
+    [`decide`] does. The ``score`` of a label is always its probability, the calibrated posterior, at the class
+    frequencies of the training data or at `prior` if given. With one class per example the decision is the first
+    result, which need not have the largest score.
 
-    Of several labels per example, all that are decided are returned, maybe none. With `top_k` as many are as it says, by how
-    far they are from their thresholds, and ``decided`` tells which ones are.
+    With several labels per example, all positive labels are returned, possibly none. With `top_k` it returns that many
+    labels, ordered by their distance from their thresholds, and ``decided`` marks the positive ones.
 
     Args:
         operating_point (`str`, *optional*): As in [`decide`]; here or in a call.
-        prior (sequence or dict by label, *optional*): Frequencies of the classes where the model is used, in place of an
-            operating point; here or in a call.
+        prior (sequence or dict by label, *optional*): Frequencies of the classes where the model is used, instead of
+            an operating point; here or in a call.
         costs (sequence of C sequences, *optional*): As in [`decide`]; here or in a call.
-        min_confidence (`float`, *optional*): Where the decision of one class per example is less probable than this, its
-            label is None; of several labels, none that are less probable than this are decided. Here or in a call.
-        adapter (`str` or `Path`, *optional*): Of a PEFT model, the folder or the id on the Hub of its adapter, from whose
-            `focal_loss.json` the settings are read: `pipeline(..., model=folder, adapter=folder)`. They win over those in the
-            config, which are of the base model unless the adapter was trained in this process.
+        min_confidence (`float`, *optional*): With one class per example, the label is None if the decision is less
+            probable than this; with several labels, those that are less probable are not decided. Here or in a call.
+        adapter (`str` or `Path`, *optional*): For a PEFT model, the folder or Hub id of its adapter, whose
+            `focal_loss.json` holds the settings: `pipeline(..., model=folder, adapter=folder)`. They take precedence
+            over those in the config, which belong to the base model unless the adapter was trained in this process.
         kwargs: For [`~transformers.TextClassificationPipeline`], except `function_to_apply`; `top_k`, `batch_size`,
-            `truncation` and the rest mean what they mean there.
+            `truncation` etc. have the same meaning as there.
 
     Raises:
-        `ValueError`: If the model's config has no settings of focal loss, or an argument is wrong.
+        `ValueError`: If the model's config has no settings of focal loss, or an argument is invalid.
 
     Example:
 
@@ -79,13 +79,13 @@ class FocalTextClassificationPipeline(TextClassificationPipeline):
         chosen, kwargs = _chosen(kwargs)
         if kwargs.pop("function_to_apply", None) is not None:
             raise ValueError(
-                "function_to_apply: the scores are posteriors; for another function use pipeline() without it"
+                "function_to_apply: the scores are posteriors; for another function use the stock pipeline"
             )
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
         return preprocess, forward, postprocess | chosen
 
     def preprocess(self, inputs: Any, **tokenizer_kwargs: Any) -> Any:  # type: ignore[override]
-        """As in the stock pipeline, but a text that is longer than the model takes is cut."""
+        """As in the stock pipeline, but truncates texts that are too long for the model."""
         if "truncation" not in tokenizer_kwargs:
             tokenizer_kwargs["truncation"] = True
             longest = _num_positions(self.model)
@@ -114,40 +114,40 @@ class FocalTextClassificationPipeline(TextClassificationPipeline):
         return [{**result, "decided": is_decided} for result, is_decided in zip(results, are_decided)][:top_k]
 
     def _decide(self, logits: Tensor, min_confidence: float = 0.0, **chosen: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Decisions, what decides, and probabilities."""
+        """Decisions, the scores that they are made by, and probabilities."""
         config, chosen = self.model.config, _by_class_id(chosen, self.model.config)
         decided = decide(logits, config, **chosen, min_confidence=min_confidence)
         return decided, *decision_scores(logits, config, **chosen)
 
 
 class FocalTokenClassificationPipeline(TokenClassificationPipeline):
-    r"""[`~transformers.TokenClassificationPipeline`] that decides as the model was scored, and shows class posteriors.
+    r"""[`~transformers.TokenClassificationPipeline`] that decides by operating point, and shows class posteriors.
 
-    `pipeline("token-classification", model=folder, pipeline_class=FocalTokenClassificationPipeline)` reads from the model's
-    `config.json` what [`FocalTrainer`] has stored there, and decides by the operating point in force, as [`decide`] does:
-    ``"as_trained"`` finds the entities that the stock pipeline finds. The ``score`` of a token is the probability of its
-    label, the calibrated posterior, whatever decides.
+    `pipeline("token-classification", model=folder, pipeline_class=FocalTokenClassificationPipeline)` reads the
+    settings that [`FocalTrainer`] has stored in the model's `config.json`. It decides at the operating point in force,
+    as [`decide`] does: ``"as_trained"`` finds the entities that the stock pipeline finds. The ``score`` of a token is
+    always the probability of its label, the calibrated posterior.
 
     The aggregation strategies are those of the stock pipeline. A word has the decision and the probability of its first
-    token (``"first"``), of the one that decides most clearly (``"max"``), or of the mean over its tokens (``"average"``); the
-    score of an entity is the mean over its tokens (``"simple"``) or its words.
+    token (``"first"``), of the token with the clearest decision (``"max"``), or of the mean over its tokens
+    (``"average"``); the score of an entity is the mean over its tokens (``"simple"``) or its words.
 
-    A text that is longer than the model takes is cut; with `stride` it is read in overlapping parts instead.
+    A text that is too long for the model is truncated or, with `stride`, split into overlapping parts.
 
     Args:
         operating_point (`str`, *optional*): As in [`decide`]; here or in a call.
-        prior (sequence or dict by label, *optional*): Frequencies of the labels of tokens where the model is used, in place
+        prior (sequence or dict by label, *optional*): Frequencies of the token labels where the model is used, instead
             of an operating point; here or in a call.
         costs (sequence of C sequences, *optional*): As in [`decide`]; here or in a call.
-        min_confidence (`float`, *optional*): Tokens, or with an aggregation strategy entities, whose score is below this are
-            not reported. [`fit_min_confidence`] finds it for a wanted precision or recall. Here or in a call.
+        min_confidence (`float`, *optional*): Tokens, or with an aggregation strategy entities, with a score below this
+            are not reported. [`fit_min_confidence`] finds it for a wanted precision or recall. Here or in a call.
         adapter (`str` or `Path`, *optional*): As in [`FocalTextClassificationPipeline`].
-        kwargs: For [`~transformers.TokenClassificationPipeline`]; `aggregation_strategy`, `ignore_labels`, `stride` and the
-            rest mean what they mean there.
+        kwargs: For [`~transformers.TokenClassificationPipeline`]; `aggregation_strategy`, `ignore_labels`, `stride`
+            etc. have the same meaning as there.
 
     Raises:
         `ValueError`: If the model's config has no settings of focal loss, its tokens have several labels each, or an
-        argument is wrong.
+        argument is invalid.
 
     Example:
 
@@ -170,8 +170,8 @@ class FocalTokenClassificationPipeline(TokenClassificationPipeline):
         super().__init__(**kwargs)
         if is_multi_label(self.model.config):
             raise ValueError(
-                "model: expected one label per token, but its tokens have several each, of which no entities are made; "
-                "decide() takes its logits"
+                "model: expected one label per token, but its tokens have several each, which do not form entities; "
+                "use decide() with its logits"
             )
         _check_model(self, adapter)
         chosen, _ = _chosen(kwargs)
@@ -187,7 +187,7 @@ class FocalTokenClassificationPipeline(TokenClassificationPipeline):
     def preprocess(  # type: ignore[override]
         self, sentence: Any, offset_mapping: Any = None, **preprocess_params: Any
     ) -> Iterator[dict[str, Any]]:
-        """As in the stock pipeline, but a text or a part of it is not longer than the model takes."""
+        """As in the stock pipeline, but limits texts, or their parts, to the length that the model takes."""
         tokenizer_params = dict(preprocess_params.pop("tokenizer_params", {}))
         longest = _num_positions(self.model)
         if longest is not None and longest < cast(Any, self.tokenizer).model_max_length:
@@ -202,9 +202,9 @@ class FocalTokenClassificationPipeline(TokenClassificationPipeline):
         min_confidence: float = 0.0,
         **chosen: Any,
     ) -> list[dict[str, Any]]:
-        """As in the stock pipeline, but each token has what decides of it beside its probabilities."""
+        """As in the stock pipeline, but each token has decision scores besides its probabilities."""
         ignored = {"O"} if ignore_labels is None else {*ignore_labels}
-        found: list[dict[str, Any]] = []
+        reported: list[dict[str, Any]] = []
         for outputs in all_outputs:
             offsets = outputs["offset_mapping"]
             scores, probabilities = self._scores(outputs["logits"][0], **chosen)
@@ -221,20 +221,22 @@ class FocalTokenClassificationPipeline(TokenClassificationPipeline):
             for token in tokens:
                 token["probabilities"] = probabilities[token["index"]]
             entities = self.aggregate(tokens, aggregation_strategy)
-            found += [entity for entity in entities if _label(entity) not in ignored]
+            reported += [entity for entity in entities if _label(entity) not in ignored]
         if len(all_outputs) > 1:
-            found = self.aggregate_overlapping_entities(found)
-        return [{**entity, "score": float(entity["score"])} for entity in found if entity["score"] >= min_confidence]
+            reported = self.aggregate_overlapping_entities(reported)
+        return [
+            {**entity, "score": float(entity["score"])} for entity in reported if entity["score"] >= min_confidence
+        ]
 
     def aggregate(
         self, pre_entities: list[dict[str, Any]], aggregation_strategy: AggregationStrategy
     ) -> list[dict[str, Any]]:
-        """As in the stock pipeline; the score is the probability of what is decided."""
+        """As in the stock pipeline; the score is the probability of the decided label."""
         if aggregation_strategy not in (AggregationStrategy.NONE, AggregationStrategy.SIMPLE):
             return super().aggregate(pre_entities, aggregation_strategy)
-        kept = ("index", "word", "start", "end")
+        copied = ("index", "word", "start", "end")
         entities = [
-            {**self._decided(token["scores"], token["probabilities"]), **{name: token[name] for name in kept}}
+            {**self._decided(token["scores"], token["probabilities"]), **{name: token[name] for name in copied}}
             for token in pre_entities
         ]
         return entities if aggregation_strategy == AggregationStrategy.NONE else self.group_entities(entities)
@@ -242,7 +244,7 @@ class FocalTokenClassificationPipeline(TokenClassificationPipeline):
     def aggregate_word(
         self, entities: list[dict[str, Any]], aggregation_strategy: AggregationStrategy
     ) -> dict[str, Any]:
-        """As in the stock pipeline; the score is the probability of what is decided."""
+        """As in the stock pipeline; the score is the probability of the decided label."""
         if aggregation_strategy == AggregationStrategy.AVERAGE:
             parts = [np.mean([token[name] for token in entities], axis=0) for name in ("scores", "probabilities")]
         elif aggregation_strategy == AggregationStrategy.MAX:
@@ -258,16 +260,16 @@ class FocalTokenClassificationPipeline(TokenClassificationPipeline):
         }
 
     def _scores(self, logits: Tensor, **chosen: Any) -> tuple[np.ndarray, np.ndarray]:
-        """What decides, and the probabilities, of each token, (T, C)."""
+        """The decision scores and the probabilities of each token, (T, C)."""
         config = self.model.config
         scores, probabilities = decision_scores(logits, config, **_by_class_id(chosen, config))
-        is_of_its_own = not (chosen.get("prior") is None and chosen.get("costs") is None)
+        has_prior_or_costs = not (chosen.get("prior") is None and chosen.get("costs") is None)
         point = chosen.get("operating_point") or FocalSettings.from_config(config).operating_point
-        if point == "as_trained" and not is_of_its_own:
-            # In the precision of the stock pipeline, where tokens that are sure are equal, and the first of them decides.
-            of_stock = softmax(logits.float().numpy(), axis=-1)
-            is_softmax = np.allclose(probabilities, of_stock, rtol=1e-6, atol=1e-7)  # as after cross entropy
-            return of_stock, of_stock if is_softmax else probabilities.numpy()
+        if point == "as_trained" and not has_prior_or_costs:
+            # In the precision of the stock pipeline: there very confident tokens tie, and the first of them decides.
+            stock = softmax(logits.float().numpy(), axis=-1)
+            is_softmax = np.allclose(probabilities, stock, rtol=1e-6, atol=1e-7)  # as after cross entropy
+            return stock, stock if is_softmax else probabilities.numpy()
         return scores.numpy(), probabilities.numpy()
 
     def _decided(self, scores: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
@@ -276,17 +278,17 @@ class FocalTokenClassificationPipeline(TokenClassificationPipeline):
 
 
 def _label(entity: dict[str, Any]) -> str:
-    """That of a token, or of a group of them."""
+    """The label of a token, or of a group of tokens."""
     return entity["entity_group"] if "entity_group" in entity else entity["entity"]
 
 
 def _chosen(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is chosen among the choices of both pipelines, and the other arguments, some of which are for the tokenizer."""
+    """Splits off the arguments of our pipelines from the others, some of which are for the tokenizer."""
     for name in kwargs:
         if name not in _CHOICES and (near := get_close_matches(name, _CHOICES, 1, 0.75)):
-            raise ValueError(f"{name}: there is no such argument; {near[0]!r} is one")
+            raise ValueError(f"{name}: there is no such argument; did you mean {near[0]!r}?")
     chosen = {name: kwargs[name] for name in _CHOICES if kwargs.get(name) is not None}
-    # What a call says takes the place of what the pipeline was made with.
+    # The arguments of a call replace those of the constructor.
     if chosen.keys() & {"prior", "costs"}:
         chosen.setdefault("operating_point", None)
     elif "operating_point" in chosen:
@@ -295,7 +297,7 @@ def _chosen(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _by_class_id(chosen: dict[str, Any], config: Any) -> dict[str, Any]:
-    """The choices with a prior in the order of the class ids, whatever it was given by."""
+    """The arguments with a prior by class name turned into one in the order of the class ids."""
     prior = chosen.get("prior")
     if not isinstance(prior, Mapping):
         return chosen
@@ -306,14 +308,14 @@ def _by_class_id(chosen: dict[str, Any], config: Any) -> dict[str, Any]:
 
 
 def _check_model(pipe: Any, adapter: str | Path | None) -> None:
-    """Refuses a model, a tokenizer or settings that could not be used, before any text is classified."""
+    """Rejects a model, a tokenizer or settings that could not be used, before any text is classified."""
     config = pipe.model.config
     if adapter is not None:
         FocalSettings.from_pretrained(adapter).store_in(config)
     elif FocalSettings.find_in(config) is None and getattr(pipe.model, "peft_config", None):
         raise ValueError(
-            "adapter: expected the folder or the id of the adapter, beside which the settings are, as focal_loss.json: a "
-            "model does not know where its adapter is from. Pass it as model is: "
+            "adapter: expected the folder or the Hub id of the adapter, whose focal_loss.json holds the settings; the "
+            "model does not know where its adapter comes from. Pass it like the model: "
             "pipeline(task, model=folder, adapter=folder, pipeline_class=...)"
         )
     names = class_names(config)
@@ -323,34 +325,35 @@ def _check_model(pipe: Any, adapter: str | Path | None) -> None:
     _check_tokenizer(pipe.tokenizer, pipe.model)
     if names == [f"LABEL_{k}" for k in range(len(names))]:
         warnings.warn(
-            "The config of the model does not name its classes, so they are LABEL_0, LABEL_1, ...: in the order of the "
-            "class ids in training. model.config.id2label = {0: ..., 1: ...} names them",
+            "The model's config does not name its classes, so they are LABEL_0, LABEL_1, ..., in the order of the "
+            "class ids in training; name them with model.config.id2label = {0: ..., 1: ...}",
             stacklevel=4,
         )
 
 
 def _check_tokenizer(tokenizer: Any, model: Any) -> None:
-    """Whether it can be that of the model. A folder without one gets, from transformers 5, one that knows no words."""
+    """Whether it can be the model's. For a folder without a tokenizer, transformers 5 makes one without any words."""
     num_words = len(tokenizer) - len(set(tokenizer.all_special_ids))
     try:
         num_embeddings = getattr(model.get_input_embeddings(), "num_embeddings", math.inf)
-    except NotImplementedError:  # of a model that embeds in a way of its own
+    except NotImplementedError:  # a model with its own kind of embedding
         num_embeddings = math.inf
     if num_words <= 0:
         raise ValueError(
-            f"tokenizer: it knows {len(tokenizer)} tokens, all special, so every text would be the same; save the model's own "
-            "into its folder (tokenizer.save_pretrained(folder), or FocalTrainer(processing_class=tokenizer)), or pass it"
+            f"tokenizer: it knows {len(tokenizer)} tokens, all special, so all texts would look the same; save the "
+            "model's own tokenizer in its folder (tokenizer.save_pretrained(folder), or "
+            "FocalTrainer(processing_class=tokenizer)), or pass it"
         )
     if len(tokenizer) > num_embeddings and max(tokenizer.get_vocab().values()) >= num_embeddings:
         raise ValueError(
-            f"tokenizer: it has {len(tokenizer)} tokens, but the model only {num_embeddings}: it is another model's"
+            f"tokenizer: it has {len(tokenizer)} tokens, but the model only {num_embeddings}; it is another model's"
         )
 
 
 def _num_positions(model: Any) -> int | None:
-    """How many tokens the model has positions for, if that is limited."""
+    """The number of positions that the model has, if that is limited."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # Those of RoBERTa begin behind the padding.
+            # In RoBERTa, positions start after the padding index.
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
     return getattr(model.config, "max_position_embeddings", None)

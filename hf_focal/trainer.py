@@ -1,4 +1,4 @@
-"""FocalTrainer: transformers' Trainer with focal loss, exact however the global batch is cut."""
+"""FocalTrainer: transformers' Trainer with focal loss, exact however the global batch is split."""
 
 import inspect
 import logging
@@ -62,61 +62,61 @@ __all__ = ["FocalTrainer"]
 
 logger = logging.getLogger(__name__)
 
-# The settings of the loss, each a keyword and, behind focal_, an argument.
+# The settings of the loss: each is a keyword and, with the prefix focal_, a training argument.
 _SEARCHED = ("gamma", "gamma_neg", "margin", "alpha", "beta", "alpha_max_ratio", "alpha_empty_weight", "prior_bias")
 _DECODER_INPUTS = {"decoder_input_ids", "decoder_inputs_embeds"}
 
 
 class FocalTrainer(Trainer):
-    r"""[`~transformers.Trainer`] with focal loss: change the one word, everything else keeps its meaning.
+    r"""[`~transformers.Trainer`] with focal loss: change the class name, everything else keeps its meaning.
 
     One optimizer step applies the gradient of ``(1/N) sum alpha_y (1 - p_y)^gamma (-log p_y)`` over all N targets of
-    the global batch that are not -100, however it was cut into micro-batches and processes: the sum over each
+    the global batch that are not -100, however it is split into micro-batches and over processes: the sum over each
     micro-batch is divided by ``num_items_in_batch``, and `Trainer` is told that the loss is already scaled.
 
-    What the labels look like decides the loss: class ids, one per example or per token (or class probabilities, with
-    ``problem_type="single_label_classification"``), take [`focal_loss`]; float rows of the shape of the logits (any
+    The form of the labels selects the loss. Class ids, one per example or per token (or class probabilities, with
+    ``problem_type="single_label_classification"``), use [`focal_loss`]. Float rows of the shape of the logits (any
     rows, with ``problem_type="multi_label_classification"``), and 0 or 1 for the one logit of a model with
-    ``num_labels=1``, take [`sigmoid_focal_loss`]. ``label_smoothing_factor``
-    is honoured, except for multi-label, where `Trainer` disables it too. The logits of causal language models are
-    shifted against their labels where the models do it themselves. During training the settings are stored in the model's config as
-    ``focal_loss`` (gamma, alpha, label_smoothing, label_counts, class_prior), and saved with it; beside a PEFT adapter,
-    which has no config, as ``focal_loss.json``. [`posterior_from_config`] reads them, and [`FocalTrainer.calibrate`] adds
-    to them.
+    ``num_labels=1``, use [`sigmoid_focal_loss`]. ``label_smoothing_factor`` is honoured, except for multi-label, where
+    `Trainer` disables it too. Logits and labels of causal language models are shifted as in the models' own loss.
+    During training the settings are stored in the model's config as ``focal_loss`` (gamma, alpha, label_smoothing,
+    label_counts, class_prior), and saved with it; a PEFT adapter has no config, so they are saved beside it as
+    ``focal_loss.json``. [`posterior_from_config`] reads them, and [`FocalTrainer.calibrate`] adds to them.
 
-    The loss of an evaluation is the same mean, over all its targets: it depends neither on the batch size nor on the
-    number of processes. The logs hold, besides ``loss``, ``mean_p_t`` and, where the labels of the training data can be
-    counted, ``loss_share_head``, ``loss_share_mid`` and ``loss_share_tail``, the parts of the loss that the groups of
-    [`class_groups`] carry: over all targets since the last log, as the loss (``focal_statistics=False`` turns them off).
+    The evaluation loss is the same mean over all targets of the dataset: it depends neither on the batch size nor on
+    the number of processes. Besides ``loss``, the logs hold ``mean_p_t`` and, if the labels of the training data can
+    be counted, ``loss_share_head``, ``loss_share_mid`` and ``loss_share_tail``, the shares of the loss that the groups
+    of [`class_groups`] carry. Like the loss, they cover all targets since the last log (``focal_statistics=False``
+    turns them off).
 
     Args:
-        *args, **kwargs: What [`~transformers.Trainer`] takes, except `compute_loss_func`.
-        gamma (`float`, sequence, `Tensor` or callable, *optional*): Focusing parameter, at least 0; one for all classes,
-            one per class, or a function of p_t as in [`focal_loss`].
-        gamma_neg (like `gamma`, *optional*): For multi-label, the focusing parameter of negatives, `gamma` if not given.
-        margin (`float`, *optional*): For multi-label, the probability in [0, 1) that is taken off the negatives, as in
-            [`sigmoid_focal_loss`].
+        *args, **kwargs: The arguments of [`~transformers.Trainer`], except `compute_loss_func`.
+        gamma (`float`, sequence, `Tensor` or callable, *optional*): Focusing parameter, at least 0: one for all
+            classes, one per class, or a function of p_t as in [`focal_loss`].
+        gamma_neg (like `gamma`, *optional*): For multi-label, the focusing parameter of negatives; default: `gamma`.
+        margin (`float`, *optional*): For multi-label, the probability in [0, 1) that is subtracted from the negatives'
+            probabilities, as in [`sigmoid_focal_loss`].
         alpha (`float`, sequence, dict, `Tensor`, `str` or callable, *optional*): One weight per class, in the order of
             their ids or by name; one number for two classes or for multi-label; for multi-label also the weights of
-            negatives, then of positives, shape (2, L), or both by name; a method of [`compute_alpha`], applied to
-            `train_dataset` by the main process for all (without a dataset, the weights stored in the model's config are
-            used); or ``"none"``.
-        alpha_max_ratio, alpha_empty_weight (`float`, *optional*): For a method, the cap of the largest weight over the
-            smallest, and the weight of classes without examples, as in [`LabelDistribution.alpha`].
+            negatives, then of positives, shape (2, L), or both by name; a method of [`compute_alpha`], which the main
+            process applies to `train_dataset` on behalf of all (without a dataset, the weights stored in the model's
+            config are used); or ``"none"``.
+        alpha_max_ratio, alpha_empty_weight (`float`, *optional*): For a method, the cap on the ratio of the largest
+            weight to the smallest, and the weight of classes without examples, as in [`LabelDistribution.alpha`].
         prior_bias (`bool`, *optional*): Whether a new head, a last linear layer whose biases are all 0, starts at
-            [`focal_logits`] of the class frequencies in `train_dataset`, the constant prediction with the least loss; for
-            multi-label at [`sigmoid_focal_logits`]. By default it does for multi-label, where the labels can be counted.
-            Not on resuming. The frequencies are those of examples, whatever sample weights they have.
-        sample_weight_column (`str`, *optional*): The column of the data that holds a weight for each example. The loss of
-            its targets is multiplied by it, and their number is replaced by the sum of their weights. An evaluation does
-            the same where its data have the column, and hands the weights to `compute_metrics` as ``sample_weight``, if it
-            takes them, as [`compute_metrics`] does.
+            [`focal_logits`] of the class frequencies in `train_dataset`, the constant prediction with the lowest loss;
+            for multi-label, at [`sigmoid_focal_logits`]. By default only for multi-label, if the labels can be
+            counted. Never when resuming. The frequencies count examples, whatever their sample weights.
+        sample_weight_column (`str`, *optional*): The column of the data that holds a weight for each example. The
+            losses of its targets are multiplied by it, and the number of targets is replaced by the sum of their
+            weights. An evaluation does the same if its data have the column, and passes the weights to
+            `compute_metrics` as ``sample_weight`` if it accepts them, as [`compute_metrics`] does.
 
-    A keyword that is given wins over [`FocalTrainingArguments`]; without either, gamma is 2 and there is no alpha.
-    Cross entropy under the same contract is ``gamma=0`` without alpha.
+    Keyword arguments take precedence over [`FocalTrainingArguments`]; without either, gamma is 2 and there is no
+    alpha. ``gamma=0`` without alpha is cross entropy, with the same guarantees.
 
     Raises:
-        `ValueError`: For settings out of their range and for models or batches that are not supported, before any
+        `ValueError`: For settings that are out of range and for models or batches that are not supported, before any
         training step.
 
     Example:
@@ -158,12 +158,12 @@ class FocalTrainer(Trainer):
     ):
         position = [*inspect.signature(Trainer).parameters].index("compute_loss_func")
         if (args[position] if len(args) > position else kwargs.get("compute_loss_func")) is not None:
-            raise ValueError("compute_loss_func: FocalTrainer computes the loss itself; for another loss use Trainer")
+            raise ValueError("compute_loss_func: FocalTrainer computes the loss itself; use Trainer for another loss")
         self._keywords = {
-            "gamma": _own(gamma),
-            "gamma_neg": _own(gamma_neg),
+            "gamma": _copy_setting(gamma),
+            "gamma_neg": _copy_setting(gamma_neg),
             "margin": margin,
-            "alpha": _own(alpha),
+            "alpha": _copy_setting(alpha),
             "alpha_max_ratio": alpha_max_ratio,
             "alpha_empty_weight": alpha_empty_weight,
             "prior_bias": prior_bias,
@@ -180,9 +180,9 @@ class FocalTrainer(Trainer):
         self._has_computed_loss = self._has_trained = self._has_prior_bias = self._is_resumed = False
         self._is_yet_to_prepare = self._is_pushing = False
         self._statistics = LossStatistics()
-        self._calibrated: dict[str, Any] = {}  # what `calibrate` has found, for the card
-        # In every version of Trainer since 4.46 the presence of this function makes it count the labels of the whole
-        # accumulation window, over all processes, and leave the loss as it is.
+        self._calibrated: dict[str, Any] = {}  # the result of `calibrate`, for the card
+        # Since version 4.46, if Trainer has this function, it counts the labels of the whole accumulation window, over
+        # all processes, and does not scale the loss.
         loss = _without_cycle(self._scaled_loss)
         if len(args) > position:
             args = (*args[:position], loss, *args[position + 1 :])
@@ -190,9 +190,7 @@ class FocalTrainer(Trainer):
             kwargs["compute_loss_func"] = loss
         super().__init__(*args, **kwargs)
         if self.args.device.type == "cpu":
-            self.args.dataloader_pin_memory = (
-                False  # which has no effect there, but that torch warns of it at each loader
-            )
+            self.args.dataloader_pin_memory = False  # it has no effect on CPU, but torch would warn at each loader
         check_model(self._core_model(), self.args)
         check_strings_are_mapped(self.train_dataset, self.data_collator, self.label_names)
         self._check_sample_weights()
@@ -209,7 +207,7 @@ class FocalTrainer(Trainer):
 
     @property
     def alpha(self) -> Alpha:
-        """The alpha in force; for a method, the weights that it gives."""
+        """The alpha in force; for a method, the weights it computes."""
         alpha = self._setting("alpha")
         if isinstance(alpha, str):
             alpha = parse_alpha(alpha)
@@ -229,7 +227,7 @@ class FocalTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """Focal loss of a micro-batch: its sum over the targets, divided by their number in the global batch.
+        """Focal loss of a micro-batch: the sum over its targets, divided by the number of targets in the global batch.
 
         Arguments and result as in [`~transformers.Trainer.compute_loss`]; without `num_items_in_batch`, the mean.
         """
@@ -243,59 +241,59 @@ class FocalTrainer(Trainer):
                 raise
             name = type(self._core_model()).__name__
             raise ValueError(
-                f"model: {name}.forward cannot do without labels, which FocalTrainer keeps for its own loss ({error!r}); "
-                "return logits where labels is None"
+                f"model: {name}.forward needs labels, which FocalTrainer keeps for its own loss ({error!r}); "
+                "make it return logits if labels is None"
             ) from error
         if not self._has_computed_loss:
             raise ValueError(
-                f"{type(self).__name__}: a class that it is made of, beside FocalTrainer, computes a loss of its own; this "
+                f"{type(self).__name__}: one of its base classes other than FocalTrainer computes its own loss, which "
                 "is not focal loss"
             )
         if not return_outputs:
             return loss
         if isinstance(outputs, dict):
             return loss, outputs
-        # The model has not seen the labels, so its tuple lacks the loss that Trainer expects at the front, or holds a gap
-        # or a number in its place.
+        # The model has not seen the labels, so its tuple lacks the loss that Trainer expects first, or has None or a
+        # scalar in its place.
         entries = (outputs,) if isinstance(outputs, Tensor) else (entry for entry in outputs if not _is_scalar(entry))
         return loss, (loss, *entries)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
-        """As [`~transformers.Trainer.train`]; warns if a checkpoint was trained with another gamma or alpha.
+        """As [`~transformers.Trainer.train`]; warns if a checkpoint was trained with a different gamma or alpha.
 
-        With ``resume_from_checkpoint=True`` it goes on from the last checkpoint in `output_dir` that is whole: one that a killed
-        process or a full disk has torn is passed over, with a warning.
+        With ``resume_from_checkpoint=True`` it resumes from the last complete checkpoint in `output_dir`: one that a
+        killed process or a full disk left incomplete is skipped with a warning.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self._last_whole_checkpoint()
         self._is_resumed = bool(resume_from_checkpoint)
         if resume_from_checkpoint:
             self._compare_with_checkpoint(resume_from_checkpoint)
-        self._is_yet_to_prepare = self.model_init is not None  # the model is yet to be made
+        self._is_yet_to_prepare = self.model_init is not None  # the model does not exist yet
         if not self._is_yet_to_prepare:
             self._prepare_model()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any):
-        # By now a search has set the arguments of its trial, and `model_init` has made the model. Without this private method
-        # of Trainer it is the first step that finds them.
+        # By now a search has set the arguments of its trial, and `model_init` has made the model. If Trainer drops
+        # this private method, the first training step does this instead.
         self._prepare_made_model()
-        self._statistics = LossStatistics()  # without the steps of an earlier call that were not logged
+        self._statistics = LossStatistics()  # drops the unlogged steps of an earlier call
         return super()._inner_training_loop(*args, **kwargs)
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        """As [`~transformers.Trainer.training_step`]; after the first, warns of what is not trained by the loss."""
+        """As [`~transformers.Trainer.training_step`]; after the first step, warns of what the loss does not train."""
         self._prepare_made_model()
         loss = super().training_step(model, *args, **kwargs)
         if not self._has_trained:
             self._has_trained = True
-            self._warn_of_what_is_left_out(model)
+            self._warn_of_untrained_parts(model)
         return loss
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], *args: Any, **kwargs: Any
     ) -> tuple[Any, Any, Any]:
-        """As [`~transformers.Trainer.prediction_step`]; keeps the loss of each row for `evaluation_loop`."""
+        """As [`~transformers.Trainer.prediction_step`]; stores the loss of each row for `evaluation_loop`."""
         self._evaluated_batch = self._sample_weights = None
         inputs = self._without_sample_weights(inputs)
         loss: Any
@@ -304,7 +302,7 @@ class FocalTrainer(Trainer):
             with torch.no_grad(), self.compute_loss_context_manager():
                 loss = self.compute_loss(model, inputs)
         if self._evaluated is not None and self._evaluated_batch is not None:
-            # Leaves out the rows that only fill up the last batch; `self.gather_function` may gather lists of objects.
+            # Drops the rows that only pad the last batch; `self.gather_function` may gather lists of objects.
             sums = self.accelerator.gather_for_metrics(torch.stack([*self._evaluated_batch.values()], 1))
             self._evaluated.append(dict(zip(self._evaluated_batch, sums.unbind(1))))
         return loss, predictions, labels
@@ -320,7 +318,7 @@ class FocalTrainer(Trainer):
         """As [`~transformers.Trainer.evaluation_loop`]; the loss is the mean over all targets of the dataset."""
         self._evaluated = []
         try:
-            with self._metrics_are_told():
+            with self._extending_metrics_call():
                 output = super().evaluation_loop(
                     dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
                 )
@@ -329,8 +327,8 @@ class FocalTrainer(Trainer):
                     name: torch.cat([batch[name] for batch in self._evaluated]).cpu().double().sum()
                     for name in self._evaluated[0]
                 }
-                for name in ("loss", "cross_entropy"):  # of language models, whose exponential is the perplexity
-                    if name in sums:  # NaN without a known label
+                for name in ("loss", "cross_entropy"):  # the latter for language models: log of the perplexity
+                    if name in sums:  # NaN if no label is known
                         output.metrics[f"{metric_key_prefix}_{name}"] = (sums[name] / sums["targets"]).item()
         finally:
             self._evaluated = None
@@ -352,20 +350,21 @@ class FocalTrainer(Trainer):
             return super().get_test_dataloader(test_dataset)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As [`~transformers.Trainer.log`], with the statistics since the last log beside the loss."""
+        """As [`~transformers.Trainer.log`]; adds the statistics since the last log to the loss."""
         if "loss" in logs:
             logs.update(self._statistics.logs(partial(self.accelerator.reduce, reduction="sum")))
         super().log(logs, *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Beside a PEFT adapter it writes the settings, as focal_loss.json."""
+        """Also writes the settings beside a PEFT adapter, as focal_loss.json."""
         if not self.args.should_save:
             return super()._save(output_dir, state_dict)
         with saved_whole(output_dir or self.args.output_dir or ".") as folder:
             super()._save(str(folder), state_dict)
             settings = FocalSettings.find_in(self._config())
             if settings is not None and hasattr(self.accelerator.unwrap_model(self.model), "get_base_model"):
-                # An adapter. Not as config.json, beside which from_pretrained looks for the weights of the base model.
+                # An adapter. Not as config.json: from_pretrained would look for the weights of the base model beside
+                # it.
                 settings.store_in_folder(folder)
 
     def calibrate(
@@ -379,22 +378,22 @@ class FocalTrainer(Trainer):
         wanted_recall: float | None = None,
         predictions: PredictionOutput | None = None,
     ) -> dict[str, Any]:
-        r"""Fits what only held-out data can tell, and stores it in the model's config for [`posterior_from_config`].
+        r"""Fits calibration and thresholds on held-out data and stores them in the model's config.
 
-        [`calibrate_config`] with the model's logits of the data, and with the weights of its examples if there are any. Call it
-        after `train` and before `save_model`.
+        [`posterior_from_config`] reads them. This is [`calibrate_config`] with the model's logits for the data, and
+        with sample weights if there are any. Call it after `train` and before `save_model`.
 
         Args:
             dataset (`Dataset`, *optional*): Labelled examples that were not trained on; by default `eval_dataset`.
             method, positive_label, f_beta, wanted_precision, wanted_recall: As in [`calibrate_config`].
-            predictions (`PredictionOutput`, *optional*): What [`~transformers.Trainer.predict`] has given for the dataset, so that
-                 it is not predicted again.
+            predictions (`PredictionOutput`, *optional*): The output of [`~transformers.Trainer.predict`] for the
+                dataset, to avoid predicting it again.
 
         Returns:
-            `dict`: What is stored, such as ``temperature`` and ``thresholds``, and what they reach on these data.
+            `dict`: What is stored, such as ``temperature`` and ``thresholds``, and the scores reached on these data.
 
         Raises:
-            `ValueError`: Without data or labels, or as in [`calibrate_config`].
+            `ValueError`: If there are no data or no labels, or as in [`calibrate_config`].
         """
         logits, labels, weights = self._held_out(dataset, predictions)
         self._calibrated = calibrate_config(
@@ -418,23 +417,23 @@ class FocalTrainer(Trainer):
         prior: float | Sequence[float] | Tensor | None = None,
         predictions: PredictionOutput | None = None,
     ) -> dict[str, Any]:
-        r"""Puts the calibration into the weights, where stock pipelines, servers and exported graphs read it.
+        r"""Folds the calibration into the weights, so that stock pipelines, servers and exported graphs use it.
 
-        [`hf_focal.fold_calibration`] with the model's logits of the data. Call it after `train` and `calibrate`, and before
-        `save_model`. A folded model is not trained further: [`unfold_calibration`] takes it back. The loss of its evaluations is
-        the negative log likelihood of the stock probabilities.
+        This is [`hf_focal.fold_calibration`] with the model's logits for the data. Call it after `train` and
+        `calibrate`, and before `save_model`. A folded model cannot be trained further until [`unfold_calibration`] has
+        undone the folding. Its evaluation loss is the negative log-likelihood of the stock probabilities.
 
         Args:
-            dataset (`Dataset`, *optional*): Labelled examples that were not trained on; by default `eval_dataset`. Some
-                losses can do without.
+            dataset (`Dataset`, *optional*): Labelled examples that were not trained on; by default `eval_dataset`. Not
+                needed for some losses.
             operating_point, prior: As in [`hf_focal.fold_calibration`].
             predictions (`PredictionOutput`, *optional*): As in `calibrate`.
 
         Returns:
-            `dict`: What was done, and how near it came.
+            `dict`: What was done, and how close the folded model comes.
 
         Raises:
-            `ValueError`: Without data where they are needed, for data without labels, or as in
+            `ValueError`: If data are needed and missing, if they have no labels, or as in
                 [`hf_focal.fold_calibration`].
         """
         self._record_settings()
@@ -448,7 +447,7 @@ class FocalTrainer(Trainer):
     def _held_out(
         self, dataset: Dataset | None, predictions: PredictionOutput | None
     ) -> tuple[Tensor, Tensor, np.ndarray | None]:
-        """Logits and labels of held-out data, and the weights of the examples; the settings are in the config."""
+        """Logits, labels and sample weights of held-out data; makes sure that the settings are in the config."""
         dataset = self.eval_dataset if dataset is None else dataset
         if dataset is None or isinstance(dataset, dict):
             raise ValueError(f"dataset: expected one dataset of labelled examples, but got {type(dataset).__name__}")
@@ -461,7 +460,7 @@ class FocalTrainer(Trainer):
                 output = self.predict(dataset)
         elif self.preprocess_logits_for_metrics is not None:
             raise ValueError(
-                "predictions: expected logits, but preprocess_logits_for_metrics has made something else of them; leave "
+                "predictions: expected logits, but preprocess_logits_for_metrics may have changed them; leave "
                 "predictions out"
             )
         if output.label_ids is None:
@@ -480,13 +479,13 @@ class FocalTrainer(Trainer):
 
     @contextmanager
     def _predicting_logits(self) -> Iterator[None]:
-        """`predict` gives the logits themselves, not what the user makes of them for the metrics."""
-        kept = self.preprocess_logits_for_metrics, self.compute_metrics
+        """Makes `predict` return the logits themselves, not what the user turns them into for the metrics."""
+        original = self.preprocess_logits_for_metrics, self.compute_metrics
         self.preprocess_logits_for_metrics = self.compute_metrics = None
         try:
             yield
         finally:
-            self.preprocess_logits_for_metrics, self.compute_metrics = kept
+            self.preprocess_logits_for_metrics, self.compute_metrics = original
 
     def create_model_card(
         self,
@@ -504,56 +503,64 @@ class FocalTrainer(Trainer):
         test_split: str | None = None,
         predictions: PredictionOutput | None = None,
     ) -> None:
-        """Writes a card of the model in memory into `output_dir`; `push_to_hub` calls it too.
+        """Writes a model card for the model in memory into `output_dir`; `push_to_hub` calls it too.
 
-        With ``load_best_model_at_end`` that is the best model, not the last. Its results are those on `test_dataset` or, if
-        there is none, on `eval_dataset` (of several, on the one that selects the best model): `predictions`, or what is
-        predicted for the card, without a trace in the log or in the random numbers. The card says what else was fitted on
-        the same data. Where it cannot predict, because one of several processes writes the card, training goes on or the data
-        are a stream, they are those in the log, if it was evaluated: without results per class. [`read_model_card`] reads
-        the card; its command is that of this process, without tokens. Tags, license and language of a README.md that is
-        already there are kept.
+        With ``load_best_model_at_end`` that is the best model, not the last one. The results are those on
+        `test_dataset` or, without one, on `eval_dataset` (of several, the one that selects the best model). They come
+        from `predictions` or, without them, from a prediction that leaves the log and the random number generators
+        unchanged. The card says what else was fitted on the same data. If it cannot predict, because there are several
+        processes (only one writes the card), training is still running or the data are a stream, it takes the results
+        of an evaluation in the log, if there is one, without results per class. [`read_model_card`] reads the card;
+        its command is that of this process, without tokens. Tags, license and language of an existing README.md are
+        kept.
 
-        The card is Trainer's own for language models and untrained ones. In `push_to_hub` it is so, with a warning, where what
-        is known does not make a card; if that fails too, the model is pushed without a card.
+        Language models and untrained models get Trainer's own card. So does, in `push_to_hub` and with a warning, a
+        model for which too little is known for a card; if that fails too, the model is pushed without a card.
 
         Args:
             language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args:
                 As in [`~transformers.Trainer.create_model_card`]; `dataset_tags` is the id of the data on the Hub,
-                `dataset_args` their configuration. They win over what the dataset knows of itself.
-            test_dataset (`Dataset`, *optional*): The data of the results, with labels, in place of `eval_dataset`.
-            test_split (`str`, *optional*): Its name; by default what it says of itself.
-            predictions (`PredictionOutput`, *optional*): What [`~transformers.Trainer.predict`] has given for it, so that it is
-                not predicted again; on several processes it has to be given, as one of them writes the card.
+                `dataset_args` their configuration. They take precedence over the metadata of the dataset.
+            test_dataset (`Dataset`, *optional*): The labelled data for the results, instead of `eval_dataset`.
+            test_split (`str`, *optional*): The name of its split; by default that in its metadata.
+            predictions (`PredictionOutput`, *optional*): The output of [`~transformers.Trainer.predict`] for it, to
+                avoid predicting it again; required with several processes, because only one of them writes the card.
 
         Raises:
-            `ValueError`: If what is known does not make a card; and whatever the prediction raises. Not in `push_to_hub`.
+            `ValueError`: If too little is known for a card. Exceptions of the prediction are raised too. `push_to_hub`
+            raises neither.
         """
         if not self.is_world_process_zero():
             return
-        said = (language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args)
+        arguments = (language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args)
         is_classifier = hasattr(self._config(), "id2label") and not is_one_of(self._core_model(), LANGUAGE_MODELS)
         try:
             settings = FocalSettings.find_in(self._config())
             if is_classifier and settings is not None:
-                found = self._calibrated
                 write_trainer_card(
-                    self, self._core_model(), settings, *said, test_dataset, test_split, predictions, found
+                    self,
+                    self._core_model(),
+                    settings,
+                    *arguments,
+                    test_dataset,
+                    test_split,
+                    predictions,
+                    self._calibrated,
                 )
                 return
         except Exception as error:
             if not self._is_pushing:
                 raise
-            warnings.warn(f"create_model_card: {error}; the card is Trainer's own", stacklevel=2)
+            warnings.warn(f"create_model_card: {error}; writing Trainer's own card", stacklevel=2)
         try:
-            super().create_model_card(*said)
+            super().create_model_card(*arguments)
         except Exception as error:
             if not self._is_pushing:
                 raise
-            warnings.warn(f"create_model_card: {error}; there is no card", stacklevel=2)
+            warnings.warn(f"create_model_card: {error}; no card is written", stacklevel=2)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """As [`~transformers.Trainer.push_to_hub`]; a card that cannot be made is no reason to lose the push."""
+        """As [`~transformers.Trainer.push_to_hub`]; pushes the model even if its card cannot be made."""
         self._is_pushing = True
         try:
             return super().push_to_hub(*args, **kwargs)
@@ -561,7 +568,7 @@ class FocalTrainer(Trainer):
             self._is_pushing = False
 
     def hyperparameter_search(self, hp_space: Callable | None = None, *args: Any, **kwargs: Any):
-        """As [`~transformers.Trainer.hyperparameter_search`]; refuses a setting that the search could not change."""
+        """As [`~transformers.Trainer.hyperparameter_search`]; rejects settings that the search could not change."""
 
         if hp_space is None:
             return super().hyperparameter_search(None, *args, **kwargs)
@@ -576,13 +583,14 @@ class FocalTrainer(Trainer):
                     continue
                 if self._keywords.get(name) is not None:
                     raise ValueError(
-                        f"{name}: a keyword wins over the arguments, so a search cannot change it; leave it out and set "
-                        f"FocalTrainingArguments(focal_{name}=...)"
+                        f"{name}: a keyword takes precedence over the training arguments, so a search cannot change "
+                        f"it; leave it out and set FocalTrainingArguments(focal_{name}=...)"
                     )
                 if not hasattr(self.args, f"focal_{name}"):
                     raise ValueError(f"hp_space: focal_{name} needs FocalTrainingArguments as args")
                 if getattr(FocalTrainingArguments, f"focal_{name}") is None:
-                    # Trainer casts each value to the type of the old one: a method of alpha to a list of its letters.
+                    # Trainer casts each value to the type of the old one: a method of alpha would become a list of
+                    # letters.
                     setattr(self.args, f"focal_{name}", None)
             return values
 
@@ -591,12 +599,12 @@ class FocalTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
-        """As [`~transformers.Trainer.get_batch_samples`]; of language models, counts what is predicted."""
+        """As [`~transformers.Trainer.get_batch_samples`]; for language models, counts the predicted tokens."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         name = self._names_of_labels()[0]
         is_counted_otherwise = name != "labels" or is_one_of(self._core_model(), LANGUAGE_MODELS)
         if is_counted_otherwise and batches and all(name in batch for batch in batches):
-            # Trainer counts `labels`, and those of some causal models as if the first token were predicted too.
+            # Trainer counts `labels` only, and for some causal models as if the first token were predicted too.
             counted = [{"labels": self._counted_labels(batch, name)} for batch in batches]
             _, num_items = super().get_batch_samples(iter(counted), len(counted), device)
         column = self.sample_weight_column
@@ -610,19 +618,19 @@ class FocalTrainer(Trainer):
         if missing is not None:
             raise ValueError(
                 f"sample_weight_column: {column!r} is missing from the batch, which holds {', '.join(missing)}; the "
-                "collator has to keep it"
+                "collator must keep it"
             )
-        of_batches = [
+        batch_sums = [
             sum_weights(self._counted_labels(batch, name if name in batch else "labels"), batch[column]).to(device)
             for batch in batches
         ]
-        sums = torch.stack(of_batches).sum(0)
+        sums = torch.stack(batch_sums).sum(0)
         if self.args.average_tokens_across_devices:
             sums = self.accelerator.reduce(sums, reduction="sum")
         return sums[0] / sums[1].clamp_min(1)
 
     def _names_of_labels(self) -> list[str]:
-        """`labels` first, as Trainer lists whatever a model's signature names so, label_mask say, in its order."""
+        """`labels` first: Trainer lists every argument of the model with "label" in its name, such as label_mask."""
         names = [name for name in self.label_names or [] if name != "shift_labels"]
         return sorted(names, key=lambda name: name != "labels") or ["labels"]
 
@@ -631,24 +639,24 @@ class FocalTrainer(Trainer):
             return batch[name]
         is_shifted = self._is_causal() and "shift_labels" in batch
         predicted = batch["shift_labels"] if is_shifted else self._aligned(batch[name])
-        return F.pad(predicted, (1, 0), value=-100)  # Trainer may leave out the first
+        return F.pad(predicted, (1, 0), value=-100)  # Trainer may drop the first position
 
     def target_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        r"""The loss of each target, unreduced: the one method to override for a loss of your own.
+        r"""The unreduced loss of each target: the one method to override for a loss of your own.
 
-        The trainer does the rest: it aligns logits and labels, leaves out targets that do not count, sums over the rest
-        and divides by their number in the global batch, evaluates and adds up the statistics. So a loss of your own is as
-        exact under accumulation and on several processes as focal loss is. What is recorded in the config are still gamma
-        and alpha: override `recorded_settings` as well, so that nobody undoes a focal loss that never was.
+        The trainer does the rest: it aligns logits and labels, drops ignored targets, sums over the others, divides by
+        their number in the global batch, evaluates and collects the statistics. So your own loss is as exact under
+        gradient accumulation and on several processes as focal loss is. The config still records gamma and alpha:
+        override `recorded_settings` as well, so that no reader of the config inverts a focal loss that was never used.
 
         Args:
             logits (`Tensor`): Of the model, shape (..., C), of any floating dtype.
-            labels (`Tensor`): Class ids of shape (...), -100 where there is none; or, of the shape of the logits, rows of
-                the labels of an example (multi-label) or class probabilities.
+            labels (`Tensor`): Class ids of shape (...), -100 to ignore; or, of the shape of the logits, the labels of
+                each example as rows (multi-label) or class probabilities.
 
         Returns:
             `Tensor`: One loss per target, float32 and differentiable: of shape (...) for class ids and class probabilities,
-            of the shape of the logits for multi-label. What it holds for labels of -100 does not count.
+            of the shape of the logits for multi-label. Its values at labels of -100 are ignored.
 
         Example:
 
@@ -676,8 +684,8 @@ class FocalTrainer(Trainer):
     def label_distribution(self) -> LabelDistribution:
         """How often each class occurs in `train_dataset`.
 
-        Counted once: by the main process for all of them, or by all where each has a shard of a stream; all processes
-        have to make this call.
+        Counted once: by the main process on behalf of all, or by every process if each has a shard of a stream. All
+        processes must make this call.
 
         Raises:
             `ValueError`: If the labels cannot be counted, as in [`LabelDistribution.from_dataset`].
@@ -689,7 +697,7 @@ class FocalTrainer(Trainer):
                 name = self._names_of_labels()[0]
                 column = None if name in ("label", "labels") else name
                 outcome = count_training_labels(self.train_dataset, self._core_model(), column)
-            except ValueError as error:  # which it would be the next time too
+            except ValueError as error:  # would be raised again next time
                 outcome = error
             self._counted = (source, outcome)
         if isinstance(self._counted[1], ValueError):
@@ -697,10 +705,10 @@ class FocalTrainer(Trainer):
         return self._counted[1]
 
     def recorded_settings(self) -> FocalSettings:
-        """What is stored in the model's config when training begins; for a subclass to say what its loss is."""
+        """The settings stored in the config when training begins; override it if a subclass has another loss."""
         gamma, alpha, counts = self.gamma, self.alpha, self._counts_for_the_record()
         if is_one_of(self._core_model(), LANGUAGE_MODELS):
-            counts = None  # a number for each token of the vocabulary
+            counts = None  # there would be one for each token of the vocabulary
         gamma_neg = self._setting("gamma_neg")
         return FocalSettings(
             gamma=_plain_gamma(gamma),
@@ -714,7 +722,7 @@ class FocalTrainer(Trainer):
         )
 
     def _class_prior(self, counted: LabelDistribution) -> list[float] | None:
-        """The shares of the classes in the loss, in which an example counts by its weight; None if that is not known."""
+        """The shares of the classes in the loss, with examples counted by their weights; None if unknown."""
         counts = self._weighted(counted)
         if counts is None:
             return None
@@ -732,7 +740,7 @@ class FocalTrainer(Trainer):
         return None if weights is None else weigh_distribution(counted, self.train_dataset, names, weights)
 
     def _scaled_loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """The sum of the losses of all targets over their number in the global batch."""
+        """The sum of the losses of all targets, divided by the number of targets in the global batch."""
         self._has_computed_loss = True
         logits = find_logits(
             outputs, num_classes_of(self._core_model()) or getattr(self._config(), "num_labels", None)
@@ -765,7 +773,7 @@ class FocalTrainer(Trainer):
             )
         if logits.requires_grad and not losses.requires_grad:
             raise ValueError(
-                "target_losses: expected losses that can be differentiated by the logits, but got constants"
+                "target_losses: expected losses that are differentiable with respect to the logits, but got constants"
             )
         if losses.dtype != torch.float64:
             losses = losses.float()  # a sum of half-precision numbers loses digits, or overflows
@@ -777,20 +785,20 @@ class FocalTrainer(Trainer):
             losses = losses * counted
         is_language_model = is_one_of(self._core_model(), LANGUAGE_MODELS)
         if self._evaluated is not None:
-            of_targets = {"loss": losses, "targets": counted}
+            per_target = {"loss": losses, "targets": counted}
             if is_language_model:
                 cross_entropy = _cross_entropy(logits, labels)
-                of_targets["cross_entropy"] = cross_entropy if weights is None else cross_entropy * counted
+                per_target["cross_entropy"] = cross_entropy if weights is None else cross_entropy * counted
             self._evaluated_batch = {
-                name: _with_columns(values).flatten(1).float().sum(1) for name, values in of_targets.items()
+                name: _with_columns(values).flatten(1).float().sum(1) for name, values in per_target.items()
             }
             if weights is not None:
                 self._evaluated_batch["weight"] = weights.flatten().float()
         elif self._is_logged() and not is_distribution:
             counts = None if is_language_model else self._counts_for_the_record()
-            # Of one logit, without a config that says so, two classes were counted.
-            is_of_the_logits = counts is not None and len(counts.counts) <= logits.shape[-1]
-            label_counts = counts.counts.tolist() if counts is not None and is_of_the_logits else None
+            # With one logit, and no config that says so, the labels were counted as two classes.
+            counts_fit_logits = counts is not None and len(counts.counts) <= logits.shape[-1]
+            label_counts = counts.counts.tolist() if counts is not None and counts_fit_logits else None
             self._statistics.add(logits.detach(), labels, losses.detach(), is_target, label_counts)
         if num_items_in_batch is None:
             num_targets = counted.sum()
@@ -800,7 +808,7 @@ class FocalTrainer(Trainer):
         return losses.sum() / num_targets.where(num_targets > 0, 1)
 
     def _kernel_for(self, logits: Tensor, labels: Tensor, has_several_labels: bool) -> FocalKernel:
-        """The loss in force, made when it is first used or a setting has changed, as its checks read numbers back."""
+        """The loss in force; cached until a setting changes, because its checks copy numbers from the GPU."""
         num_classes = logits.shape[-1]
         form = (num_classes, has_several_labels, labels.is_floating_point(), logits.device)
         # The arguments are read at each use, because a hyperparameter search changes their fields between trials.
@@ -820,7 +828,7 @@ class FocalTrainer(Trainer):
         settings = FocalSettings.find_in(self._config())
         if (
             settings is not None and settings.folded is not None
-        ):  # evaluated only: the likelihood of what they stand for
+        ):  # only evaluated: the negative log-likelihood of the folded probabilities
             return SigmoidFocal(0.0, ignore_index=-100) if has_several_labels else SoftmaxFocal(0.0, ignore_index=-100)
         num_classes, alpha = logits.shape[-1], self.alpha
         gamma = beside(checked_gamma("gamma", as_gamma("gamma", self.gamma, num_classes)), logits)
@@ -828,7 +836,7 @@ class FocalTrainer(Trainer):
         if not has_several_labels:
             weights = beside(softmax_weights(alpha, num_classes), logits)
             return SoftmaxFocal(gamma, weights, -100, self.args.label_smoothing_factor)
-        # Rows that were counted as those of 0 and 1 need not be looked at for probabilities.
+        # If the rows were counted, they hold only 0 and 1 and need not be searched for probabilities.
         has_soft_targets = False if self._was_counted_in_rows() else None
         weights = beside(sigmoid_weights(alpha, num_classes), logits)
         return SigmoidFocal(gamma, beside(gamma_neg, logits), margin, weights, -100, has_soft_targets)
@@ -836,13 +844,13 @@ class FocalTrainer(Trainer):
     def _asymmetry(
         self, num_classes: int | None, has_several_labels: bool | None
     ) -> tuple[GammaOfTargets | None, float]:
-        """The gamma of negatives, if it is one of their own, and the margin; refused for one class per example."""
+        """The separate gamma of negatives, if there is one, and the margin; an error with one class per example."""
         gamma_neg, margin = self._setting("gamma_neg"), as_margin(self._setting("margin"))
         if has_several_labels is False and (gamma_neg is not None or margin):
             name = "margin" if gamma_neg is None else "gamma_neg"
             raise ValueError(
-                f"{name}: it is for several labels per example, but this model has one class per example; leave it out (the "
-                f"flag --focal_{name})"
+                f"{name}: only for several labels per example, but this model has one class per example; leave out "
+                f"{name} (the flag --focal_{name})"
             )
         if gamma_neg is not None:
             gamma_neg = checked_gamma("gamma_neg", as_gamma("gamma_neg", gamma_neg, num_classes))
@@ -853,10 +861,10 @@ class FocalTrainer(Trainer):
         return counts is not None and counts.negatives is not None
 
     def _check_labels(self, labels: Tensor, num_classes: int, has_several_labels: bool) -> None:
-        """Refuses labels that are none: the first ones in words, later ones without waiting for a GPU."""
+        """Rejects invalid labels: in the first batch with a full message, later without waiting for the GPU."""
         is_ignored = labels == -100
         if labels.is_floating_point() and not has_several_labels:
-            is_ignored = is_ignored.all(-1, keepdim=True).expand_as(labels)  # class probabilities are known as a row
+            is_ignored = is_ignored.all(-1, keepdim=True).expand_as(labels)  # class probabilities: whole rows only
         if not (has_several_labels or labels.is_floating_point()):
             expected = f"class ids from 0 to {num_classes - 1}, or -100"
             fits = (labels >= 0) & (labels < num_classes) | is_ignored
@@ -869,16 +877,16 @@ class FocalTrainer(Trainer):
             assert_async(fits.all(), f"labels: expected {expected}, but got others")
             return
         if not fits.all():
-            found = labels[~is_ignored]
-            raise ValueError(f"labels: expected {expected}, but got values from {found.min():g} to {found.max():g}")
+            values = labels[~is_ignored]
+            raise ValueError(f"labels: expected {expected}, but got values from {values.min():g} to {values.max():g}")
         if labels.is_floating_point() and not has_several_labels:
             check_distributions("labels", labels[~is_ignored[..., 0]])
         self._checked_form = form
 
     def _has_several_labels(self, logits: Tensor, labels: Tensor) -> bool:
-        """Whether each logit is a decision of its own, as is the one logit of two classes.
+        """Whether each logit is a separate decision, as is the single logit of two classes.
 
-        Decides as the heads in transformers do, and remembers it in the config, which pipelines read.
+        Decides as the heads in transformers do, and records the result in the config, which pipelines read.
         """
         config = self._config()
         known = is_multi_label(config)
@@ -889,7 +897,7 @@ class FocalTrainer(Trainer):
         if has_row_per_target and not (labels.is_floating_point() or is_binary):
             raise ValueError(
                 f"labels: {labels.dtype} of the shape of the logits, {tuple(labels.shape)}; for multi-label "
-                'classification make them float or set config.problem_type = "multi_label_classification"'
+                'classification convert them to float or set config.problem_type = "multi_label_classification"'
             )
         if config is not None and (logits.dim() == 2 or has_row_per_target):
             config.problem_type = f"{'multi' if has_row_per_target else 'single'}_label_classification"
@@ -898,26 +906,26 @@ class FocalTrainer(Trainer):
         return has_row_per_target
 
     def _is_logged(self) -> bool:
-        """Whether what is being computed goes into a log of the training."""
+        """Whether the loss being computed goes into the training log."""
         is_wanted = self.is_in_train and self._setting("statistics")
         return is_wanted and self.args.logging_strategy != IntervalStrategy.NO
 
     def _last_whole_checkpoint(self) -> str | bool:
-        """Its folder; True, of which Trainer says that there is none, without any."""
-        whole, torn = last_whole_checkpoint(self.args.output_dir or ".")
-        if not torn:
-            return True if whole is None else str(whole)
-        names = ", ".join(path.name for path in torn)
-        if whole is None:
+        """Its folder; without any checkpoint True, for which Trainer raises its own error."""
+        complete, incomplete = last_whole_checkpoint(self.args.output_dir or ".")
+        if not incomplete:
+            return True if complete is None else str(complete)
+        names = ", ".join(path.name for path in incomplete)
+        if complete is None:
             raise ValueError(
-                f"resume_from_checkpoint: no checkpoint in {self.args.output_dir} is whole: of {names} files are missing or "
-                "end too early; remove them and start again"
+                f"resume_from_checkpoint: no checkpoint in {self.args.output_dir} is complete: {names} has missing or "
+                "truncated files; remove it and start again"
             )
         warnings.warn(
-            f"resume_from_checkpoint: {names} was not written to its end, so training goes on from {whole.name}",
+            f"resume_from_checkpoint: {names} is incomplete, so training resumes from {complete.name}",
             stacklevel=3,
         )
-        return str(whole)
+        return str(complete)
 
     def _compare_with_checkpoint(self, folder: str | bool) -> None:
         if not isinstance(folder, str):
@@ -926,7 +934,7 @@ class FocalTrainer(Trainer):
             before = FocalSettings.find_in_folder(folder)
         except ValueError as error:
             warnings.warn(
-                f"{folder}: the settings it was trained with cannot be read ({error}); it goes on with those of this run",
+                f"{folder}: cannot read the settings it was trained with ({error}); resuming with those of this run",
                 stacklevel=3,
             )
             return
@@ -935,7 +943,7 @@ class FocalTrainer(Trainer):
         for name in ("gamma", "gamma_neg", "margin", "alpha"):
             if before is not None and getattr(before, name) != getattr(now, name):
                 warnings.warn(
-                    f"{folder} was trained with {name} {getattr(before, name)}; it goes on with {name} "
+                    f"{folder} was trained with {name} {getattr(before, name)}; resuming with {name} "
                     f"{getattr(now, name)}",
                     stacklevel=3,
                 )
@@ -968,8 +976,8 @@ class FocalTrainer(Trainer):
             return None
         if isinstance(self.train_dataset, IterableDataset) and not isinstance(self.train_dataset, HubIterableDataset):
             raise ValueError(
-                f"alpha: {method!r} would use up a {type(self.train_dataset).__name__}, which may be readable only once; "
-                "pass the weights, for example alpha=compute_alpha(list_of_labels)"
+                f"alpha: {method!r} would consume a {type(self.train_dataset).__name__}, which may be readable only "
+                "once; pass the weights, for example alpha=compute_alpha(list_of_labels)"
             )
         beta = self._setting("beta")
         try:
@@ -978,7 +986,7 @@ class FocalTrainer(Trainer):
         except ArgumentError as error:
             raise as_trainer_error(error) from error
         except ValueError as error:
-            raise ValueError(f"{error} (or pass FocalTrainer the weights: alpha=compute_alpha(...))") from error
+            raise ValueError(f"{error} (or pass the weights to FocalTrainer: alpha=compute_alpha(...))") from error
 
     def _core_model(self) -> nn.Module:
         """The model inside the wrappers of DDP, FSDP, `torch.compile` and PEFT."""
@@ -992,20 +1000,20 @@ class FocalTrainer(Trainer):
         return predicts_next_token(self._core_model())
 
     def _aligned(self, labels: Tensor) -> Tensor:
-        """What the logits predict, which of causal language models is the next token."""
+        """The labels that the logits predict: for causal language models, the next tokens."""
         return F.pad(labels[..., 1:], (0, 1), value=-100) if self._is_causal() else labels
 
     def _with_targets(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """A copy of a batch, from which Trainer takes the labels, with the labels that the logits are compared with."""
+        """A copy of a batch whose `labels`, which Trainer will pop, are those that the logits are compared with."""
         inputs = dict(inputs)
         names = [name for name in self._names_of_labels() if inputs.get(name) is not None]
         if len(names) > 1:
             raise ValueError(
-                f"label_names: the batch holds {' and '.join(names)}, but FocalTrainer trains on one kind of labels; name "
-                "it with TrainingArguments(label_names=[...]) and leave the others out of the data"
+                f"label_names: the batch holds {' and '.join(names)}, but FocalTrainer trains on one kind of label; "
+                "select it with TrainingArguments(label_names=[...]) and remove the others from the data"
             )
         if not names and "labels" in inputs:
-            names = ["labels"]  # what collators make of a column `label`
+            names = ["labels"]  # collators rename a column `label` to this
         if not names:
             raise ValueError(f"labels: missing from the batch, which holds {', '.join(inputs)}. {SUPPORTED}")
         labels = inputs.pop(names[0])
@@ -1016,7 +1024,7 @@ class FocalTrainer(Trainer):
         return {**inputs, "labels": labels}
 
     def _without_sample_weights(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """A batch as the model takes it; its weights are kept for the loss."""
+        """The batch without its sample weights, which are kept for the loss."""
         column = self.sample_weight_column
         if column in inputs:
             self._sample_weights = inputs[column]
@@ -1024,7 +1032,7 @@ class FocalTrainer(Trainer):
 
     @contextmanager
     def _keeping_sample_weights(self) -> Iterator[None]:
-        """Trainer drops the columns that are neither arguments of the model nor labels."""
+        """Lists the column as a label: Trainer drops columns that are neither arguments of the model nor labels."""
         column, names = self.sample_weight_column, self.label_names
         if column is not None:
             self.label_names = [*names, column]
@@ -1034,13 +1042,13 @@ class FocalTrainer(Trainer):
             self.label_names = names
 
     @contextmanager
-    def _metrics_are_told(self) -> Iterator[None]:
-        """Hands `compute_metrics` what it takes of the weights of the examples and the problem type of the config."""
+    def _extending_metrics_call(self) -> Iterator[None]:
+        """Passes `compute_metrics` the sample weights and the config's problem type, as far as it accepts them."""
         compute_metrics: Any = self.compute_metrics
         takes = {} if compute_metrics is None else inspect.signature(compute_metrics).parameters
 
-        def told(prediction: Any, **kwargs: Any) -> dict[str, float]:
-            if "problem_type" in takes and takes["problem_type"].default is None:  # nobody has bound another
+        def extended(prediction: Any, **kwargs: Any) -> dict[str, float]:
+            if "problem_type" in takes and takes["problem_type"].default is None:  # not already bound by the user
                 kwargs["problem_type"] = getattr(self._config(), "problem_type", None)
             batches = (self._evaluated or [])[-1 if self.args.batch_eval_metrics else 0 :]
             if "sample_weight" in takes and any("weight" in batch for batch in batches):
@@ -1048,7 +1056,7 @@ class FocalTrainer(Trainer):
             return compute_metrics(prediction, **kwargs)
 
         if {"problem_type", "sample_weight"} & {*takes}:
-            self.compute_metrics = told
+            self.compute_metrics = extended
         try:
             yield
         finally:
@@ -1061,7 +1069,7 @@ class FocalTrainer(Trainer):
             taken = inspect.signature(self._core_model().forward).parameters.keys() | {*(self.label_names or [])}
             for name in sorted(names & USUAL_NAMES - taken):
                 warnings.warn(
-                    f"train_dataset: its column {name!r} has no effect; if it holds the weights of the examples, pass "
+                    f"train_dataset: its column {name!r} has no effect; if it holds sample weights, pass "
                     f"sample_weight_column={name!r} (the flag --focal_sample_weight_column {name})",
                     stacklevel=3,
                 )
@@ -1070,20 +1078,20 @@ class FocalTrainer(Trainer):
             check_sample_weights(self.train_dataset, column)
         if self.compute_metrics is not None and not _takes_weights(self.compute_metrics):
             warnings.warn(
-                "compute_metrics: takes no `sample_weight`, so that each example counts alike in its metrics",
+                "compute_metrics: takes no `sample_weight`, so all examples count equally in its metrics",
                 stacklevel=3,
             )
 
     def _prepare_model(self) -> None:
-        """Starts its head, and stores the settings in its config before any callback reads it."""
+        """Initialises the head's biases, and stores the settings in the config before any callback reads it."""
         earlier = FocalSettings.find_in(self._config())
         if earlier is not None and earlier.folded is not None:
             raise ValueError(
-                "model: calibration is folded into its head, so its logits are not those that the loss trains; take that back with "
-                "hf_focal.unfold_calibration(model)"
+                "model: calibration is folded into its head, so its logits are not those that the loss trains; undo "
+                "that with hf_focal.unfold_calibration(model)"
             )
-        self._calibrated = {}  # which was of the weights before
-        self._check_settings()  # a search has changed them since the trainer was made
+        self._calibrated = {}  # it was fitted for the previous weights
+        self._check_settings()  # a search may have changed them since the trainer was made
         if not self._is_resumed:
             was_started = self._has_prior_bias and self.model_init is None  # by an earlier call of `train`
             self._has_prior_bias = self._start_head() or was_started
@@ -1099,56 +1107,56 @@ class FocalTrainer(Trainer):
             self._prepare_model()
 
     def _start_head(self) -> bool:
-        """Whether the head has got the biases of the class frequencies."""
+        """Initialises the head's biases from the class frequencies if it should; returns whether it did."""
         wanted = self._setting("prior_bias")
         model, counts = self._core_model(), self._counts_for_the_record()
         if wanted is False or (wanted is None and (counts is None or counts.negatives is None)):
             return False
         try:
             if type(self).target_losses is not FocalTrainer.target_losses:
-                raise ValueError(f"{type(self).__name__} has a loss of its own, whose least nobody knows")
+                raise ValueError(f"{type(self).__name__} has its own loss, whose minimum is not known")
             if is_one_of(model, LANGUAGE_MODELS):
                 raise ValueError(f"{type(model).__name__} predicts tokens of a vocabulary")
             distribution = self.label_distribution()
             head = find_new_head(model, distribution.num_labels)
             weighted = self._weighted(distribution)
             if weighted is None:
-                raise ValueError("the weights of the training data do not tell how much each class counts")
+                raise ValueError("how much each class counts cannot be told from the weights of the training data")
             biases = prior_logits(*weighted, self.recorded_settings())
         except ValueError as error:
             if wanted:
                 raise ValueError(f"prior_bias (the flag --focal_prior_bias): {error}; leave it out") from error
-            logger.info("The head starts as it is: %s.", error)
+            logger.info("The biases of the head are left as they are: %s.", error)
             return False
         if head.bias is None:
-            say = warnings.warn if wanted else logger.info
-            say(f"prior_bias: the head of {type(model).__name__} has no biases, so it starts as it is")
+            report = warnings.warn if wanted else logger.info
+            report(f"prior_bias: the head of {type(model).__name__} has no biases, so it is left as it is")
             return False
         with torch.no_grad():
             head.bias.copy_(biases)
         logger.info("The biases of the head start from %.3g to %.3g, by the class frequencies.", *extremes(biases))
         return True
 
-    def _warn_of_what_is_left_out(self, model: nn.Module) -> None:
+    def _warn_of_untrained_parts(self, model: nn.Module) -> None:
         if not self._has_computed_loss:
             warnings.warn(
-                f"{type(self).__name__}.compute_loss does not call FocalTrainer's: this is not focal loss, and the loss of "
-                "each micro-batch has to be scaled by it",
+                f"{type(self).__name__}.compute_loss does not call FocalTrainer's: this is not focal loss, and it "
+                "must scale the loss of each micro-batch itself",
                 stacklevel=3,
             )
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # which keep gradients elsewhere
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # they keep gradients elsewhere
             return
         idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
         if idle:
             warnings.warn(
                 f"{type(self._core_model()).__name__}: the loss of its logits gives no gradient to {len(idle)} trainable "
-                f"parameters, among them {', '.join(idle[:3])}; a loss that the model makes of its labels itself, of a "
-                "second head say, is not part of FocalTrainer's",
+                f"parameters, among them {', '.join(idle[:3])}; FocalTrainer's loss does not include a loss that the "
+                "model computes from the labels itself, for example for a second head",
                 stacklevel=3,
             )
 
     def _check_settings(self) -> None:
-        """Refuses the settings that the loss would refuse at the first step."""
+        """Rejects settings that the loss would reject at the first step."""
         self._check_alpha_has_a_method()
         counts, alpha, num_classes = self._counts_for_the_record(), self.alpha, num_classes_of(self._core_model())
         as_gamma("gamma", self.gamma, num_classes)
@@ -1158,37 +1166,37 @@ class FocalTrainer(Trainer):
         self._asymmetry(num_classes, has_several_labels)
         if num_classes is None or has_several_labels is None:
             if alpha is not None:
-                as_numbers("alpha", alpha, max_dim=2)  # only the first batch can tell whether it fits
+                as_numbers("alpha", alpha, max_dim=2)  # only the first batch will show whether it fits
         elif has_several_labels:
             sigmoid_weights(alpha, num_classes)
         else:
             weights = softmax_weights(alpha, num_classes)
             if weights is not None and not isinstance(alpha, Sequence) and (weights == 0).any():
                 warnings.warn(
-                    f"alpha: {alpha} with two classes means the weights {weights.tolist()}, one of which is not learned; for "
-                    "equal weights leave alpha out",
+                    f"alpha: {alpha} with two classes means the weights {weights.tolist()}, so the class with weight "
+                    "0 is not learned; for equal weights leave alpha out",
                     stacklevel=3,
                 )
 
     def _check_alpha_has_a_method(self) -> None:
-        """Where there is something to be set of one; a search may bring the method."""
+        """Rejects options of a method if there is none; a search may still set one."""
         alpha = self._setting("alpha")
         if self.model_init is not None or isinstance(alpha, str) or callable(alpha):
             return
         for name in ("alpha_max_ratio", "alpha_empty_weight"):
             if self._setting(name) is not None:
                 raise ValueError(
-                    f"{name} (the flag --focal_{name}): expected a method of alpha that it goes with, such as 'inverse', but "
-                    f"alpha is {alpha}"
+                    f"{name} (the flag --focal_{name}): expected an alpha method with it, such as 'inverse', but got "
+                    f"alpha {alpha}"
                 )
 
     def _counts_for_the_record(self) -> LabelDistribution | None:
-        """The label distribution, if it has been counted or that costs nothing."""
+        """The label distribution, if it has been counted or can be at no cost."""
         if not (isinstance(self.train_dataset, Dataset) or self._counted is not None):
             return None
         try:
             return self.label_distribution()
-        except ValueError:  # labels that a collator makes, say, need not be counted
+        except ValueError:  # the counts are optional here; a collator may make the labels
             return None
 
 
@@ -1201,21 +1209,21 @@ def _takes_weights(compute_metrics: Callable) -> bool:
 
 
 def _decoder_inputs_of(model: Any, labels: Tensor) -> Tensor:
-    """What an encoder-decoder makes of the labels, that it is not shown here: each of them is read after it is written."""
+    """The decoder inputs, shifted right, that an encoder-decoder would make from the labels if it saw them."""
     if hasattr(model, "prepare_decoder_input_ids_from_labels"):
         return model.prepare_decoder_input_ids_from_labels(labels=labels)
     start, pad = (getattr(model.config, name, None) for name in ("decoder_start_token_id", "pad_token_id"))
     if start is None or pad is None:
         raise ValueError(
             f"decoder_input_ids: missing from the batch, and the config of {type(model).__name__} has no "
-            "decoder_start_token_id and pad_token_id to make them of the labels; have the collator add them"
+            "decoder_start_token_id and pad_token_id to make them from the labels; let the collator add them"
         )
     shifted = F.pad(labels[..., :-1], (1, 0), value=start)
     return shifted.masked_fill(shifted == -100, pad)
 
 
 def _without_cycle(method: Callable) -> Callable:
-    """The method of an object that is freed with its last other reference, as trainers with their models are."""
+    """The method, without a reference that would keep its object alive: trainers and their models must be freed."""
     reference = WeakMethod(method)
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -1231,19 +1239,19 @@ class _CachedKernel(NamedTuple):
     kernel: FocalKernel
 
     def is_of(self, form: tuple, made_from: tuple) -> bool:
-        """Whether it was made from the same objects, of which arrays have no truth value when they are compared."""
+        """Whether it was made from the same objects; compared by identity, as ``==`` of arrays has no truth value."""
         return self.form == form and all(now is before for now, before in zip(made_from, self.made_from))
 
 
-def _own(setting: Any) -> Any:
-    """A copy of what the caller can change in place."""
+def _copy_setting(setting: Any) -> Any:
+    """A copy, since the caller could change the setting in place."""
     if isinstance(setting, Tensor):
         return setting.detach().clone()
     return setting if callable(setting) else deepcopy(setting)
 
 
 def _plain_gamma(gamma: Any) -> Any:
-    """As it is recorded: of a function, its name."""
+    """Gamma as it is recorded: a function by its name."""
     return getattr(gamma, "__name__", type(gamma).__name__) if callable(gamma) else _plain(gamma)
 
 
@@ -1252,7 +1260,7 @@ def _plain(numbers: Any) -> Any:
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """That of each label, of the shape of the labels; 0 where it is -100."""
+    """The cross entropy of each label, of the shape of the labels; 0 for -100."""
     kernel, rows = SoftmaxFocal(gamma=0.0, ignore_index=-100), logits.detach().reshape(-1, logits.shape[-1])
     return evaluate(kernel, rows, labels.reshape(-1, 1), 1, "none").reshape(labels.shape)
 

@@ -1,4 +1,4 @@
-"""The settings of focal loss as training arguments: flags of a script, entries of its config, search dimensions."""
+"""The settings of focal loss as training arguments: for command lines, config files and hyperparameter searches."""
 
 from dataclasses import dataclass, field
 
@@ -15,28 +15,30 @@ __all__ = ["FocalTrainingArguments", "parse_alpha"]
 class FocalTrainingArguments(TrainingArguments):
     """[`~transformers.TrainingArguments`] with the settings of [`FocalTrainer`].
 
-    The trainer reads them whenever it computes a loss, so `hyperparameter_search` can vary them.
+    The trainer reads them each time it computes a loss, so `hyperparameter_search` can vary them.
 
     Args:
         focal_gamma (`float`, defaults to 2.0): Focusing parameter, at least 0; 0 is cross entropy.
-        focal_gamma_neg (`float`, *optional*): For several labels, the focusing parameter of negatives, where it is not
+        focal_gamma_neg (`float`, *optional*): For several labels, the focusing parameter of negatives; default:
             `focal_gamma`.
-        focal_margin (`float`, defaults to 0.0): For several labels, the probability in [0, 1) that is taken off the negatives.
+        focal_margin (`float`, defaults to 0.0): For several labels, the probability in [0, 1) that is subtracted from
+            the negatives' probabilities.
         focal_alpha (`str`, *optional*): A method of [`compute_alpha`], applied to the training dataset, or the weights
             themselves: one number for two classes, or one per class, separated by commas (in Python also as numbers). For
-            several labels, those of negatives, then after a semicolon those of positives. ``"none"`` is no alpha.
+            several labels, those of negatives, a semicolon, then those of positives. ``"none"`` means no alpha.
         focal_beta (`float`, defaults to 0.999): The beta of ``focal_alpha="effective_number"``, in [0, 1).
-        focal_alpha_max_ratio (`float`, *optional*): For a method of alpha, the cap of the largest weight over the smallest.
-        focal_alpha_empty_weight (`float`, *optional*): For a method of alpha, the weight of classes without examples, which
-            are an error otherwise.
+        focal_alpha_max_ratio (`float`, *optional*): For a method of alpha, the cap on the ratio of the largest weight
+            to the smallest.
+        focal_alpha_empty_weight (`float`, *optional*): For a method of alpha, the weight of classes without examples;
+            without it, they are an error.
         focal_sample_weight_column (`str`, *optional*): The column of the data that holds a weight for each example.
-        focal_prior_bias (`bool`, *optional*): Whether a new head starts at the constant prediction with the least loss;
-            by default, if an example has several labels.
+        focal_prior_bias (`bool`, *optional*): Whether a new head starts at the constant prediction with the lowest
+            loss; by default only if an example has several labels.
         focal_statistics (`bool`, defaults to `True`): Whether the logs hold the mean p_t and the share of the loss that
             head, mid and tail classes carry.
 
     Raises:
-        `ValueError`: If a setting is out of its range; the message names it.
+        `ValueError`: If a setting is out of range; the message names it.
 
     Example:
 
@@ -60,28 +62,32 @@ class FocalTrainingArguments(TrainingArguments):
     )
     focal_gamma_neg: float | None = field(
         default=None,
-        metadata={"help": "Focusing parameter of negatives, for several labels; --focal_gamma if not given."},
+        metadata={"help": "Focusing parameter of negatives, for several labels; default: --focal_gamma."},
     )
     focal_margin: float = field(
-        default=0.0, metadata={"help": "Probability in [0, 1) that is taken off the negatives, for several labels."}
+        default=0.0,
+        metadata={
+            "help": "Probability in [0, 1) that is subtracted from the negatives' probabilities, for several labels."
+        },
     )
     focal_alpha: str | None = field(
         default=None,
         metadata={
             "help": "Class weights: a method that computes them from the training data (inverse, sqrt_inverse or "
-            "effective_number), or the weights, separated by commas (one number for two classes; for several labels those of "
-            "negatives, a semicolon, and those of positives), or none."
+            "effective_number), or the weights, separated by commas (one number for two classes; for several labels, "
+            "those of negatives, a semicolon, then those of positives), or none."
         },
     )
     focal_beta: float = field(default=0.999, metadata={"help": "Beta of --focal_alpha effective_number, in [0, 1)."})
     focal_alpha_max_ratio: float | None = field(
-        default=None, metadata={"help": "Cap of the largest weight over the smallest, for a method of --focal_alpha."}
+        default=None,
+        metadata={"help": "Cap on the ratio of the largest weight to the smallest, for a method of --focal_alpha."},
     )
     focal_alpha_empty_weight: float | None = field(
         default=None,
         metadata={
-            "help": "Weight of classes without training examples, for a method of --focal_alpha; without it they are an "
-            "error."
+            "help": "Weight of classes without training examples, for a method of --focal_alpha; without it, they are "
+            "an error."
         },
     )
     focal_sample_weight_column: str | None = field(
@@ -90,14 +96,14 @@ class FocalTrainingArguments(TrainingArguments):
     focal_prior_bias: bool | None = field(
         default=None,
         metadata={
-            "help": "Start a new head at the constant prediction with the least loss over the training data. By default, "
-            "if an example has several labels."
+            "help": "Start a new head at the constant prediction with the lowest loss on the training data. By "
+            "default only if an example has several labels."
         },
     )
     focal_statistics: bool = field(
         default=True,
         metadata={
-            "help": "Log the mean p_t and the share of the loss of head, mid and tail classes since the last log."
+            "help": "Log the mean p_t and the shares of the loss of head, mid and tail classes since the last log."
         },
     )
 
@@ -122,7 +128,7 @@ class FocalTrainingArguments(TrainingArguments):
 
 
 def parse_alpha(text: str) -> str | float | list[float] | list[list[float]] | None:
-    """The method, the weights (those of negatives; of positives) or, for ``"none"``, the None that a text stands for."""
+    """Parses a method, weights (negatives; positives) or ``"none"``, which becomes None."""
     if text in ALPHA_METHODS:
         return text
     if text == "none":

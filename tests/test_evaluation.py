@@ -245,9 +245,9 @@ class TestEvaluateOperatingPoints:
     @pytest.mark.parametrize(
         "message, labels, kwargs",
         [
-            ("labels: expected some that are known, class ids from 0 to 2, but got 7", [0, 7], {}),
-            ("labels: expected some that are known, .* but got -1", [0, -1], {}),
-            ("labels: expected some that are known, .* but got none", [-100, -100], {}),
+            ("labels: expected known labels, class ids from 0 to 2, but got 7", [0, 7], {}),
+            ("labels: expected known labels, .* but got -1", [0, -1], {}),
+            ("labels: expected known labels, .* but got none", [-100, -100], {}),
             ("sample_weight: expected finite numbers >= 0", [0, 1], {"sample_weight": [-1, 1]}),
             ("sample_weight: expected one number for each of 2", [0, 1], {"sample_weight": [1]}),
             ("replicates: expected at least 1", [0, 1], {"replicates": 0}),

@@ -287,7 +287,9 @@ def test_what_rows_mean_has_to_be_said():
     assert unsaid == compute_metrics(one_hot, problem_type="multi_label_classification")
     assert len(found) == 1 and found[0].filename == __file__
     assert unsaid["accuracy"] < as_single_label(one_hot)["accuracy"] == (logits.argmax(1) == labels).mean()
-    with pytest.raises(ValueError, match="but got 0.25; class probabilities take problem_type='single_label_class"):
+    with pytest.raises(
+        ValueError, match="but got 0.25; for class probabilities bind problem_type='single_label_class"
+    ):
         compute_metrics(EvalPrediction(logits[:1], np.full((1, 4), 0.25)))
     one_label = EvalPrediction(logits[:, :1], np.ones((60, 1)))
     assert compute_metrics(one_label)["f1_micro"] > 0  # without a warning: there is no class but one
@@ -413,7 +415,7 @@ def test_weights_of_the_calibration_error():
         ("expected finite numbers >= 0, but got", [1, float("nan")]),
         ("expected finite numbers >= 0, but got", [1, float("inf")]),
         ("expected finite numbers >= 0, but got", ["a", "b"]),
-        ("expected a number above 0 for some example with a label", [0, 1]),
+        ("expected a number above 0 for at least one labelled example", [0, 1]),
     ],
 )
 def test_weights_that_are_refused(message, weights):

@@ -211,7 +211,7 @@ class TestMarkdown:
         assert markdown_table(["class"], []) == ""
 
     def test_rows_of_other_lengths_are_refused(self):
-        with pytest.raises(ValueError, match=r"rows: expected 2 cells, as the header has, but got \['a'\]"):
+        with pytest.raises(ValueError, match=r"rows: expected 2 cells, as in the header, but got \['a'\]"):
             markdown_table(["class", "n"], [["a", "1"], ["a"]])
 
 
@@ -597,7 +597,7 @@ class TestReading:
         [
             ("0 of them", "## Results per class\n", "## Mine\n\n~~~\n## Results per class\n"),
             ("0 of them", "## Results per class\n", "## Mine\n\n ~~~~ text\n## Results per class\n"),
-            ("0 that show", "## Results per class\n", "## Mine\n\n~~~\n## Results per class\n~~~\n"),
+            ("0 visible", "## Results per class\n", "## Mine\n\n~~~\n## Results per class\n~~~\n"),
             *[
                 (message, "## Results per class\n", f"## Mine\n\n{before}## Results per class\n")
                 for message, before in [
@@ -612,33 +612,33 @@ class TestReading:
                     ("0 of them", "<![CDATA[\n"),
                     ("0 of them", "<!A\n"),
                     ("0 of them", "- a\n\n  ```\n<!--\n ```\n"),
-                    ("0 that show", "x\r```\r"),
-                    ("2 that show", "## Results per class ##\n\n"),
-                    ("2 that show", "##  Results per&#32;class\n\n"),
-                    ("2 that show", "## Results *per* class\xa0\n\n"),
-                    ("2 that show", "Results per class\n---\n\n"),
-                    ("2 that show", "Results\nper class\n---\n\n"),
-                    ("2 that show", "> ### Results per class\n\n"),
-                    ("headings that say something", "## \n\n"),
+                    ("0 visible", "x\r```\r"),
+                    ("2 visible", "## Results per class ##\n\n"),
+                    ("2 visible", "##  Results per&#32;class\n\n"),
+                    ("2 visible", "## Results *per* class\xa0\n\n"),
+                    ("2 visible", "Results per class\n---\n\n"),
+                    ("2 visible", "Results\nper class\n---\n\n"),
+                    ("2 visible", "> ### Results per class\n\n"),
+                    ("headings with text", "## \n\n"),
                 ]
             ],
             ("the title 'a model' first", "# a model\n", "# A better model\n\n# a model\n"),
-            ("nothing but prose", "## Limits\n", "all | 0.999\n--- | ---\na | b\n\n## Limits\n"),
-            ("nothing but prose", "## Limits\n", "> | a | b |\n> | - | - |\n\n## Limits\n"),
-            ("pictures of a card", "## Limits\n", "![all](x.png)\n\n## Limits\n"),
-            ("no section that the record", "## Limits\n", "## Operating points\n\nAll .99\n\n## Limits\n"),
-            ("no section that the record", "## Limits\n", "## results\n\nAll .99\n\n## Limits\n"),
+            ("only prose", "## Limits\n", "all | 0.999\n--- | ---\na | b\n\n## Limits\n"),
+            ("only prose", "## Limits\n", "> | a | b |\n> | - | - |\n\n## Limits\n"),
+            ("the card's pictures", "## Limits\n", "![all](x.png)\n\n## Limits\n"),
+            ("no section of this name", "## Limits\n", "## Operating points\n\nAll .99\n\n## Limits\n"),
+            ("no section of this name", "## Limits\n", "## results\n\nAll .99\n\n## Limits\n"),
             ("model-index", "value: 0.85\n", "value: 0.85004\n"),
             ("model-index", "name: a model", "name: another"),
-            ("2 that show", "## Limits\n", "## Limits\n\n- None.\n\n## Limits\n"),
+            ("2 visible", "## Limits\n", "## Limits\n\n- None.\n\n## Limits\n"),
             ("one heading 'Pictures' at most", "## Settings", "## Pictures\n\nNone.\n\n## Settings"),
             (
-                "nothing but prose after it",
+                "only prose after it",
                 "\n\n## Pictures\n",
                 "\n| all | 1.000 | 1.000 | 1.000 | 99 |\n\n## Pictures\n",
             ),
-            ("nothing but prose after it", "\n\n## Pictures\n", "\nall | 1.000\n\n## Pictures\n"),
-            ("nothing but prose after it", "```json hf_focal\n", "```bash\nrm x\n```\n\n```json hf_focal\n"),
+            ("only prose after it", "\n\n## Pictures\n", "\nall | 1.000\n\n## Pictures\n"),
+            ("only prose after it", "```json hf_focal\n", "```bash\nrm x\n```\n\n```json hf_focal\n"),
             ("expected the line '| data, split | test |'", "| data, split | test |", "| data, split | train |"),
             ("## Labels of the training data", "| 900 |", "| 500 |"),
             ("focal loss (gamma 2)", "focal loss (gamma 2)", "focal loss (gamma 3)"),
@@ -682,7 +682,7 @@ class TestReading:
             .replace("## Operating", f"## {name}\n\n## Operating")
             .replace("## Limits", f"## {name}\n\n## Limits", 1)
         )
-        with pytest.raises(ValueError, match="that show|one heading 'Pictures'"):
+        with pytest.raises(ValueError, match="visible|one heading 'Pictures'"):
             read_model_card(path)
 
     def test_line_endings_of_windows(self, tmp_path):
@@ -995,10 +995,10 @@ class TestPictures:
             ("labels: expected logits and labels, or neither", np.zeros((2, 3)), None),
             (r"logits: expected shape \(..., 3\), but got \(2, 4\)", np.zeros((2, 4)), [0, 1]),
             (r"labels: expected shape \(2,\) or \(2, 3\), but got \(3,\)", np.zeros((2, 3)), [0, 1, 2]),
-            ("labels: expected some from 0 to 2", np.zeros((2, 3)), [0, 3]),
-            ("labels: expected some from 0 to 2", np.zeros((2, 3)), [0.5, 1]),
-            ("labels: expected some from 0 to 2", np.zeros((2, 3)), [-100, -100]),
-            ("labels: expected some from 0 to 2", np.zeros((2, 3)), [[-100] * 3] * 2),
+            ("labels: expected values from 0 to 2", np.zeros((2, 3)), [0, 3]),
+            ("labels: expected values from 0 to 2", np.zeros((2, 3)), [0.5, 1]),
+            ("labels: expected values from 0 to 2", np.zeros((2, 3)), [-100, -100]),
+            ("labels: expected values from 0 to 2", np.zeros((2, 3)), [[-100] * 3] * 2),
             ("labels: expected probabilities that sum to 1, but got a sum of 2", np.zeros((2, 3)), [[0, 1, 1]] * 2),
             (r"labels: expected probabilities in \[0, 1\]", np.zeros((2, 3)), [[-100.0, 1, 0]] * 2),
             ("logits: expected a finite largest logit", np.full((2, 3), np.nan), [0, 1]),

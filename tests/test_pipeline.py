@@ -189,7 +189,7 @@ def test_half_precision_model(folder):
         ("^prior: expected probabilities that sum to 1", {"prior": [0.5, 0.5, 0.5]}),
         ("prior: expected a frequency for each of .*'ham'", {"prior": {"ham": 1.0}}),
         ("config: focal_loss holds no thresholds", {"operating_point": "thresholds"}),
-        ("cost: there is no such argument; 'costs' is one", {"cost": [[0, 1], [9, 0]]}),
+        ("cost: there is no such argument; did you mean 'costs'", {"cost": [[0, 1], [9, 0]]}),
         ("min_confidance: there is no such argument", {"min_confidance": 0.9}),
         ("min_confidence: expected a finite number", {"min_confidence": "0.9"}),
         ("function_to_apply: the scores are posteriors", {"function_to_apply": "softmax"}),
@@ -473,7 +473,7 @@ class TestAdapters:
         assert found == self.expected(saved_adapter)
 
     def test_without_it_the_error_says_what_to_pass(self, saved_adapter):
-        with pytest.raises(ValueError, match="adapter: expected the folder or the id .*adapter=folder"):
+        with pytest.raises(ValueError, match="adapter: expected the folder or the Hub id .*adapter=folder"):
             load(str(saved_adapter / "adapter"))
         with pytest.raises(ValueError, match="base: expected focal_loss.json, which FocalTrainer writes"):
             load(str(saved_adapter / "adapter"), adapter=saved_adapter / "base")

@@ -411,10 +411,10 @@ class TestSettings:
                 r"^train_dataset: no examples of class 3, .* choose their weight with alpha_empty_weight",
                 {"model": tiny_model(num_labels=4), "alpha": "inverse"},
             ),
-            ("alpha: 'inverse' would use up a OneShot", {"alpha": "inverse", "train_dataset": OneShot()}),
+            ("alpha: 'inverse' would consume a OneShot", {"alpha": "inverse", "train_dataset": OneShot()}),
             ("train_dataset: expected examples that are dicts", {"alpha": "inverse", "train_dataset": Unlabelled()}),
             (
-                r"or pass FocalTrainer the weights: alpha=compute_alpha",
+                r"or pass the weights to FocalTrainer: alpha=compute_alpha",
                 {"alpha": "inverse", "train_dataset": Unlabelled()},
             ),
         ],
@@ -537,7 +537,7 @@ class TestLoss:
     def test_integer_rows_without_problem_type_are_refused(self, tmp_path):
         batch = batch_of("multi_label")
         trainer = make_trainer(tmp_path, task="multi_label")
-        with pytest.raises(ValueError, match="labels: torch.int64 of the shape of the logits.*make them float"):
+        with pytest.raises(ValueError, match="labels: torch.int64 of the shape of the logits.*convert them to float"):
             trainer.compute_loss(trainer.model, {**batch, "labels": batch["labels"].long()})
 
     @pytest.mark.parametrize("labels", [torch.rand(4), torch.zeros(4, 2, dtype=torch.long), torch.rand(4, 2)])
@@ -659,7 +659,7 @@ class TestSeam:
             (r"expected one loss per target, of shape \(8,\), but got torch.float32 of shape \(\)", torch.mean),
             (r"expected one loss per target, of shape \(8,\), but got NoneType", lambda losses: None),
             (r"expected one loss per target, of shape \(8,\), but got tuple", lambda losses: (losses, losses)),
-            ("expected losses that can be differentiated by the logits", torch.detach),
+            ("expected losses that are differentiable with respect to the logits", torch.detach),
         ],
     )
     def test_what_is_not_a_loss_per_target_is_refused(self, tmp_path, message, change):
@@ -833,7 +833,7 @@ class TestModels:
             def forward(self, input_ids, labels=torch.zeros(4, dtype=torch.long)):
                 return super().forward(input_ids, labels=labels)
 
-        for model_class, needs in ((Requiring, "requires labels"), (Defaulting, "makes labels of its own")):
+        for model_class, needs in ((Requiring, "requires labels"), (Defaulting, "uses default labels")):
             with pytest.raises(ValueError, match=f"^model: {model_class.__name__}.forward {needs}.*labels=None"):
                 make_trainer(tmp_path, model=model_class(tiny_model().config))
 
@@ -1110,7 +1110,7 @@ class TestLifeOfARun:
         make_trainer(tmp_path, gamma=2, alpha="inverse", **saved).train()
         trainer = make_trainer(tmp_path, gamma=3, alpha="inverse", max_steps=3, **saved)
         with pytest.warns(
-            UserWarning, match="checkpoint-2 was trained with gamma 2.0; it goes on with gamma 3.0"
+            UserWarning, match="checkpoint-2 was trained with gamma 2.0; resuming with gamma 3.0"
         ) as record:
             trainer.train(resume_from_checkpoint=True)
         assert not [warning for warning in record if "alpha" in str(warning.message)]
@@ -1120,7 +1120,7 @@ class TestLifeOfARun:
         saved = {"save_strategy": "steps", "save_steps": 1}
         make_trainer(tmp_path, alpha=[1.0, 1.0, 2.0], **saved).train()
         trainer = make_trainer(tmp_path, alpha=[1.0, 1.0, 3.0], max_steps=3, **saved)
-        with pytest.warns(UserWarning, match=r"with alpha \[1.0, 1.0, 2.0\]; it goes on with alpha \[1.0, 1.0, 3.0\]"):
+        with pytest.warns(UserWarning, match=r"with alpha \[1.0, 1.0, 2.0\]; resuming with alpha \[1.0, 1.0, 3.0\]"):
             trainer.train(resume_from_checkpoint=True)
 
     @pytest.mark.parametrize("record", [{}, "inverse", {"gamma": [2.0, "x"]}, {"gamma": 2.0, "temperature": 0}])
@@ -1130,7 +1130,7 @@ class TestLifeOfARun:
         config = tmp_path / "checkpoint-2" / "config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), "focal_loss": record}))
         trainer = make_trainer(tmp_path, gamma=2, max_steps=3, **saved)
-        with pytest.warns(UserWarning, match="checkpoint-2: .* cannot be read .*; it goes on with those of this run"):
+        with pytest.warns(UserWarning, match="checkpoint-2: cannot read .*; resuming with those of this run"):
             trainer.train(resume_from_checkpoint=True)
         assert FocalSettings.from_config(trainer.model.config).gamma == 2
 
@@ -1328,7 +1328,10 @@ class TestSearch:
     @pytest.mark.parametrize(
         "message, kwargs",
         [
-            ("gamma: a keyword wins over the arguments, so a search cannot change it", {"gamma": 1.0}),
+            (
+                "gamma: a keyword takes precedence over the training arguments, so a search cannot change it",
+                {"gamma": 1.0},
+            ),
             ("hp_space: focal_gamma needs FocalTrainingArguments", {"args_class": TrainingArguments}),
         ],
     )

@@ -135,6 +135,6 @@ class TestBasesThatDoNotMix:
 
         trainer = make_trainer(tmp_path, trainer_class=Mixed)
         before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
-        with pytest.raises(ValueError, match="computes a loss of its own"):
+        with pytest.raises(ValueError, match="computes its own loss"):
             trainer.train()
         assert drift(trainer.model.state_dict(), before) == 0

@@ -477,7 +477,7 @@ class TestTasks:
         with pytest.raises(AttributeError, match="no attribute 'config'"):
             trainer.create_model_card()
         pushing(trainer, monkeypatch)
-        with pytest.warns(UserWarning, match="no attribute 'config'; there is no card"):
+        with pytest.warns(UserWarning, match="no attribute 'config'; no card is written"):
             trainer.push_to_hub()
         assert not (tmp_path / "README.md").exists()
 
@@ -658,7 +658,7 @@ class TestWhichSplit:
         monkeypatch.setattr(TrainingArguments, "world_size", 2)  # where the card could not predict
         contents = card_of(trainer, test_dataset=data, predictions=output)
         assert contents.metrics == expected.metrics and contents.operating_points == expected.operating_points
-        with pytest.raises(ValueError, match="test_dataset: expected predictions=trainer.predict"):
+        with pytest.raises(ValueError, match="test_dataset: also pass predictions=trainer.predict"):
             trainer.create_model_card(test_dataset=data)
 
     def test_predictions_of_other_data(self, trained):
@@ -1038,7 +1038,7 @@ class TestNeverAReasonToFail:
         assert not (tmp_path / "README.md").exists()
         pushing(trainer, monkeypatch)
         with pytest.warns(
-            UserWarning, match="create_model_card: label_names: .* different.*; the card is Trainer's own"
+            UserWarning, match="create_model_card: label_names: .* different.*; writing Trainer's own card"
         ):
             trainer.push_to_hub(tags=["mine"])
         assert is_own_of_trainer(tmp_path) and "mine" in ModelCard.load(tmp_path / "README.md").data.tags
@@ -1051,7 +1051,7 @@ class TestNeverAReasonToFail:
         with pytest.raises(RuntimeError, match="no metrics today"):
             trainer.create_model_card()
         pushing(trainer, monkeypatch)
-        with pytest.warns(UserWarning, match="create_model_card: no metrics today; the card is Trainer's own"):
+        with pytest.warns(UserWarning, match="create_model_card: no metrics today; writing Trainer's own card"):
             trainer.push_to_hub()
         assert is_own_of_trainer(tmp_path)
 
@@ -1061,13 +1061,13 @@ class TestNeverAReasonToFail:
         with pytest.raises(OSError):
             trainer.create_model_card()
         pushing(trainer, monkeypatch)
-        with pytest.warns(match="the card is Trainer's own"), pytest.warns(match="there is no card"):
+        with pytest.warns(match="writing Trainer's own card"), pytest.warns(match="no card is written"):
             trainer.push_to_hub()
 
     def test_a_readme_whose_metadata_cannot_be_read_is_kept(self, tmp_path, trained):
         trainer, text = trained(), "---\nlicense: [mit\n---\n\nMine.\n"
         (tmp_path / "README.md").write_text(text)
-        with pytest.warns(UserWarning, match="metadata cannot be read .*; the old one is kept as README.md.bak"):
+        with pytest.warns(UserWarning, match="metadata cannot be read .*; the old card is kept as README.md.bak"):
             trainer.create_model_card()
         assert (tmp_path / "README.md.bak").read_text() == text and read_model_card(tmp_path / "README.md")
 

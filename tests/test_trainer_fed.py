@@ -78,7 +78,9 @@ class TestStrings:
     def test_that_nobody_maps_are_refused_when_the_trainer_is_made(self, tmp_path):
         model, data = spam()
         for alpha in (None, "inverse"):
-            with pytest.raises(ValueError, match=r"holds strings, which cannot reach.*class_encode_column\('label'\)"):
+            with pytest.raises(
+                ValueError, match=r"holds strings, which the model cannot use.*class_encode_column\('label'\)"
+            ):
                 make_trainer(tmp_path, model=model, train_dataset=data, alpha=alpha)
 
     def test_class_encoded_ones_follow_their_class_label(self, tmp_path):
@@ -315,7 +317,7 @@ class TestLossesThatWereLost:
 
     def test_the_loss_of_a_router_is_refused(self, tmp_path):
         model = tiny_model(output_router_logits=True, router_aux_loss_coef=0.01)
-        with pytest.raises(ValueError, match="balancing loss of its router.*output_router_logits = False"):
+        with pytest.raises(ValueError, match="load-balancing loss for its router.*output_router_logits = False"):
             make_trainer(tmp_path, model=model)
 
     @pytest.mark.parametrize(
@@ -465,7 +467,7 @@ class TestModelsThatNeedTheirLabels:
 
         model = Needs(tiny_model().config)
         start = {name: weight.clone() for name, weight in model.state_dict().items()}
-        with pytest.raises(ValueError, match="model: Needs.forward cannot do without labels.*where labels is None"):
+        with pytest.raises(ValueError, match="model: Needs.forward needs labels.*if labels is None"):
             make_trainer(tmp_path, model=model).train()
         assert drift(model.state_dict(), start) == 0
 
@@ -487,7 +489,7 @@ class TestModelsThatNeedTheirLabels:
                 return Output(super().forward(input_ids).logits)
 
         with pytest.raises(
-            ValueError, match="model: returned a Output, of which Trainer takes no loss; .*ModelOutput"
+            ValueError, match="model: returned a Output, from which Trainer cannot take a loss; .*ModelOutput"
         ):
             make_trainer(tmp_path, model=Dataclasses(tiny_model().config)).train()
 
@@ -566,7 +568,7 @@ class TestLanguageModelsAreFedAsTheirOwnLossFeedsThem:
     def test_without_a_start_there_is_advice(self, tmp_path):
         model = BlenderbotForConditionalGeneration(BlenderbotConfig(**{**BART, "pad_token_id": None}))
         data = Dataset.from_dict({"input_ids": [[3, 4]] * 8, "labels": [[3, 4]] * 8})
-        with pytest.raises(ValueError, match="decoder_input_ids: missing from the batch.*have the collator add them"):
+        with pytest.raises(ValueError, match="decoder_input_ids: missing from the batch.*let the collator add them"):
             make_trainer(tmp_path, model=model, train_dataset=data).train()
 
 
@@ -684,7 +686,7 @@ class TestErrorsAreInTheWordsOfTheTrainer:
             ("args.label_names: expected exactly one of", with_labels([0, 1, 2], label=[0, 1, 2]), {}),
             (
                 "train_dataset: column 'labels' holds rows of class ids, .*; set model.config.problem_type to "
-                '"multi_label_classification" or, if they are those of tokens, to "single_label_classification"',
+                '"multi_label_classification" or, for token labels, to "single_label_classification"',
                 with_labels([[0, 2], [1]]),
                 {},
             ),
@@ -695,8 +697,8 @@ class TestErrorsAreInTheWordsOfTheTrainer:
             ),
             ("train_dataset: expected integer class ids, .* float64 values; cast", with_labels([0.5, 1.5]), {}),
             (
-                r"train_dataset: expected class ids from 0 to 2 .* also holds \[3\]; map the labels to 0..C-1, or make the "
-                "model with as many num_labels",
+                r"train_dataset: expected class ids from 0 to 2 .* also holds \[3\]; map the labels to 0..C-1, or create the "
+                "model with that many num_labels",
                 with_labels([0, 1, 2, 3]),
                 {},
             ),
@@ -742,7 +744,7 @@ class TestErrorsAreInTheWordsOfTheTrainer:
     @pytest.mark.parametrize("name", ["alpha_max_ratio", "alpha_empty_weight"])
     @pytest.mark.parametrize("alpha", [None, [1.0, 1.0, 2.0]])
     def test_settings_of_a_method_without_one(self, tmp_path, name, alpha):
-        with pytest.raises(ValueError, match=f"{name} .*: expected a method of alpha that it goes with"):
+        with pytest.raises(ValueError, match=f"{name} .*: expected an alpha method"):
             make_trainer(tmp_path, alpha=alpha, **{name: 2.0})
 
     @pytest.mark.parametrize("flag", ["alpha_max_ratio", "alpha_empty_weight"])

@@ -126,7 +126,7 @@ class TestAsymmetricFocusing:
     @pytest.mark.parametrize("setting", [{"gamma_neg": 4.0}, {"margin": 0.05}])
     def test_one_class_per_example_is_refused_when_the_trainer_is_made(self, tmp_path, task, setting):
         (name,) = setting
-        with pytest.raises(ValueError, match=f"^{name}: it is for several labels .*--focal_{name}"):
+        with pytest.raises(ValueError, match=f"^{name}: only for several labels .*--focal_{name}"):
             make_trainer(tmp_path, task=task, **setting)
 
     @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ class TestAsymmetricFocusing:
     def test_a_resumed_run_warns_of_another(self, tmp_path):
         make_trainer(tmp_path, task="multi_label", max_steps=1, save_strategy="epoch", **self.SETTINGS).train()
         other = make_trainer(tmp_path, task="multi_label", max_steps=2, **{**self.SETTINGS, "gamma_neg": 3.0})
-        with pytest.warns(UserWarning, match="was trained with gamma_neg 4.0; it goes on with gamma_neg 3.0"):
+        with pytest.warns(UserWarning, match="was trained with gamma_neg 4.0; resuming with gamma_neg 3.0"):
             other.train(resume_from_checkpoint=True)
 
 
@@ -358,7 +358,7 @@ class TestPriorBias:
             make_trainer(tmp_path, model=without_biases, task="multi_label", max_steps=1).train()
         assert "The biases of the head start from -" in caplog.messages[0]
         assert caplog.messages[1] == (
-            "prior_bias: the head of BertForSequenceClassification has no biases, so it starts as it is"
+            "prior_bias: the head of BertForSequenceClassification has no biases, so it is left as it is"
         )
 
     def test_beside_an_adapter(self, tmp_path):
@@ -429,14 +429,14 @@ class TestPriorBias:
             train_dataset=tiny_dataset("multi_label"),
             prior_bias=True,
         )
-        with pytest.raises(ValueError, match="^prior_bias: a keyword wins over the arguments"):
+        with pytest.raises(ValueError, match="^prior_bias: a keyword takes precedence over the training arguments"):
             trainer.hyperparameter_search(lambda trial: {"focal_prior_bias": False}, n_trials=1, backend="optuna")
 
     @pytest.mark.parametrize(
         "message, settings",
         [
             ("with a gamma that is a function of p_t", {"gamma": flsd_53}),
-            ("PolyLossTrainer has a loss of its own", {"trainer_class": PolyLossTrainer, "task": "single_label"}),
+            ("PolyLossTrainer has its own loss", {"trainer_class": PolyLossTrainer, "task": "single_label"}),
         ],
     )
     def test_what_cannot_be_done_is_refused_where_it_is_asked_for(self, tmp_path, message, settings):

@@ -1,23 +1,23 @@
-"""Losses compared over several seeds, each with the learning rate that suits it, and a model card for each of them.
+"""Compares losses over several seeds, each with its best learning rate, and writes a model card for each of them.
 
     python -m baselines --train_file mine.csv --minutes 30                               # your own texts, see own_data.py
     python -m baselines sweep baselines/recipes/bbc_longtail.yaml
-    python -m baselines sweep baselines/recipes/reuters90.yaml --dataset_name FOLDER     # other flags win over the recipe
-    python -m baselines report outputs/baselines/bbc_longtail/results.jsonl              # of what a sweep has done so far
-    python -m baselines report outputs/baselines/*_frozen/results.jsonl                  # several, at a glance
-    python -m baselines verify baselines/results/bbc_longtail/focal/README.md            # one seed of a card, run again
+    python -m baselines sweep baselines/recipes/reuters90.yaml --dataset_name FOLDER     # flags override the recipe
+    python -m baselines report outputs/baselines/bbc_longtail/results.jsonl              # of a sweep, finished or not
+    python -m baselines report outputs/baselines/*_frozen/results.jsonl                  # an overview of several
+    python -m baselines verify baselines/results/bbc_longtail/focal/README.md            # one seed of a card, again
     python -m baselines cell --dataset_name bbc_longtail --seed 1 --output_dir outputs/cell     # a training and its test
 
 A recipe names the data, the arms and a small grid. For each arm, every point of the grid is trained with the first seed;
-the one that is best on the validation split is trained with the other seeds too, and each of these models predicts the
-test split once. Every finished cell is a line of `results.jsonl`, with all that made it. A sweep that was stopped goes on
-where it was, and several may share the work of one folder; `accelerate launch -m baselines sweep ...` runs each cell on
-several processes.
+the one that is best on the validation split is also trained with the other seeds, and each of these models predicts
+the test split once. Every finished cell is a line of `results.jsonl`, with everything needed to reproduce it. A sweep
+that was stopped resumes where it was, and several sweeps can share the work in one folder;
+`accelerate launch -m baselines sweep ...` runs each cell on several processes.
 
-Beside it: `results.md` with the tables, `results.png`, and a model card with pictures for each arm.
+It also writes `results.md` with the tables, `results.png`, and a model card with pictures for each arm.
 """
 
-# The commands import what they need themselves: that takes seconds, which --help need not wait for.
+# Each command imports what it needs: that takes seconds, and --help should not wait for it.
 
 import gc
 import json
@@ -37,7 +37,7 @@ def sweep(args: Namespace, flags: list[str]) -> None:
     folder = args.output_dir or Path("outputs/baselines", args.recipe.stem)
     recipe = Recipe.load(args.recipe).with_flags(pairs(flags)).restricted_to(args.arms, args.seeds)
     if PartialState().is_main_process and recipe.takes:
-        print(f"{recipe.title}: takes {recipe.takes}. What is done is kept, and it goes on where it was.")
+        print(f"{recipe.title}: takes {recipe.takes}. Finished cells are kept, and a stopped sweep can be resumed.")
     records = Sweep(recipe, folder).run()
     if PartialState().is_main_process:
         tables = tables_and_picture(records, next(iter(recipe.arms)), folder / "results.png")
@@ -69,25 +69,25 @@ def tables_and_picture(records: list[dict], baseline: str, picture: Path) -> str
 def report(args: Namespace, flags: list[str]) -> None:
     from baselines.records import read_records
 
-    of_files = {file: read_records(file) for file in args.results}
+    records_by_file = {file: read_records(file) for file in args.results}
     try:
-        _report(args, of_files)
+        _report(args, records_by_file)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(
-            f"{', '.join(map(str, args.results))}: a record does not hold what a sweep writes: {error!r}"
+            f"{', '.join(map(str, args.results))}: a record is not one that a sweep writes: {error!r}"
         ) from error
 
 
-def _report(args: Namespace, of_files: dict[Path, list[dict]]) -> None:
+def _report(args: Namespace, records_by_file: dict[Path, list[dict]]) -> None:
     from baselines.overview import compare, draw_overview, overview_table
 
     first = args.results[0]
-    if len(of_files) == 1:
+    if len(records_by_file) == 1:
         picture = first.with_name("results.png")
-        print(tables_and_picture(of_files[first], args.baseline, picture))
+        print(tables_and_picture(records_by_file[first], args.baseline, picture))
     else:
         picture = first.parents[1] / "overview.png"
-        table = compare({file.parent.name: records for file, records in of_files.items()})
+        table = compare({file.parent.name: records for file, records in records_by_file.items()})
         print(overview_table(table))
         draw_overview(table, picture)
     print(f"\n{picture} shows the same as a picture.")
@@ -134,11 +134,11 @@ def main() -> None:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("sweep", help="run a recipe; other flags win over its own", allow_abbrev=False)
+    command = commands.add_parser("sweep", help="run a recipe; further flags override its own", allow_abbrev=False)
     command.add_argument("recipe", type=Path, help="a yaml file")
     command.add_argument("--arms", nargs="+", help="only these arms of the recipe, the baseline first")
-    command.add_argument("--seeds", type=int, nargs="+", help="other seeds than those of the recipe")
-    command.add_argument("--output_dir", type=Path, help="by default outputs/baselines/ and the name of the recipe")
+    command.add_argument("--seeds", type=int, nargs="+", help="seeds to use instead of those of the recipe")
+    command.add_argument("--output_dir", type=Path, help="by default outputs/baselines/ plus the name of the recipe")
     command.set_defaults(run=sweep, takes_flags=True)
 
     command = commands.add_parser("report", help="tables and picture of a results.jsonl", allow_abbrev=False)
@@ -146,7 +146,7 @@ def main() -> None:
         "results",
         type=Path,
         nargs="+",
-        help="results.jsonl of a sweep, which may still run; of several, how each loss differs from cross entropy",
+        help="results.jsonl of a sweep, which may still be running; for several, the differences to cross entropy",
     )
     command.add_argument("--baseline", default="cross entropy", help="the arm that the others are compared with")
     command.set_defaults(run=report, takes_flags=False)
@@ -156,9 +156,9 @@ def main() -> None:
         "card",
         type=Path,
         help="a README.md; the exit status is 0 if all numbers are the same, 3 if they are within the tolerance, 1 if one "
-        "differs, 4 if nothing can be compared, 2 if the card is refused",
+        "differs, 4 if nothing can be compared, 2 if the card is rejected",
     )
-    command.add_argument("--seed", type=int, help="by default the first of the card")
+    command.add_argument("--seed", type=int, help="by default the card's first seed")
     command.set_defaults(run=verify, takes_flags=False)
 
     command = commands.add_parser("cell", help="one training and its test", add_help=False, allow_abbrev=False)
@@ -180,19 +180,19 @@ def main() -> None:
         return
     from baselines.plain_streams import plain_streams
 
-    with plain_streams():  # a card, or the results of others
+    with plain_streams():  # the card or results may be untrusted
         args.run(args, flags)
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError) as error:  # what is wrong with a recipe, a card or a flag, in a line
+    except (ValueError, OSError) as error:  # errors in a recipe, a card or a flag, as one line
         from hf_focal.model_card import one_line
 
         print(f"python -m baselines: error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
-    except Exception:  # 1 is the verdict "different"
+    except Exception:  # not with status 1, which is the verdict "different"
         from hf_focal.model_card import one_line
 
         print(*map(one_line, traceback.format_exc().splitlines()), sep="\n", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Model cards of a sweep's arms, each with all seeds."""
+"""Model cards for the arms of a sweep, each with all seeds."""
 
 import math
 from dataclasses import replace
@@ -23,7 +23,7 @@ _TITLES = {
 
 
 def write_cards(recipe: Recipe, records: list[dict], folder: Path) -> list[Path]:
-    """A card for each arm whose cells were all tested, in a folder of its own."""
+    """Writes a card for each arm whose cells have all been tested, in a separate folder."""
     paths = []
     for arm in recipe.arms:
         cells = [record for record in records if record["arm"] == arm and record["stage"] == "test"]
@@ -35,11 +35,11 @@ def write_cards(recipe: Recipe, records: list[dict], folder: Path) -> list[Path]
 
 
 def card_contents(cells: list[dict], title: str) -> ModelCardContents:
-    """What the card says of the cells of one arm, which differ in the seed."""
+    """The contents of the card for the cells of one arm, which differ only in the seed."""
     first = cells[0]
     baseline_args, model_args, data_args, _ = parse_cell(first["flags"])
     is_on_hub = data_args.dataset_name not in {None, *PACKAGED} and not Path(data_args.dataset_name).exists()
-    # Each seed has a temperature and thresholds of its own.
+    # Each seed has its own temperature and thresholds.
     settings = replace(FocalSettings.from_dict(first["focal_loss"]), temperature=None, thresholds=None)
     limits = [
         f"Trained by {first['recipe']!r}, arm {first['arm']!r}: each of {len(cells)} seeds is a model of its own."
@@ -87,7 +87,7 @@ def card_contents(cells: list[dict], title: str) -> ModelCardContents:
 
 
 def _data_name(data_args: DataArguments) -> str:
-    """What people call it."""
+    """The human-readable name of the data."""
     return _TITLES.get(data_args.dataset_name) or data_name(data_args)
 
 

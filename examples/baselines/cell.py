@@ -1,10 +1,10 @@
-"""One cell of a baseline table: `run_text_classification.py` with one loss and one seed, or with a rival of focal loss.
+"""One cell of a baseline table: `run_text_classification.py` with one loss and one seed, or with a rival loss.
 
     python -m baselines cell --rival logit_adjustment --dataset_name bbc_longtail --max_seq_length 64 --seed 1
 
 The flags are those of `run_text_classification.py` and those below. After each epoch the model is scored on the
 validation split, and the best one is kept (`--metric_for_best_model`, by default f1_macro); the test split is predicted
-once, with that model. The model cards of a sweep hold such a command.
+once, with that model. The model cards of a sweep contain such a command.
 """
 
 import json
@@ -54,22 +54,25 @@ TRAINING_FLAGS = (
 class BaselineArguments:
     rival: str = field(
         default="focal",
-        metadata={"help": "`focal`, with the flags of the loss, or what it is compared with.", "choices": [*RIVALS]},
+        metadata={
+            "help": "`focal`, with the flags of the loss, or a method to compare it with.",
+            "choices": [*RIVALS],
+        },
     )
     validation_share: float | None = field(
-        default=None, metadata={"help": "Share of the training texts to validate on, where there is no such split."}
+        default=None, metadata={"help": "Share of the training texts to validate on, if there is no such split."}
     )
     label_noise: float = field(
         default=0.0,
-        metadata={"help": "Share of the training and validation texts that get another class, any other one, by lot."},
+        metadata={"help": "Share of the training and validation texts that get a random wrong class."},
     )
     early_stopping_patience: int | None = field(
         default=None,
-        metadata={"help": "Ends a training that was not better on the validation split for this many epochs."},
+        metadata={"help": "Stop training after this many epochs without improvement on the validation split."},
     )
     frozen_layers: int = field(
         default=0,
-        metadata={"help": "Of a BERT: how many layers from below, with the embeddings, stay as they are."},
+        metadata={"help": "For a BERT: freeze the embeddings and this many of the lowest layers."},
     )
 
     def __post_init__(self):
@@ -91,19 +94,19 @@ def parse_cell(flags: list[str]) -> Arguments:
 
 
 def cell_flag_names() -> set[str]:
-    """Written out: argparse would take abbreviations and hyphens too."""
+    """The full names of all flags; argparse would also accept abbreviations and hyphens."""
     return {field.name for arguments in get_args(Arguments) for field in fields(arguments) if field.init}
 
 
 @dataclass
 class Cell:
-    """One training and its test, with files in a folder: what has been done there is not done again.
+    """One training and its test, with files in a folder: finished parts are not repeated.
 
-    What was done with other flags, data or versions is another training, with which nothing goes on.
+    A training with other flags, data or versions is a different one, and is not resumed.
 
     Attributes:
-        flags (`list[str]`): Of `python -m baselines cell`, without those that say what to do and where.
-        folder (`Path`): For the model, the results and the log.
+        flags (`list[str]`): Flags of `python -m baselines cell`, without those for actions and folders.
+        folder (`Path`): The folder for the model, the results and the log.
         use_safetensors (`bool`, *optional*): As in `PreTrainedModel.from_pretrained`.
     """
 
@@ -114,7 +117,7 @@ class Cell:
     def train(self, callbacks: list[TrainerCallback] | None = None) -> dict:
         """The record of the training, with the metrics of the best epoch on the validation split.
 
-        A training that was killed goes on from its last epoch.
+        A training that was killed resumes from its last epoch.
         """
         finished = self.folder / "training.json"
         self._begin()
@@ -139,7 +142,7 @@ class Cell:
         return json.loads(finished.read_text())
 
     def test(self, callbacks: list[TrainerCallback] | None = None) -> dict:
-        """The record of the training and, with its model, of the test split; the logits go to a file."""
+        """The record of the training and of its model's test; saves the logits in a file."""
         record = self.train(callbacks)
         flags = ["--do_predict", "--model_name_or_path", str(self.folder), "--model_revision", "main"]
         trainer, outputs = self._run(flags)
@@ -168,12 +171,12 @@ class Cell:
 
     @staticmethod
     def origin_of(flags: list[str]) -> dict:
-        """All that makes the training that these flags name what it is."""
+        """What identifies the training with these flags."""
         return Cell(flags, Path()).origin
 
     @cached_property
     def origin(self) -> dict:
-        """All that makes the training what it is."""
+        """What identifies the training: flags, data, base model and versions."""
         _, model_args, data_args, training_args = parse_cell(self.flags)
         return {
             "flags": self.flags,
@@ -189,33 +192,29 @@ class Cell:
         return with_label_noise(splits, data_args, baseline_args.label_noise) if baseline_args.label_noise else splits
 
     def _begin(self) -> None:
-        """Writes down the origin of what is to be in the folder, and removes what is there of another."""
+        """Records the origin of the training in the folder, and removes the files of a different one."""
         training_args = parse_cell([*self.flags, "--output_dir", str(self.folder)])[-1]
-        with training_args.main_process_first(desc="looking for what was done before"):
-            kept = self.folder / "origin.json"
+        with training_args.main_process_first(desc="looking for earlier results"):
+            origin_file = self.folder / "origin.json"
             leftovers = [*self.folder.glob("checkpoint-*"), *self.folder.glob("training.json")]
-            if not kept.exists() and leftovers:
-                raise ValueError(
-                    f"--output_dir: {self.folder} holds a training of something else; name another folder"
-                )
-            if kept.exists() and json.loads(kept.read_text()) == self.origin:
+            if not origin_file.exists() and leftovers:
+                raise ValueError(f"--output_dir: {self.folder} holds an unrelated training; choose another folder")
+            if origin_file.exists() and json.loads(origin_file.read_text()) == self.origin:
                 return
             for leftover in leftovers:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write_json(kept, self.origin)
+            _write_json(origin_file, self.origin)
             if leftovers:
-                print(
-                    f"{self.folder}: the training there has other flags, model, data or versions, so this one starts anew"
-                )
+                print(f"{self.folder}: the training there had other flags, model, data or versions; starting anew")
 
     def _early_stopping(self) -> list[TrainerCallback]:
         patience = parse_cell(self.flags)[0].early_stopping_patience
         return [] if patience is None else [EarlyStoppingCallback(patience)]
 
     def _last_checkpoint(self) -> str | None:
-        whole, _ = last_whole_checkpoint(self.folder)
-        return None if whole is None else str(whole)
+        checkpoint, _ = last_whole_checkpoint(self.folder)
+        return None if checkpoint is None else str(checkpoint)
 
     def _run(self, flags: list[str], callbacks: list[TrainerCallback] | None = None):
         common = ["--output_dir", str(self.folder), "--report_to", "none", "--disable_tqdm", "true"]
@@ -242,7 +241,7 @@ class Cell:
 
 
 def _epochs_left(checkpoint: str) -> list[str]:
-    """None, for a training that early stopping has ended: the Trainer would begin another epoch."""
+    """Flags to end a training that was already stopped early; if resumed, Trainer would begin another epoch."""
     state = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json")))
     stopping = state.stateful_callbacks.get("EarlyStoppingCallback", {})
     stopping = stopping[0] if isinstance(stopping, list) else stopping
@@ -252,10 +251,10 @@ def _epochs_left(checkpoint: str) -> list[str]:
 
 
 def test_metrics(logits: Tensor, labels: Tensor, config: PretrainedConfig, names: list[str]) -> tuple[dict, Tensor]:
-    """The metrics, and the decisions that they are of: class ids, or rows of 0 and 1.
+    """The metrics and the decisions they are based on: class ids, or rows of 0 and 1.
 
-    Classes are decided by the largest logit. Labels are decided by the thresholds that were fitted on the validation
-    split, and the probabilities of labels are those of the calibrated posterior.
+    Single-label decisions are by the largest logit. Multi-label decisions use the thresholds that were fitted on the
+    validation split, and the probabilities of labels are those of the calibrated posterior.
     """
     settings = FocalSettings.from_config(config)
     counts = settings.label_counts
@@ -272,10 +271,10 @@ def test_metrics(logits: Tensor, labels: Tensor, config: PretrainedConfig, names
 def other_decisions(
     logits: Tensor, labels: Tensor, config: PretrainedConfig, names: list[str]
 ) -> dict[str, dict[str, Any]]:
-    """For each operating point but that of [`test_metrics`], the metrics and the decisions that they are of.
+    """For each operating point except that of [`test_metrics`], the metrics and the decisions they are based on.
 
-    The probabilities are those of the calibrated posterior where classes occur as in training. That is what the losses can
-    be compared by, also those whose logits stand for another prior.
+    The probabilities are those of the calibrated posterior at the class frequencies of training. By these all losses
+    can be compared, including those whose logits correspond to another prior.
     """
     settings, counts = FocalSettings.from_config(config), FocalSettings.from_config(config).label_counts
     multi_label = config.problem_type == "multi_label_classification"
@@ -287,22 +286,22 @@ def other_decisions(
         if settings.class_prior != shares:
             _, posterior = decision_scores(logits, config, prior=shares)
         settings, logits = FocalSettings(gamma=0.0, class_prior=shares), posterior.double().log()
-    found = {}
+    by_point = {}
     for point in operating_points_of(_record(config, settings)):
         if point == ("thresholds" if multi_label else "as_trained"):
             continue
         record = _record(config, replace(settings, operating_point=point))
         metrics = evaluate_model(logits, labels, record, label_names=names, label_counts=counts)
         del metrics["per_class"]
-        found[point] = {"metrics": metrics, "predictions": _ids(decide(logits, record))}
-    return found
+        by_point[point] = {"metrics": metrics, "predictions": _ids(decide(logits, record))}
+    return by_point
 
 
 def _classes_without(labels: Sequence, config: PretrainedConfig) -> list[str]:
-    """Names of the classes of which there is no such label; rows are of 0 and 1."""
+    """Names of the classes that do not occur among the labels, which are class ids or rows of 0 and 1."""
     rows = torch.as_tensor(list(labels))
-    found = {*rows.tolist()} if rows.ndim == 1 else {*(rows == 1).any(0).nonzero().flatten().tolist()}
-    return [config.id2label[k] for k in range(config.num_labels) if k not in found]
+    occurring = {*rows.tolist()} if rows.ndim == 1 else {*(rows == 1).any(0).nonzero().flatten().tolist()}
+    return [config.id2label[k] for k in range(config.num_labels) if k not in occurring]
 
 
 def _record(config: PretrainedConfig, settings: FocalSettings) -> SimpleNamespace:
@@ -312,12 +311,12 @@ def _record(config: PretrainedConfig, settings: FocalSettings) -> SimpleNamespac
 
 
 def _write_json(file: Path, content: dict) -> None:
-    """Whole, or not at all if it is killed meanwhile."""
-    written = file.with_suffix(".part")
-    written.write_text(json.dumps(content))
-    written.replace(file)
+    """Writes the file atomically."""
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(content))
+    part.replace(file)
 
 
 def _ids(labels: Tensor) -> list:
-    """Class ids, or those of each row that are 1."""
+    """Class ids, or for each row the ids of its labels."""
     return labels.tolist() if labels.ndim == 1 else [row.nonzero().flatten().tolist() for row in labels]

@@ -1,4 +1,4 @@
-"""The report of a recipe with `along`: how each loss does at each value of a flag, as tables and as a picture."""
+"""The report of a recipe with `along`: results of each loss at each value of a flag, as tables and as a picture."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ from hf_focal.model_card import escape_markdown, markdown_table, one_line
 
 
 SHOWN = ("accuracy", "f1_micro", "f1_macro", "f1_tail", "negative_log_likelihood")
-# Of Okabe and Ito, which all can tell apart.
+# The palette of Okabe and Ito, safe for colour-blind readers.
 COLORS = ["#000000", "#56b4e9", "#009e73", "#d55e00", "#cc79a7", "#e69f00", "#0072b2", "#f0e442"]
 
 
 def curve_points(records: list[dict]) -> dict[str, dict[str, dict[float, list[float]]]]:
-    """By metric, loss and value, what each seed reached on the test split; losses and values in order of appearance.
+    """By metric, loss and value, the results of all seeds on the test split; losses and values in order of appearance.
 
     Raises:
         `ValueError`: If the records of one value cannot be compared.
@@ -27,20 +27,20 @@ def curve_points(records: list[dict]) -> dict[str, dict[str, dict[float, list[fl
     for record in records:
         by_value.setdefault(record["value"], []).append(record)
     points: dict[str, dict[str, dict[float, list[float]]]] = {}
-    for value, of_value in by_value.items():
-        tested = [record for record in of_value if record["stage"] == "test"]
+    for value, value_records in by_value.items():
+        tested = [record for record in value_records if record["stage"] == "test"]
         if not tested:
             continue
-        tested_cells(of_value, tested[0]["arm"])
+        tested_cells(value_records, tested[0]["arm"])
         first = baseline_of(record["loss"] for record in tested)
         shifted = decided_at(tested, "balanced", [record["arm"] for record in tested if record["loss"] == first])
         is_multi_label = isinstance(tested[0]["labels"][0], list)
         for record in with_posterior(tested) + [r | {"loss": f"{first}, at balanced"} for r in shifted]:
             for metric in SHOWN:
-                is_of_these = metric in record["metrics"] and metric != ("accuracy" if is_multi_label else "f1_micro")
-                if is_of_these and record["metrics"][metric] is not None:
-                    of_loss = points.setdefault(metric, {}).setdefault(record["loss"], {})
-                    of_loss.setdefault(value, []).append(record["metrics"][metric])
+                is_shown = metric in record["metrics"] and metric != ("accuracy" if is_multi_label else "f1_micro")
+                if is_shown and record["metrics"][metric] is not None:
+                    loss_points = points.setdefault(metric, {}).setdefault(record["loss"], {})
+                    loss_points.setdefault(value, []).append(record["metrics"][metric])
     return points
 
 
@@ -48,13 +48,13 @@ def curve_tables(records: list[dict]) -> str:
     """Markdown: a table for each metric, a row for each loss, a column for each value."""
     points, name = curve_points(records), records[0]["along"].replace("_", " ")
     tables = []
-    for metric, of_losses in points.items():
-        values = sorted({value for of_values in of_losses.values() for value in of_values})
+    for metric, loss_curves in points.items():
+        values = sorted({value for curve in loss_curves.values() for value in curve})
         rows = []
-        for loss, of_values in of_losses.items():
+        for loss, curve in loss_curves.items():
             cells = []
             for value in values:
-                mean, half = mean_and_interval(of_values.get(value, []))
+                mean, half = mean_and_interval(curve.get(value, []))
                 cells.append("–" if np.isnan(mean) else f"{mean:.3f}" + ("" if np.isnan(half) else f" ± {half:.3f}"))
             rows.append([escape_markdown(loss), *cells])
         header = [f"{TITLES[metric]}, by {escape_markdown(name)}", *(f"{value:g}" for value in values)]
@@ -68,15 +68,15 @@ def curve_tables(records: list[dict]) -> str:
 
 
 def draw_curves(records: list[dict], file: Path) -> None:
-    """Each loss is a line through the means, in the band of its 95 % interval."""
+    """Draws a line through the means of each loss, with a band for the 95 % interval."""
     points, name = curve_points(records), one_line(records[0]["along"].replace("_", " "))
     panels = [metric for metric in ("accuracy", "f1_micro", "f1_macro", "f1_tail") if metric in points]
     figure = Figure(figsize=(4 * len(panels), 4.6), layout="constrained", dpi=150)
     plots = np.atleast_1d(figure.subplots(1, len(panels)))
     for axes, metric in zip(plots, panels):
-        for color, (loss, of_values) in zip(COLORS, points[metric].items()):
-            values = sorted(of_values)
-            mean, half = np.transpose([mean_and_interval(of_values[value]) for value in values])
+        for color, (loss, curve) in zip(COLORS, points[metric].items()):
+            values = sorted(curve)
+            mean, half = np.transpose([mean_and_interval(curve[value]) for value in values])
             style = "--" if loss.endswith(", at balanced") else "-"
             axes.plot(
                 values, mean, style, color=color, marker="o", label=one_line(loss) if metric == panels[0] else None

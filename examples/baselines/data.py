@@ -1,6 +1,6 @@
-"""The data of the baselines: by name from installed packages, or as `run_text_classification.py` reads it.
+"""The data of the baselines: by name from installed packages, or read as in `run_text_classification.py`.
 
-Where there is no validation split, one is cut off the training data, so that the test split decides nothing.
+If there is no validation split, one is split off the training data, so that no choice depends on the test split.
 """
 
 import hashlib
@@ -45,10 +45,11 @@ def load_baseline_splits(
 
 
 def cut_validation(splits: DatasetDict, data_args: DataArguments, share: float, seed: int = 0) -> DatasetDict:
-    """Moves distinct texts from `train` to `validation`, the same ones for a seed.
+    """Moves distinct texts from `train` to `validation`, always the same ones for a seed.
 
-    Each label gives away this share of its distinct texts, rounded, as far as texts of several labels allow: labels of few
-    texts give none, and no text is in both.
+    From each label, this share of its distinct texts is moved, rounded, as far as texts with several labels allow:
+        labels
+    with few texts lose none, and no text is in both splits.
     """
     if not 0 < share < 1:
         raise ValueError(f"--validation_share: expected a number between 0 and 1, but got {share}")
@@ -58,7 +59,7 @@ def cut_validation(splits: DatasetDict, data_args: DataArguments, share: float, 
     for text, labels in zip(texts, read_labels(train, data_args.label_column_name)):
         labels_of[text].update(
             labels or [None]
-        )  # without a label is a label of its own, or all of them would be moved
+        )  # texts without labels form a group too; otherwise all of them would be moved
     quota = {
         label: round(share * count) for label, count in Counter(l for ls in labels_of.values() for l in ls).items()
     }
@@ -77,7 +78,7 @@ def cut_validation(splits: DatasetDict, data_args: DataArguments, share: float, 
 
 
 def with_label_noise(splits: DatasetDict, data_args: DataArguments, share: float, seed: int = 0) -> DatasetDict:
-    """Gives this share of the rows of `train` and `validation` another class by lot; the test split stays right."""
+    """Gives this share of the rows of `train` and `validation` a random wrong class; the test split is not changed."""
     column, noisy = data_args.label_column_name, {}
     if not 0 < share < 1:
         raise ValueError(f"--label_noise: expected a number from 0 to below 1, but got {share}")
@@ -97,7 +98,7 @@ def with_label_noise(splits: DatasetDict, data_args: DataArguments, share: float
 
 
 def data_fingerprint(splits: DatasetDict, data_args: DataArguments, weight_column: str | None = None) -> str:
-    """SHA-256 of the texts, labels and weights of all splits: the same data on any machine, however they were stored."""
+    """SHA-256 of the texts, labels and weights of all splits: the same on any machine, however the data are stored."""
     digest = hashlib.sha256()
     for split in sorted(splits):
         columns = [splits[split][column] for column in data_args.text_columns]
@@ -109,7 +110,7 @@ def data_fingerprint(splits: DatasetDict, data_args: DataArguments, weight_colum
 
 
 def model_fingerprint(model_args: ModelArguments) -> str:
-    """SHA-256 of what is in the folder of a base model, or of its name and revision on the Hub."""
+    """SHA-256 of the files in the folder of a base model, or of its name and revision on the Hub."""
     folder, digest = Path(model_path(model_args)), hashlib.sha256()
     if not folder.is_dir():
         return hashlib.sha256(json.dumps([str(folder), model_args.model_revision]).encode()).hexdigest()

@@ -1,34 +1,34 @@
-"""The records of other decisions of the same models: cross entropy that decides at `balanced` is a rival of any loss."""
+"""Records of the same models at other operating points: cross entropy at `balanced` is a rival to any loss."""
 
 from collections.abc import Iterable
 
 
-# What others are compared with, by whatever order their records have.
+# The losses that others are compared with, whatever the order of the records.
 BASELINES = ("cross entropy", "binary cross entropy")
 
 
 def baseline_of(names: Iterable[str]) -> str | None:
-    """Which of these losses is cross entropy, if one is."""
+    """The one of these losses that is cross entropy, if any."""
     names = [*names]
     return next((name for name in BASELINES if name in names), None)
 
 
 def decided_at(records: Iterable[dict], point: str, arms: Iterable[str]) -> list[dict]:
-    """The test records of these arms as those of arms of their own, whose models decide at an operating point."""
-    arms, found = [*arms], []
+    """The test records of these arms with the decisions at an operating point, as separate arms."""
+    arms, decided = [*arms], []
     for record in records:
         other = record.get("other_decisions", {}).get(point)
         if record["stage"] == "test" and record["arm"] in arms and other is not None:
-            found.append(record | other | {"arm": f"{record['arm']}, at {point}"})
-    return found
+            decided.append(record | other | {"arm": f"{record['arm']}, at {point}"})
+    return decided
 
 
 def with_posterior(records: Iterable[dict]) -> list[dict]:
-    """The records with the probabilities of the calibrated posterior, by which all losses can be compared, where they have them."""
+    """The records with the metrics of the calibrated posterior, if any: by these all losses can be compared."""
     return [record | {"metrics": record.get("metrics", {}) | _of_posterior(record)} for record in records]
 
 
 def _of_posterior(record: dict) -> dict[str, float]:
     metrics = record.get("other_decisions", {}).get("most_likely", {}).get("metrics", {})
-    of_probabilities = ("negative_log_likelihood", "brier_score", "expected_calibration_error")
-    return {name: value for name, value in metrics.items() if name.startswith(of_probabilities)}
+    prefixes = ("negative_log_likelihood", "brier_score", "expected_calibration_error")
+    return {name: value for name, value in metrics.items() if name.startswith(prefixes)}

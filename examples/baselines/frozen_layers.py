@@ -1,8 +1,8 @@
-"""Comparisons of losses that take minutes: the lower layers of a BERT stay as they are, and each text passes them once.
+"""Comparisons of losses in minutes: the lower layers of a BERT are frozen, and each text passes them only once.
 
-What they make of a text is kept on disk, and the layers above train as ever, with their dropout. In the last layer only the
-first row is computed, which is all that the head reads. It is a way to compare losses, not to get the best model: that
-takes all layers.
+Their output is cached on disk; the layers above are trained as usual, with dropout. In the last layer only the first
+row is computed, as the head reads no other. This is for comparing losses, not for the best model, which needs all
+layers.
 """
 
 import hashlib
@@ -22,16 +22,17 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 def freeze_layers(
     model: nn.Module, frozen_layers: int, cache_dir: Path, dtype: torch.dtype = torch.float16
 ) -> nn.Module:
-    """Freezes the embeddings and this many layers of a BERT, in place, and has their output kept in a folder.
+    """Freezes the embeddings and this many layers of a BERT, in place, and caches their output in a folder.
 
     Args:
-        model (`BertForSequenceClassification`): Its weights are where they were, also in what is saved.
-        frozen_layers (`int`): At least 1, and fewer than there are.
-        cache_dir (`Path`): Shared by all models: what is kept is found by the frozen weights and the tokens.
-        dtype (`torch.dtype`, defaults to `torch.float16`): Of what is kept. It is read as float32.
+        model (`BertForSequenceClassification`): The names of its weights do not change, also when it is saved.
+        frozen_layers (`int`): At least 1, and fewer than the model has.
+        cache_dir (`Path`): May be shared by all models: entries are found by the frozen weights and the tokens.
+        dtype (`torch.dtype`, defaults to `torch.float16`): Of the cached values, which are read as float32.
 
     Raises:
-        `ValueError`: For other models, a decoder, position embeddings other than absolute, or another number of layers.
+        `ValueError`: For other models, decoders, other than absolute position embeddings, or an invalid number of
+            layers.
     """
     if type(model) is not BertForSequenceClassification or model.config.is_decoder:
         raise ValueError(f"--frozen_layers: expected a BERT for texts, but got {type(model).__name__}")
@@ -77,7 +78,7 @@ class _PartlyFrozenBert(BertModel):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         tokens = zip(input_ids.cpu(), types.cpu(), mask.cpu().bool())
-        texts = [self._hidden_states(ids[kept], of[kept]) for ids, of, kept in tokens]
+        texts = [self._hidden_states(ids[is_real], type_ids[is_real]) for ids, type_ids, is_real in tokens]
         hidden = pad_sequence(texts, batch_first=True).to(input_ids.device, torch.float32)
         lengths = torch.tensor([len(text) for text in texts], device=hidden.device)
         is_token = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
@@ -88,7 +89,7 @@ class _PartlyFrozenBert(BertModel):
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=self.pooler(hidden))
 
     def _hidden_states(self, ids: Tensor, types: Tensor) -> Tensor:
-        """What the frozen layers make of a text, which is computed by itself: the same in every batch."""
+        """The output of the frozen layers for a text, computed separately so that it is the same in every batch."""
         tokens = torch.stack([ids, types]).numpy().astype(np.int32)
         file = self.folder / f"{hashlib.sha256(tokens.tobytes()).hexdigest()[:32]}"
         if file.exists():
@@ -101,15 +102,15 @@ class _PartlyFrozenBert(BertModel):
             is_token = torch.ones(hidden.shape[:2], dtype=torch.bool, device=device)
             for layer in self.encoder.layer[: self.num_frozen]:
                 hidden = _through(layer, hidden, is_token)
-        kept = hidden[0].to(self.dtype_kept).cpu()
+        cached = hidden[0].to(self.dtype_kept).cpu()
         with NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as part:
-            part.write(kept.numpy().tobytes())
-        os.replace(part.name, file)  # whole, or not there: other trainings read and write the same folder
-        return kept
+            part.write(cached.numpy().tobytes())
+        os.replace(part.name, file)  # atomic, as other trainings read and write the same folder
+        return cached
 
 
 def _through(layer: nn.Module, hidden: Tensor, is_token: Tensor) -> Tensor:
-    """What a layer of BERT makes of all rows, (N, L, H)."""
+    """The output of a BERT layer for all rows, (N, L, H)."""
     attention = layer.attention.self
 
     def by_head(projected: Tensor) -> Tensor:
@@ -127,19 +128,20 @@ def _through(layer: nn.Module, hidden: Tensor, is_token: Tensor) -> Tensor:
 
 
 def _first_row(layer: nn.Module, hidden: Tensor, is_token: Tensor) -> Tensor:
-    """The first of these rows, (N, 1, H).
+    """The first row of the layer's output, (N, 1, H).
 
-    A row q that attends to K = h W + b needs no key of each token: q K = (q W) h + q b, and likewise for the values. The
-    softmax does not feel q b, the same for all tokens, but with it the biases of the keys have a gradient, as DDP expects.
+    For a row q that attends to K = h W + b, the keys need not be computed for each token: q K = (q W) h + q b, and
+    likewise for the values. The softmax does not depend on q b, which is the same for all tokens, but with it the key
+    biases get a gradient, as DDP expects.
     """
     attention, row = layer.attention.self, hidden[:, :1]
     num_heads = attention.num_attention_heads
     query = attention.query(row)[:, 0].unflatten(-1, (num_heads, -1))  # (N, heads, H / heads)
-    of_key, of_value = (part.weight.unflatten(0, (num_heads, -1)) for part in (attention.key, attention.value))
+    key_weight, value_weight = (part.weight.unflatten(0, (num_heads, -1)) for part in (attention.key, attention.value))
     key_bias, value_bias = (part.bias.unflatten(0, (num_heads, -1)) for part in (attention.key, attention.value))
-    scores = torch.einsum("nhd,hdk->nhk", query, of_key) @ hidden.transpose(1, 2)
+    scores = torch.einsum("nhd,hdk->nhk", query, key_weight) @ hidden.transpose(1, 2)
     scores = (scores + (query * key_bias).sum(-1, keepdim=True)) / query.shape[-1] ** 0.5
     shares = attention.dropout(scores.masked_fill(~is_token[:, None], -torch.inf).softmax(-1))
-    values = torch.einsum("nhk,hdk->nhd", shares @ hidden, of_value) + shares.sum(-1, keepdim=True) * value_bias
+    values = torch.einsum("nhk,hdk->nhd", shares @ hidden, value_weight) + shares.sum(-1, keepdim=True) * value_bias
     attended = layer.attention.output(values.flatten(1)[:, None], row)
     return layer.output(layer.intermediate(attended), attended)

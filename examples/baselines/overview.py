@@ -1,4 +1,4 @@
-"""Many results at a glance: which losses are better than the baseline, for each dataset and over all of them."""
+"""Overview of several results: which losses are better than the baseline, for each dataset and over all of them."""
 
 from collections.abc import Mapping
 from itertools import chain
@@ -17,16 +17,16 @@ OVER_ALL = "all"
 
 
 def compare(results: Mapping[str, list[dict]], metric: str = "f1_macro", replicates: int = 2000) -> pd.DataFrame:
-    """The difference of each loss to cross entropy, or for several labels binary cross entropy, of each dataset and over all.
+    """The difference of each loss to (for several labels, binary) cross entropy, for each dataset and over all.
 
-    Columns are dataset, arm, difference, low and high (a 95 % interval), p (two-sided, of the bootstrap) and holm (p
-    corrected for the number of losses of the dataset by Holm's method). Over all is the mean of the datasets' differences,
-    for losses that all of them have. Cross entropy that decides at `balanced` is a loss too.
+    Columns are dataset, arm, difference, low and high (a 95 % interval), p (two-sided, from the bootstrap) and holm (p
+    corrected for the dataset's number of losses by Holm's method). "Over all" is the mean of the datasets'
+    differences, for losses that all of them have. Cross entropy that decides at `balanced` counts as a loss too.
 
     Raises:
         `ValueError`: If a dataset has no cross entropy, or records that cannot be compared.
     """
-    rows, of_datasets = [], {}
+    rows, by_dataset = [], {}
     for dataset, records in results.items():
         baseline = baseline_of(record["arm"] for record in records)
         if baseline is None:
@@ -35,22 +35,20 @@ def compare(results: Mapping[str, list[dict]], metric: str = "f1_macro", replica
         drawn = replicated_differences(
             [*records, *decided_at(records, "balanced", [baseline])], baseline, metric, replicates
         )
-        of_datasets[dataset] = {shifted.get(arm, arm): gaps for arm, gaps in drawn.items()}
-    arms = dict.fromkeys(chain(*of_datasets.values()))
-    shared = [arm for arm in arms if all(arm in drawn for drawn in of_datasets.values())]
-    if len(of_datasets) > 1 and shared:
-        of_datasets[OVER_ALL] = {
-            arm: np.mean([drawn[arm] for drawn in of_datasets.values()], axis=0) for arm in shared
-        }
-    for dataset, drawn in of_datasets.items():
-        found = [{"dataset": dataset, "arm": arm, **_summary(gaps)} for arm, gaps in drawn.items()]
-        for row, p in zip(found, holm([row["p"] for row in found])):
+        by_dataset[dataset] = {shifted.get(arm, arm): gaps for arm, gaps in drawn.items()}
+    arms = dict.fromkeys(chain(*by_dataset.values()))
+    shared = [arm for arm in arms if all(arm in drawn for drawn in by_dataset.values())]
+    if len(by_dataset) > 1 and shared:
+        by_dataset[OVER_ALL] = {arm: np.mean([drawn[arm] for drawn in by_dataset.values()], axis=0) for arm in shared}
+    for dataset, drawn in by_dataset.items():
+        summaries = [{"dataset": dataset, "arm": arm, **_summary(gaps)} for arm, gaps in drawn.items()]
+        for row, p in zip(summaries, holm([row["p"] for row in summaries])):
             rows.append(row | {"holm": p})
     return pd.DataFrame(rows)
 
 
 def _summary(gaps: np.ndarray) -> dict[str, float]:
-    """The first is the difference itself, the others those of bootstrap replicates."""
+    """Summary of a difference, the first entry, and of its bootstrap replicates, the others."""
     difference, replicates = gaps[0], gaps[1:]
     low, high = np.nanquantile(replicates, [0.025, 0.975])
     at_most = min((1 + np.sum(replicates <= 0)), (1 + np.sum(replicates >= 0))) / (1 + len(replicates))
@@ -66,7 +64,7 @@ def holm(values: list[float]) -> list[float]:
 
 
 def overview_table(table: pd.DataFrame, metric: str = "f1_macro") -> str:
-    """Markdown: a row for each loss, the best over all first; in bold what Holm's p of 0.05 tells from the baseline."""
+    """Markdown: a row for each loss, the best over all first; bold if Holm's p for the difference is below 0.05."""
     datasets = [*dict.fromkeys(table["dataset"])]
     by_cell = {(row.arm, row.dataset): row for row in table.itertuples()}
     order = table[table["dataset"] == datasets[-1]].sort_values("difference", ascending=False)["arm"]
@@ -87,7 +85,7 @@ def overview_table(table: pd.DataFrame, metric: str = "f1_macro") -> str:
 
 
 def draw_overview(table: pd.DataFrame, file: Path, metric: str = "f1_macro") -> None:
-    """A forest plot: a panel for each dataset, a line for each loss, right of 0 what is better than cross entropy."""
+    """A forest plot: a panel for each dataset, a line for each loss; right of 0 is better than cross entropy."""
     datasets = [*dict.fromkeys(table["dataset"])]
     order = table[table["dataset"] == datasets[-1]].sort_values("difference", ascending=False)["arm"]
     arms = [*dict.fromkeys([*order, *table["arm"]])]

@@ -1,9 +1,9 @@
-"""Your own texts, from files to a model: which loss is worth it, and the best one trained, calibrated and saved.
+"""Your own texts, from files to a model: compares losses, then trains, calibrates and saves a model with the best one.
 
     python -m baselines --train_file mine.csv --minutes 30
 
-What is missing of validation and test split is cut off the training file. Four losses are compared, each with its own
-learning rate, and with several seeds if the time allows; the loss is chosen on the validation split.
+Missing validation and test splits are split off the training file. Four losses are compared, each with its own
+learning rate, and with several seeds if time allows; the loss is chosen on the validation split.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ ARMS = {
     "focal, square-root alpha": {"focal_alpha": "sqrt_inverse"},
 }
 HELD_OUT = {"test": 0.2, "validation": 0.15}
-# What is handed on to `run_text_classification.py`.
+# Flags that are passed on to `run_text_classification.py`.
 _OF_DATA = ("text_column_names", "label_column_name", "max_seq_length")
 _OF_DECISION = ("wanted_precision", "wanted_recall", "positive_label")
 
@@ -56,9 +56,9 @@ class OwnDataArguments(DataArguments):
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Model on the hub or local folder. Default: MiniLM-L6 from its package."}
     )
-    minutes: float = field(default=30.0, metadata={"help": "What it may take, about."})
-    seed: int = field(default=1, metadata={"help": "Of the splits, and the first one of the trainings."})
-    output_dir: str | None = field(default=None, metadata={"help": "Default: outputs/ and the name of the file."})
+    minutes: float = field(default=30.0, metadata={"help": "Approximate time limit in minutes."})
+    seed: int = field(default=1, metadata={"help": "Seed of the splits, and the first seed for training."})
+    output_dir: str | None = field(default=None, metadata={"help": "Default: outputs/ plus the name of the file."})
     wanted_precision: float | None = field(default=None, metadata={"help": "As in run_text_classification.py."})
     wanted_recall: float | None = field(default=None, metadata={"help": "As in run_text_classification.py."})
     positive_label: str | None = field(default=None, metadata={"help": "As in run_text_classification.py."})
@@ -72,7 +72,7 @@ class OwnDataArguments(DataArguments):
 
 
 def compare(flags: list[str]) -> None:
-    """The whole command."""
+    """Runs the command."""
     (arguments,) = HfArgumentParser(OwnDataArguments).parse_args_into_dataclasses(flags, look_for_args_file=False)
     folder = Path(arguments.output_dir or Path("outputs", Path(arguments.train_file).stem))
     made_from = check_folder(arguments, folder)
@@ -97,24 +97,24 @@ def compare(flags: list[str]) -> None:
 
 
 def check_folder(arguments: OwnDataArguments, folder: Path) -> str:
-    """A digest of the data, the base model and the flags; what is there, if anything, has to be of the same, so that it may go on."""
+    """A digest of data, base model and flags; raises an error if the folder holds a run with another digest."""
     values = {name: value for name, value in asdict(arguments).items() if name != "output_dir"}
     digest = hashlib.sha256(json.dumps(values).encode())
     for file in arguments.files.values():
-        if Path(file).is_file():  # reading says what is wrong with others
+        if Path(file).is_file():  # otherwise, reading it raises an error
             digest.update(Path(file).read_bytes())
     model_args, _, _ = parse_flags([])
     model_args.model_name_or_path = arguments.model_name_or_path
     digest.update(model_fingerprint(model_args).encode())
     made_from = folder / "made_from.txt"
     if made_from.exists() and made_from.read_text() != digest.hexdigest():
-        raise ValueError(f"--output_dir: {folder} holds a run of other data or with other flags; name another folder")
+        raise ValueError(f"--output_dir: {folder} holds a run with other data or flags; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     return digest.hexdigest()
 
 
 def check_wanted(arguments: OwnDataArguments, files: dict[str, str]) -> None:
-    """Refuses, before any training, decisions that these labels do not have."""
+    """Rejects, before any training, decision options that do not fit the labels."""
     train, column = Dataset.from_parquet(files["train"]), arguments.label_column_name
     names = class_names(train, column, read_labels(train, column))
     model_args, _, training_args = parse_flags(
@@ -124,26 +124,26 @@ def check_wanted(arguments: OwnDataArguments, files: dict[str, str]) -> None:
 
 
 def _decision(arguments: OwnDataArguments) -> list[str]:
-    """The flags of `run_text_classification.py`."""
+    """The decision flags for `run_text_classification.py`."""
     given = {name: getattr(arguments, name) for name in _OF_DECISION}
     return [part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))]
 
 
 def write_splits(arguments: OwnDataArguments, folder: Path) -> dict[str, str]:
-    """A file for each split, the same ones every time; the numbers of examples are printed."""
+    """Writes a file for each split, the same ones every time; prints the numbers of examples."""
     splits = load_splits(arguments, None, load_embedded_default)
     check_columns(splits, arguments, [*splits])
     column = arguments.label_column_name
     labels = {split: read_labels(dataset, column) for split, dataset in splits.items()}
-    if found := check_data(splits, labels, arguments.text_columns):
-        print("Is this meant? Rows are counted from 1, without the header.", *found, sep="\n- ")
+    if findings := check_data(splits, labels, arguments.text_columns):
+        print("Is this intended? Rows are counted from 1, without the header.", *findings, sep="\n- ")
     for split, share in HELD_OUT.items():
         if split not in splits:
             cut = cut_validation(DatasetDict(train=splits["train"]), arguments, share, seed=arguments.seed)
             splits["train"], splits[split] = cut["train"], cut["validation"]
             if len(splits[split]) == 0:
                 raise ValueError(
-                    f"--{split}_file: the training data are too few to cut {share:.0%} off for it, so it has to be given"
+                    f"--{split}_file: required, as there are too few training data to split off {share:.0%}"
                 )
     folder.mkdir(parents=True, exist_ok=True)
     files, counts = {}, {}
@@ -158,21 +158,21 @@ def write_splits(arguments: OwnDataArguments, folder: Path) -> dict[str, str]:
         print(f"  {one_line(name)}: " + ", ".join(f"{split} {counts[split].get(name, 0)}" for split in splits))
     if len(classes) > 20:
         print(f"  and {len(classes) - 20} more")
-    missing = [name for name in classes if any(not of_split.get(name) for of_split in counts.values())]
+    missing = [name for name in classes if any(not split_counts.get(name) for split_counts in counts.values())]
     if missing:
         print(f"Too rare to be in every split: {one_line(', '.join(missing[:20]))}")
     return files
 
 
 def planned(common: dict, arguments: OwnDataArguments, folder: Path) -> Recipe:
-    """What fits into the time: how many layers are trained, for how long, how often."""
-    kept = folder / "plan.json"  # of a run that goes on
-    if kept.exists():
-        plan = json.loads(kept.read_text())
+    """A recipe that fits in the time limit: number of trained layers, epochs, learning rates and seeds."""
+    plan_file = folder / "plan.json"  # exists if a run is resumed
+    if plan_file.exists():
+        plan = json.loads(plan_file.read_text())
     else:
         plan = _plan(common, arguments)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(plan))
+        plan_file.parent.mkdir(parents=True, exist_ok=True)
+        plan_file.write_text(json.dumps(plan))
     print(plan["said"])
     return Recipe(
         title=folder.name,
@@ -190,7 +190,7 @@ def _plan(common: dict, arguments: OwnDataArguments) -> dict:
     epochs, budget = (5 if size < 3000 else 3), arguments.minutes * 60
     one_training = size * epochs * seconds
     frozen, rates, left_out = 0, [2e-5, 5e-5], []
-    if config.hidden_size < 512:  # small models take larger steps
+    if config.hidden_size < 512:  # small models need larger learning rates
         rates = [1e-4, 3e-4]
     can_freeze = config.model_type == "bert" and config.num_hidden_layers > 1
     if can_freeze and one_training * 4 * len(rates) > budget:
@@ -198,7 +198,8 @@ def _plan(common: dict, arguments: OwnDataArguments) -> dict:
         one_training = size * seconds / 2 + size * epochs * seconds / config.num_hidden_layers
         epochs *= 2
         left_out.append(f"training the other {frozen} layers")
-    # The grid with one seed, a test of the best of each arm, and the model that is saved; another seed is one of each arm.
+    # The grid with one seed, a test of the best cell of each arm, and the saved model; each further seed adds one per
+    # arm.
     trainings, per_seed = 4 * len(rates) + 5, 4
     if one_training * trainings > budget:
         left_out.append(f"learning rate {rates[0]:g}")
@@ -219,15 +220,15 @@ def _plan(common: dict, arguments: OwnDataArguments) -> dict:
         left_out.append("more seeds")
     layers = "the last layer and the head" if frozen else "all layers"
     seeds = f"{num_seeds} seed{'s' if num_seeds > 1 else ''}"
-    said = (
+    summary = (
         f"Planned: 4 losses, {layers}, {epochs} epochs, learning rates {', '.join(f'{rate:g}' for rate in rates)}, {seeds}; "
         f"about {max(minutes, 1):.0f} minutes" + (f". Left out for time: {', '.join(left_out)}" if left_out else "")
     )
-    return {"flags": flags, "learning_rates": rates, "num_seeds": num_seeds, "said": said}
+    return {"flags": flags, "learning_rates": rates, "num_seeds": num_seeds, "said": summary}
 
 
 def _seconds_per_example(config, arguments: OwnDataArguments) -> float:
-    """Of a training step, measured on a model of this shape."""
+    """The time of a training step per example, measured on a model of this shape."""
     model = AutoModelForSequenceClassification.from_config(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).train()
@@ -243,27 +244,27 @@ def _seconds_per_example(config, arguments: OwnDataArguments) -> float:
 
 
 def best_arm(records: Sequence[dict]) -> tuple[str, dict]:
-    """The arm that is best on the validation split, over its seeds, and the record of its best training there.
+    """The arm with the best mean over seeds on the validation split, and the record of its best training there.
 
-    Of several that are equally good it is the first, which has the fewest settings.
+    In case of ties it is the first arm, which has the fewest settings.
     """
     scores = _validation_scores(records)
     arm = max(scores, key=scores.__getitem__)
-    of_arm = [record for record in records if record["stage"] == "test" and record["arm"] == arm]
-    return arm, max(of_arm, key=lambda record: record["validation_metrics"]["f1_macro"])
+    arm_records = [record for record in records if record["stage"] == "test" and record["arm"] == arm]
+    return arm, max(arm_records, key=lambda record: record["validation_metrics"]["f1_macro"])
 
 
 def _validation_scores(records: Sequence[dict]) -> dict[str, float]:
-    """The mean macro-F1 of the trainings of each arm."""
+    """The mean validation macro-F1 of each arm."""
     scores: dict[str, list[float]] = {}
     for record in records:
         if record["stage"] == "test":
             scores.setdefault(record["arm"], []).append(record["validation_metrics"]["f1_macro"])
-    return {arm: float(np.mean(of_arm)) for arm, of_arm in scores.items()}
+    return {arm: float(np.mean(values)) for arm, values in scores.items()}
 
 
 def recommendation(records: list[dict], arm: str, first: str) -> str:
-    """One sentence: what was chosen on the validation split, and which arms the test split can tell from the first."""
+    """One sentence: the arm chosen on the validation split, and the differences to the first arm on the test split."""
     scores = _validation_scores(records)
     equal = [name for name, score in scores.items() if score == scores[arm] and name != arm]
     why = f"as good on the validation split as {' and '.join(equal)}" if equal else "the best on the validation split"
@@ -278,9 +279,9 @@ def recommendation(records: list[dict], arm: str, first: str) -> str:
 
 
 def save_best(arm: str, flags: list[str], arguments: OwnDataArguments, folder: Path) -> None:
-    """Trains it once more, the same way, to be calibrated, decided as wanted, and saved with its card."""
+    """Trains the best arm once more in the same way, calibrates it, and saves it with operating point and card."""
     model_folder = folder / "model"
-    if (model_folder / "README.md").exists():  # which is written last
+    if (model_folder / "README.md").exists():  # written last
         print(f"\nThe best one, {arm}, is in {model_folder}; its card says how to use it.")
         return
     taken = dict(zip(flags[::2], flags[1::2]))
@@ -301,7 +302,7 @@ def save_best(arm: str, flags: list[str], arguments: OwnDataArguments, folder: P
     prepare = None
     if frozen is not None:
         prepare = partial(freeze_layers, frozen_layers=int(frozen), cache_dir=FROZEN_LAYERS_CACHE)
-    print(f"\nThe best one, {arm}, is trained once more, to be calibrated and saved.")
+    print(f"\nTraining the best one, {arm}, once more, to calibrate and save it.")
     trainer, _ = run(model_args, data_args, training_args, prepare_model=prepare, writes_card=True)
     for checkpoint in model_folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)

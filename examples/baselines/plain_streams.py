@@ -1,4 +1,4 @@
-"""Standard output and error for commands that read what others have written: no character that a terminal would obey."""
+"""Standard output and error for commands that read untrusted files, without characters that control a terminal."""
 
 import sys
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ class PlainStream:
 
 @contextmanager
 def plain_streams() -> Iterator[None]:
-    """Installed before what logs is imported, whose handlers keep the stream that they find."""
+    """Enter this before importing modules that log: their handlers keep the stream that they find."""
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = PlainStream(sys.stdout), PlainStream(sys.stderr)
     try:

@@ -1,4 +1,4 @@
-"""What a sweep is told: the data, the losses that are compared, and what is tried for each of them."""
+"""The recipe of a sweep: the data, the losses to compare, and the grid for each of them."""
 
 import re
 from dataclasses import dataclass, field, replace
@@ -14,26 +14,26 @@ from hf_focal.model_card import publishable_command
 
 LOWER_IS_BETTER = ("loss", "negative_log_likelihood", "brier_score", "expected_calibration_error")
 OWN_FLAGS = {
-    "seed": "the recipe has seeds; --seeds gives others",
-    "metric_for_best_model": "it is choose_by of the recipe",
-    "greater_is_better": "it follows from choose_by of the recipe",
-    "output_dir": "each cell has a folder of its own",
+    "seed": "the recipe sets the seeds; use --seeds for others",
+    "metric_for_best_model": "set choose_by in the recipe instead",
+    "greater_is_better": "it follows from choose_by in the recipe",
+    "output_dir": "each cell has its own folder",
 }
 
 
 @dataclass(kw_only=True)
 class Recipe:
-    """What a yaml file says.
+    """The contents of a yaml file.
 
     Attributes:
-        title (`str`): For people.
-        flags (`dict`): Of `python -m baselines cell`, for all arms.
-        arms (`dict[str, dict]`): More flags for each arm; the first arm is the baseline.
-        grid (`dict[str, list]`): Values of flags, of which each arm gets those that are best on the validation split.
-        along (`dict[str, list]`): One flag and its values, for a curve: each arm is one for each of them.
-        seeds (`list[int]`): The first one is also that of the grid.
-        takes (`str`): How long it takes, for people.
-        choose_by (`str`): The metric on the validation split that chooses among epochs and in the grid.
+        title (`str`): A human-readable title.
+        flags (`dict`): Flags of `python -m baselines cell` for all arms.
+        arms (`dict[str, dict]`): Further flags of each arm; the first arm is the baseline.
+        grid (`dict[str, list]`): Values of flags; for each arm, the best ones on the validation split are chosen.
+        along (`dict[str, list]`): One flag and its values, for a curve: each arm is repeated for each value.
+        seeds (`list[int]`): The seeds; the first one is also used for the grid.
+        takes (`str`): The duration, for people.
+        choose_by (`str`): The metric on the validation split by which epochs and grid points are chosen.
     """
 
     title: str
@@ -55,15 +55,15 @@ class Recipe:
         names = [slug(str(arm)) for arm in self.arms]
         if len({name.casefold() for name in names}) < len(names):
             raise ValueError(f"arms: expected names that differ in letters and digits, but got {[*self.arms]}")
-        for arm, name in zip(self.arms, names):  # each has a folder of its own, beside those of the sweep
+        for arm, name in zip(self.arms, names):  # each has its own folder, beside those of the sweep
             if (
                 not isinstance(arm, str)
                 or not 0 < len(name) <= 100
                 or name.split(".")[0] in ("cells", "locks", "results")
             ):
                 raise ValueError(
-                    "arms: expected names with a letter or digit, of at most 100, and other than cells, locks and results, "
-                    f"but got {arm!r:.120}"
+                    "arms: expected names with a letter or digit, at most 100 characters long, and other than cells, "
+                    f"locks and results, but got {arm!r:.120}"
                 )
         self._check_entries()
         if len(self.along) > 1:
@@ -82,15 +82,17 @@ class Recipe:
         recipe = cls(**content)
         for name, values in recipe.along.items():
             arms = {
-                f"{arm}, {name} {value}": own | {name: value} for arm, own in recipe.arms.items() for value in values
+                f"{arm}, {name} {value}": arm_flags | {name: value}
+                for arm, arm_flags in recipe.arms.items()
+                for value in values
             }
             return replace(recipe, arms=arms)
         return recipe
 
     def with_flags(self, flags: dict[str, str]) -> "Recipe":
-        """These flags in place of its own, and of what its grid tries."""
-        if in_arms := {name for own in self.arms.values() for name in own} & flags.keys():
-            raise ValueError(f"--{min(in_arms)}: the arms of the recipe differ in it, so it cannot be set for all")
+        """The recipe with these flags instead of its own and of those in its grid."""
+        if in_arms := {name for arm_flags in self.arms.values() for name in arm_flags} & flags.keys():
+            raise ValueError(f"--{min(in_arms)}: the arms of the recipe set it, so it cannot be set for all of them")
         grid = {name: values for name, values in self.grid.items() if name not in flags}
         return replace(self, flags=self.flags | flags, grid=grid)
 
@@ -100,7 +102,7 @@ class Recipe:
         return replace(self, arms={arm: self.arms[arm] for arm in arms or self.arms}, seeds=seeds or self.seeds)
 
     def point(self, arm: str) -> dict[str, Any]:
-        """Which curve an arm is on, and where; nothing for a recipe without curves."""
+        """The curve of an arm, and its position on it; empty for a recipe without curves."""
         for name in self.along:
             value = self.arms[arm][name]
             return {"loss": arm.removesuffix(f", {name} {value}"), "along": name, "value": value}
@@ -108,7 +110,7 @@ class Recipe:
 
     @property
     def shared_flags(self) -> dict[str, str]:
-        """Those that all of its arms have: records of others are no comparison."""
+        """The flags that all arms have in common; records with others cannot be compared."""
         pairs = [publishable_command([f"--{name}", str(value)])[0] for name, value in self.flags.items()]
         shared = {pair[0].removeprefix("--"): pair[1] for pair in pairs if len(pair) == 2}
         return shared | {"metric_for_best_model": self.choose_by}
@@ -122,16 +124,16 @@ class Recipe:
             texts = [*map(str, values)] if isinstance(values, list) else []
             if not texts or len({*texts}) < len(texts):
                 raise ValueError(f"{name}: expected a list of different values, but got {values!r}")
-        of_arms = [*self.arms.values()]
-        if not all(isinstance(own, dict) for own in of_arms) or len({*map(repr, of_arms)}) < len(of_arms):
-            raise ValueError(f"arms: expected each to have flags of its own, but got {self.arms!r:.300}")
-        names = {*self.flags, *self.grid, *self.along, *chain(*of_arms)}
+        flags = [*self.arms.values()]
+        if not all(isinstance(arm_flags, dict) for arm_flags in flags) or len({*map(repr, flags)}) < len(flags):
+            raise ValueError(f"arms: expected a mapping of different flags for each, but got {self.arms!r:.300}")
+        names = {*self.flags, *self.grid, *self.along, *chain(*flags)}
         for name in sorted(names):
             if name in OWN_FLAGS:
                 raise ValueError(f"--{name}: {OWN_FLAGS[name]}")
             if name not in cell_flag_names():
                 raise ValueError(
-                    f"--{name}: no flag of `python -m baselines cell`, where they are written with underscores"
+                    f"--{name}: not a flag of `python -m baselines cell` (flags are written with underscores)"
                 )
 
     @property
@@ -151,5 +153,5 @@ class Recipe:
 
 
 def slug(text: str) -> str:
-    """For names of files: letters, digits, dots and underscores."""
+    """The text as a file name: letters, digits, dots and underscores."""
     return re.sub(r"[^A-Za-z0-9.]+", "_", text).strip("._")

@@ -1,4 +1,4 @@
-"""`results.jsonl`, a record in each line: read with care, as anybody may have written it."""
+"""`results.jsonl`, one record per line, treated as untrusted input when read."""
 
 import hashlib
 import json
@@ -21,25 +21,25 @@ KINDS = {
     "versions": dict,
 }
 LARGEST_FILE = 2**28
-# Of the records, these are for programs: of thousands of test examples they take more room than all else.
+# Entries only for programs, compressed: with thousands of test examples they are larger than all others together.
 PACKED = ("labels", "predictions", "per_class", "other_decisions")
 LARGEST_UNPACKED = 2**28
 
 
 def flags_digest(flags: list[str]) -> str:
-    """Tells flags apart that are the same in a record, which has no folders of its author."""
+    """Distinguishes flags that are the same in a record, because it omits its author's folders."""
     return hashlib.sha256(json.dumps(flags).encode()).hexdigest()[:16]
 
 
 def cell_key(record: dict) -> str:
-    """The same for two records of one cell: of the same stage, flags, base model, data and versions."""
+    """Identifies a cell: the same for records with the same stage, flags, base model, data and versions."""
     digest = record.get("flags_digest") or flags_digest(record["flags"])
     origin = [record.get("model_fingerprint"), record["data_fingerprint"], record["versions"]]
     return json.dumps([record["stage"], digest, *origin], sort_keys=True)
 
 
 def packed(record: dict) -> dict:
-    """The record as a line of the file has it."""
+    """The record as written in a line of the file."""
     return record | {name: _packed(record[name]) for name in PACKED if name in record}
 
 
@@ -52,19 +52,19 @@ def _is_packed(value: object) -> bool:
 
 
 def _unpacked(value: dict[str, str], most: int) -> tuple[object, int]:
-    """The value, and how many bytes it took."""
+    """The value, and its size in bytes."""
     unpacker = zlib.decompressobj()
     content = unpacker.decompress(b64decode(value["zlib"], validate=True), max(most, 1))
     if not unpacker.eof:
-        raise ValueError(f"more than {LARGEST_UNPACKED:,} bytes in all, or cut short")
+        raise ValueError(f"more than {LARGEST_UNPACKED:,} bytes in all, or truncated")
     return json.loads(content), len(content)
 
 
 def read_records(file: Path) -> list[dict]:
-    """The records of a file; what a killed process left of a line is skipped with a warning.
+    """The records of a file; lines left incomplete by a killed process are skipped with a warning.
 
     Raises:
-        `ValueError`: For a line that is no record, a cell that is there twice, or more than 256 MiB, also once unpacked.
+        `ValueError`: For a line that is not a record, a duplicate cell, or more than 256 MiB, packed or unpacked.
     """
     if file.stat().st_size > LARGEST_FILE:
         raise ValueError(f"{file}: expected at most {LARGEST_FILE:,} bytes, but got {file.stat().st_size:,}")
@@ -80,14 +80,14 @@ def read_records(file: Path) -> list[dict]:
         except json.JSONDecodeError:
             warnings.warn(f"{file}, line {number}: expected a record, but got {shown!r} at its end; skipped")
             continue
-        except (ValueError, RecursionError):  # numbers of thousands of digits, say
+        except (ValueError, RecursionError):  # for example numbers with thousands of digits
             record = None
         if not isinstance(record, dict):
             raise ValueError(f"{file}, line {number}: expected a record, but got {shown!r} at its end")
         for name, kind in KINDS.items():
             if not isinstance(record.get(name), kind):
                 raise ValueError(
-                    f"{file}, line {number}: expected a record, whose {name!r} is a {kind.__name__}, but got "
+                    f"{file}, line {number}: expected a record whose {name!r} is a {kind.__name__}, but got "
                     f"{record.get(name)!r:.60}"
                 )
         try:
@@ -100,7 +100,7 @@ def read_records(file: Path) -> list[dict]:
         if key in records:
             raise ValueError(
                 f"{file}, lines {lines[key]} and {number}: {record['arm']!r}, seed {record['seed']}, stage "
-                f"{record['stage']!r:.20}, is there twice; remove one of the lines"
+                f"{record['stage']!r:.20}, are the same cell; remove one of the lines"
             )
         records[key], lines[key] = record, number
     return [*records.values()]

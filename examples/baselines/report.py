@@ -1,6 +1,6 @@
-"""The report of a sweep: what each loss reached, how far it is from the baseline, and both as a picture.
+"""The report of a sweep: the results of each loss, their differences to the baseline, and a picture of both.
 
-It takes the finished cells (losses x seeds), and can be made at any time: arms that have no test results yet are left out.
+It uses the finished cells (losses x seeds), and can be made at any time: arms without test results are left out.
 """
 
 from itertools import product
@@ -37,7 +37,7 @@ REQUIRED = "arm seed choice metrics labels predictions label_names label_counts 
 
 
 def tested_cells(records: list[dict], baseline: str) -> pd.DataFrame:
-    """The test cells, a row each, arms in order of appearance; `ValueError` if they cannot be compared."""
+    """The test cells, one per row, arms in order of appearance; `ValueError` if they cannot be compared."""
     tested = [record for record in records if record.get("stage") == "test"]
     if not tested:
         raise ValueError(f"expected records of the stage test, but got none among {len(records)} records")
@@ -60,10 +60,11 @@ def tested_cells(records: list[dict], baseline: str) -> pd.DataFrame:
     for arm in arms:
         cells = [r for r in tested if r["arm"] == arm]
         choices, seeds = [r["choice"] for r in cells], [r["seed"] for r in cells]
-        own = [_without(r.get("flags", []), {"seed", *r["choice"]}) for r in cells]
-        if any(flags != own[0] for flags in own):
+        flags = [_without(r.get("flags", []), {"seed", *r["choice"]}) for r in cells]
+        if any(others != flags[0] for others in flags):
             raise ValueError(
-                f"{arm!r}: expected the same flags for all seeds, but got {own[0]!r:.200} and {next(f for f in own if f != own[0])!r:.200}"
+                f"{arm!r}: expected the same flags for all seeds, but got {flags[0]!r:.200} and "
+                f"{next(others for others in flags if others != flags[0])!r:.200}"
             )
         if any(choice != choices[0] for choice in choices) or len(set(seeds)) < len(seeds):
             raise ValueError(
@@ -73,12 +74,12 @@ def tested_cells(records: list[dict], baseline: str) -> pd.DataFrame:
 
 
 def _without(flags: list[str], names: set[str]) -> dict[str, str]:
-    found = dict(zip(flags[::2], flags[1::2]))
-    return {flag: value for flag, value in found.items() if flag.removeprefix("--") not in names}
+    pairs = zip(flags[::2], flags[1::2])
+    return {flag: value for flag, value in pairs if flag.removeprefix("--") not in names}
 
 
 def settings(choice: dict) -> str:
-    """Of a grid point, e.g. lr 2e-4."""
+    """The settings of a grid point as text, e.g. lr 2e-4."""
     rate = choice.get("learning_rate")
     words = [f"{name} {value}" for name, value in choice.items() if name != "learning_rate"]
     if rate is not None:
@@ -89,7 +90,7 @@ def settings(choice: dict) -> str:
 def shown_metrics(cells: pd.DataFrame) -> pd.DataFrame:
     """The metrics that the records have, in the order of `TITLES`."""
     metrics = pd.DataFrame([*cells["metrics"]]).reindex(columns=[*TITLES]).dropna(axis=1, how="all")
-    # Micro-F1 of single-label data is accuracy.
+    # For single-label data, micro-F1 is the accuracy.
     return metrics if is_multi_label(cells) else metrics.drop(columns="f1_micro", errors="ignore")
 
 
@@ -98,18 +99,18 @@ def is_multi_label(cells: pd.DataFrame) -> bool:
 
 
 def report_table(records: list[dict], baseline: str) -> str:
-    """Markdown: what each arm reached on the test split, as mean ± half width of the 95 % interval over its seeds."""
+    """Markdown: the results of each arm on the test split, as mean ± half width of the 95 % interval over seeds."""
     cells = tested_cells(records, baseline)
-    minutes = cells["wall_seconds"].mask(cells["resumed"]) / 60  # of a resumed training only the last part is known
+    minutes = cells["wall_seconds"].mask(cells["resumed"]) / 60  # only the last part of a resumed training was timed
     values = shown_metrics(cells).rename(columns=TITLES).assign(minutes=minutes)
     rows = []
-    for arm, own in cells.groupby("arm", sort=False):
+    for arm, arm_cells in cells.groupby("arm", sort=False):
         row = {
             "loss": escape_markdown(arm) + " (baseline)" * (arm == baseline),
-            "settings": settings(own["choice"].iloc[0]),
+            "settings": settings(arm_cells["choice"].iloc[0]),
         }
-        row["seeds"] = f"{len(own)}"
-        for title, column in values.loc[own.index].items():
+        row["seeds"] = f"{len(arm_cells)}"
+        for title, column in values.loc[arm_cells.index].items():
             mean, half = mean_and_interval(column)
             digits = 1 if title == "minutes" else 3
             spread = "" if np.isnan(half) else f" ± {half:.{digits}f}"
@@ -128,14 +129,14 @@ def report_table(records: list[dict], baseline: str) -> str:
 
 
 def indicators(ids: list, num_classes: int) -> csr_array:
-    """Rows of 0 and 1 of class ids, or of lists of them."""
+    """Converts class ids, or lists of them, to rows of 0 and 1."""
     ids = [np.array(row, dtype=int, ndmin=1) for row in ids]
     rows = np.repeat(np.arange(len(ids)), [len(row) for row in ids])
     return csr_array((np.ones(len(rows)), (rows, np.concatenate(ids))), shape=(len(ids), num_classes))
 
 
 def _replicated(cells: pd.DataFrame, replicates: int, random_seed: int) -> dict[str, dict[int, dict[str, np.ndarray]]]:
-    """By arm, seed and metric: the value on the test split, and then that of each bootstrap replicate of its examples."""
+    """By arm, seed and metric: the value on the test split, followed by those of its bootstrap replicates."""
     labels, multi_label = cells["labels"][0], is_multi_label(cells)
     num_classes, groups = len(cells["label_names"][0]), class_groups(cells["label_counts"][0])
     drawn = np.random.default_rng(random_seed).multinomial(
@@ -152,15 +153,15 @@ def _replicated(cells: pd.DataFrame, replicates: int, random_seed: int) -> dict[
 
 
 def _gap(values: np.ndarray, random_seed: int) -> dict[str, float]:
-    """The mean over the seeds, (S, 1 + B), and its 95 % interval, for which a replicate draws seeds too."""
-    found = {"difference": values[:, 0].mean()}
-    if not np.isnan(found["difference"]):
-        found["low"], found["high"] = np.nanquantile(_means(values, random_seed)[1:], [0.025, 0.975])
-    return found
+    """The mean of `values`, (S, 1 + B), over the seeds, and its 95 % interval; replicates draw seeds too."""
+    gap = {"difference": values[:, 0].mean()}
+    if not np.isnan(gap["difference"]):
+        gap["low"], gap["high"] = np.nanquantile(_means(values, random_seed)[1:], [0.025, 0.975])
+    return gap
 
 
 def _means(values: np.ndarray, random_seed: int) -> np.ndarray:
-    """The mean over the seeds, and those of the replicates, (1 + B)."""
+    """The mean over the seeds, followed by those of the replicates, (1 + B)."""
     num_seeds, replicates = len(values), values.shape[1] - 1
     draw = np.random.default_rng((random_seed, 1)).integers(num_seeds, size=(num_seeds, replicates))
     return np.append(values[:, :1].mean(0), np.take_along_axis(values[:, 1:], draw, axis=0).mean(0))
@@ -169,25 +170,25 @@ def _means(values: np.ndarray, random_seed: int) -> np.ndarray:
 def replicated_differences(
     records: list[dict], baseline: str, metric: str, replicates: int = 2000, random_seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Of each arm, the mean difference to the baseline and those of the replicates of [`differences`], (1 + B)."""
-    values, found = _replicated(tested_cells(records, baseline), replicates, random_seed), {}
+    """For each arm, the mean difference to the baseline, followed by the replicates of [`differences`], (1 + B)."""
+    values, by_arm = _replicated(tested_cells(records, baseline), replicates, random_seed), {}
     for arm in [arm for arm in values if arm != baseline]:
         seeds = sorted(values[arm].keys() & values[baseline].keys())
         if seeds:
             gaps = [values[arm][seed][metric] - values[baseline][seed][metric] for seed in seeds]
-            found[arm] = _means(np.array(gaps), random_seed)
-    return found
+            by_arm[arm] = _means(np.array(gaps), random_seed)
+    return by_arm
 
 
 def differences(records: list[dict], baseline: str, replicates: int = 2000, random_seed: int = 0) -> pd.DataFrame:
     """For each arm and metric, the mean difference to the baseline over the seeds both have, with a 95 % interval.
 
     The bootstrap is hierarchical: a replicate draws seeds, the same for both arms, and test examples, the same for both
-    arms and all of its seeds. The interval is that of percentiles. Replicates that have no tail class do not count for
-    the F1 of the tail. What is drawn for an arm does not depend on the other arms.
+    arms and all of its seeds. The interval is the percentile interval. Replicates without tail classes are ignored for
+    the tail F1. The draws for an arm do not depend on the other arms.
 
-    In simulations with 3 seeds or more it covers 90 to 98 % where test examples vary as much as seeds, but 72 %
-    (3 seeds) or 87 % (5 seeds) where almost nothing but the seeds varies.
+    In simulations with 3 or more seeds, coverage is 90 to 98 % if test examples vary as much as seeds, but 72 % (3
+    seeds) or 87 % (5 seeds) if almost all variation is between seeds.
     """
     cells = tested_cells(records, baseline)
     values, rows = _replicated(cells, replicates, random_seed), []
@@ -204,29 +205,27 @@ def differences(records: list[dict], baseline: str, replicates: int = 2000, rand
 
 
 def interval_table(records: list[dict], baseline: str, replicates: int = 2000, random_seed: int = 0) -> str:
-    """Markdown: what each arm scores on the test split, with the 95 % intervals of the bootstrap of [`differences`]."""
+    """Markdown: the scores of each arm on the test split, with the 95 % bootstrap intervals of [`differences`]."""
     rows = []
-    for arm, of_seeds in _replicated(tested_cells(records, baseline), replicates, random_seed).items():
-        row = {"loss": escape_markdown(arm), "seeds": f"{len(of_seeds)}"}
-        for metric in [metric for metric in COMPARED if metric in next(iter(of_seeds.values()))]:
-            found = _gap(np.array([of_seed[metric] for of_seed in of_seeds.values()]), random_seed)
-            shown = (
-                "–" if np.isnan(found["difference"]) else "{difference:.3f} [{low:.3f}, {high:.3f}]".format(**found)
-            )
+    for arm, by_seed in _replicated(tested_cells(records, baseline), replicates, random_seed).items():
+        row = {"loss": escape_markdown(arm), "seeds": f"{len(by_seed)}"}
+        for metric in [metric for metric in COMPARED if metric in next(iter(by_seed.values()))]:
+            gap = _gap(np.array([values[metric] for values in by_seed.values()]), random_seed)
+            shown = "–" if np.isnan(gap["difference"]) else "{difference:.3f} [{low:.3f}, {high:.3f}]".format(**gap)
             row[TITLES[metric]] = shown
         rows.append(row)
     return markdown_table([*rows[0]], [[*row.values()] for row in rows])
 
 
 def difference_table(records: list[dict], baseline: str, replicates: int = 2000, random_seed: int = 0) -> str:
-    """Markdown: [`differences`], in bold where the interval excludes 0."""
+    """Markdown: [`differences`], bold if the interval excludes 0."""
     table = differences(records, baseline, replicates, random_seed)
     if table.empty:
         return f"No loss shares a seed with {escape_markdown(baseline)}, so there are no differences to it."
     shown, rows = [metric for metric in COMPARED if metric in set(table["metric"])], []
-    for (arm, seeds), own in table.groupby(["arm", "seeds"], sort=False):
+    for (arm, seeds), gaps in table.groupby(["arm", "seeds"], sort=False):
         row = {"loss": escape_markdown(arm), "seeds": f"{seeds}"} | {TITLES[metric]: "–" for metric in shown}
-        for gap in own.itertuples():
+        for gap in gaps.itertuples():
             text = f"{gap.difference:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
             row[TITLES[gap.metric]] = f"**{text}**" if gap.low > 0 or gap.high < 0 else text
         rows.append(row)

@@ -1,20 +1,20 @@
-"""What focal loss is compared with, each under FocalTrainer's exactness contract: `RIVALS[name]` is the trainer class.
+"""The rivals to focal loss, each as exact as FocalTrainer: `RIVALS[name]` is the trainer class.
 
-Cross entropy but for one thing (with gamma 0 and no alpha, which the caller sets). For one class per example:
+They are cross entropy with one change (the caller sets gamma 0 and no alpha). For one class per example:
 
 - ``balanced_sampling`` draws the training examples so that each class is equally likely;
 - ``logit_adjustment`` adds the logarithm of the class prior to the logits (Menon et al. 2021);
 
 and for several labels per example:
 
-- ``positive_weights`` weighs the positives of a label by its negatives over its positives, the `pos_weight` that the
-  documentation of `BCEWithLogitsLoss` proposes.
+- ``positive_weights`` weights the positives of a label by its negatives over its positives, the `pos_weight` proposed
+  in the documentation of `BCEWithLogitsLoss`.
 
 Weighted cross entropy, and for several labels the asymmetric loss (Ridnik et al. 2021, https://arxiv.org/abs/2009.14119),
 are settings of focal loss.
 
-The logits that a model returns are its own, also after `logit_adjustment`. The loss of an evaluation is the one that
-it was trained with, as for [`FocalTrainer`], and like the training it takes the trainer's `train_dataset`.
+A model always returns its own logits, also after `logit_adjustment`. The evaluation loss is the training loss, as for
+[`FocalTrainer`], and like training it needs the trainer's `train_dataset`.
 """
 
 from dataclasses import replace
@@ -29,10 +29,11 @@ from hf_focal import FocalSettings, FocalTrainer, LabelDistribution
 
 
 class BalancedSampler(WeightedRandomSampler):
-    """Positions of as many examples as there are, drawn with replacement: a class by lot, then one of its examples.
+    """Draws N of the N examples with replacement: first a random class, then one of its examples.
 
-    The draw follows from seed and epoch alone: all processes, of which each takes its share of the batches, and a
-    training that is resumed at an epoch draw the same list. Accelerate sets the epoch.
+    The draw depends only on seed and epoch: all processes, each of which takes its share of the batches, and a
+        training
+    resumed at an epoch draw the same list. Accelerate sets the epoch.
     """
 
     def __init__(self, labels: Tensor, seed: int):
@@ -48,7 +49,7 @@ class BalancedSampler(WeightedRandomSampler):
 
 
 class _ClassBalancedTrainer(FocalTrainer):
-    """Its logits stand for the posterior where all classes are equally likely, which is the prior that it records."""
+    """Its logits correspond to the posterior with equally likely classes, so it records a uniform prior."""
 
     def recorded_settings(self) -> FocalSettings:
         settings = super().recorded_settings()
@@ -58,7 +59,7 @@ class _ClassBalancedTrainer(FocalTrainer):
 
 
 class BalancedSamplingTrainer(_ClassBalancedTrainer):
-    """Each class is equally likely in every draw from `train_dataset`, a `Dataset` with one class id per example."""
+    """Draws each class of `train_dataset`, a `Dataset` with one class id per example, with equal probability."""
 
     def get_train_dataloader(self) -> DataLoader:
         dataset = self.train_dataset
@@ -89,14 +90,16 @@ class LogitAdjustmentTrainer(_ClassBalancedTrainer):
         distribution = self.label_distribution()
         missing = (distribution.counts == 0).nonzero()[0].tolist()
         if missing or distribution.negatives is not None:
-            found = f"no training examples of classes {missing}" if missing else "several labels per example"
-            raise ValueError(f"logit_adjustment: expected one class per example and examples of each, but got {found}")
+            actual = f"no training examples of classes {missing}" if missing else "several labels per example"
+            raise ValueError(
+                f"logit_adjustment: expected one class per example and examples of each class, but got {actual}"
+            )
         log_prior = torch.from_numpy(distribution.shares).log().to(logits.device, torch.float32)
         return super().target_losses(logits + self.tau * log_prior, labels)
 
 
 class PositiveWeightsTrainer(FocalTrainer):
-    """Binary cross entropy, in which all positives of a label weigh as much as all its negatives in `train_dataset`."""
+    """Binary cross entropy in which the positives of a label have the same total weight as its negatives."""
 
     def __init__(self, *args: Any, train_dataset: Dataset, **kwargs: Any):
         distribution = LabelDistribution.from_dataset(train_dataset)

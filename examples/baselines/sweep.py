@@ -1,4 +1,4 @@
-"""The sweep that runs the cells of a recipe: resumable, and shared by several sweeps in one folder."""
+"""The sweep over the cells of a recipe: resumable, and several sweeps can share the work in one folder."""
 
 import gc
 import hashlib
@@ -29,7 +29,7 @@ STAGES = ("validation", "test")
 
 @dataclass(frozen=True)
 class Task:
-    """A cell to be run: for the choice in the grid on the validation split, or also on the test split."""
+    """A cell to be run: only on the validation split, to choose in the grid, or also on the test split."""
 
     stage: str
     arm: str
@@ -38,18 +38,18 @@ class Task:
 
     @property
     def name(self) -> str:
-        """The same for both stages, which share the training."""
+        """The name of the training, which both stages share."""
         choice = "".join(f" {name} {value}" for name, value in self.choice)
         return slug(f"{self.arm}{choice} seed {self.seed}")
 
 
 class Sweep:
-    """The cells of a recipe, with results.jsonl and all other files in a folder.
+    """Runs the cells of a recipe, with results.jsonl and all other files in one folder.
 
     Args:
-        recipe (`Recipe`): What is to be run.
-        folder (`Path`): Made if need be.
-        cell_class (`type[Cell]`): What trains and tests.
+        recipe (`Recipe`): The recipe to be run.
+        folder (`Path`): The folder; created if it does not exist.
+        cell_class (`type[Cell]`): The class that trains and tests.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, cell_class: type[Cell] = Cell):
@@ -60,7 +60,7 @@ class Sweep:
         (folder / "locks").mkdir(parents=True, exist_ok=True)
 
     def run(self) -> list[dict]:
-        """Runs what is not finished, under `accelerate launch` with all processes; the records of all cells."""
+        """Runs the unfinished cells, with all processes of `accelerate launch`; returns the records of all cells."""
         trainings = len(self.recipe.arms) * (len(self.recipe.choices) + len(self.recipe.seeds) - 1)
         bar_format = "{l_bar}{bar}| {n:.2f}/{total} trainings [{elapsed}<{remaining}{postfix}]"
         with tqdm(total=trainings, bar_format=bar_format, disable=not PartialState().is_main_process) as bar:
@@ -69,8 +69,8 @@ class Sweep:
         return self.records()
 
     def records(self) -> list[dict]:
-        """The finished cells of this recipe, in its order; those of other flags, data or versions are not its own."""
-        found = {cell_key(record): record for record in read_records(self.results)} if self.results.exists() else {}
+        """The finished cells of this recipe, in order, without those with other flags, data or versions."""
+        finished = {cell_key(record): record for record in read_records(self.results)} if self.results.exists() else {}
         recipe = self.recipe
         tasks = [
             Task(stage, arm, tuple(choice.items()), seed)
@@ -79,10 +79,10 @@ class Sweep:
             for seed in recipe.seeds
             for stage in STAGES
         ]
-        return [found[key] for key in map(self._key, tasks) if key in found]
+        return [finished[key] for key in map(self._key, tasks) if key in finished]
 
     def open_tasks(self) -> list[Task]:
-        """What can be done now: the grid of an arm, and once that is complete, its seeds, of all arms the first ones first."""
+        """The tasks that can be run now: the grid of each arm or, once complete, its seeds; earlier seeds first."""
         records = {cell_key(record): record for record in self.records()}
 
         def record_of(task: Task) -> dict | None:
@@ -104,7 +104,7 @@ class Sweep:
         return sorted(open_tasks, key=lambda task: (STAGES.index(task.stage), self.recipe.seeds.index(task.seed)))
 
     def _run_next(self, bar: tqdm) -> bool:
-        """Whether there was another task; the main process chooses it for all."""
+        """Runs the next task, chosen by the main process for all; returns whether there was one."""
         with self._claim() if PartialState().is_main_process else nullcontext() as task:
             (task,) = broadcast_object_list([task])
             bar.n = len({(record["arm"], *record["flags"]) for record in self.records()})
@@ -113,11 +113,11 @@ class Sweep:
             bar.set_postfix_str(f"{task.arm}, seed {task.seed}" + "".join(f", {name} {v}" for name, v in task.choice))
             cell = self._cell(task)
             run = cell.train if task.stage == "validation" else cell.test
-            named = {"recipe": self.recipe.title, "name": cell.folder.name, "choice": dict(task.choice)}
-            record = asdict(task) | named | {"shared_flags": self.recipe.shared_flags, **self.recipe.point(task.arm)}
+            names = {"recipe": self.recipe.title, "name": cell.folder.name, "choice": dict(task.choice)}
+            record = asdict(task) | names | {"shared_flags": self.recipe.shared_flags, **self.recipe.point(task.arm)}
             record |= run(callbacks=[_Progress(bar)])
             if cell_key(record) != self._key(task):
-                raise ValueError(f"the data, or what is installed, changed while the sweep ran: {bar.postfix}")
+                raise ValueError(f"the data or installed packages changed while the sweep ran: {bar.postfix}")
             record |= dict(zip(("flags", "left_out"), publishable_command(cell.flags)))
             record["flags_digest"] = flags_digest(cell.flags)
             if PartialState().is_main_process:
@@ -126,12 +126,12 @@ class Sweep:
                 self._append(record)
                 if task.stage == "test":
                     shutil.rmtree(cell.folder)
-        gc.collect()  # models are in reference cycles with their trainers
+        gc.collect()  # models and their trainers form reference cycles
         return True
 
     @contextmanager
     def _claim(self) -> Iterator[Task | None]:
-        """The next task that no other sweep works on, for as long as it takes; `None` once all are done."""
+        """Locks and yields a task that no other sweep is running; waits if there is none, `None` once all are done."""
         while tasks := self.open_tasks():
             for task in tasks:
                 try:
@@ -149,7 +149,7 @@ class Sweep:
         with FileLock(self.folder / "locks" / "results"), self.results.open("a+", errors="replace") as file:
             file.seek(0)
             if not file.read().endswith("\n") and file.tell():
-                file.write("\n")  # after a torn line
+                file.write("\n")  # after an incomplete line
             file.write(json.dumps(packed(record)) + "\n")
 
     def _cell(self, task: Task) -> Cell:
@@ -165,7 +165,7 @@ class Sweep:
         return self._origins[task.arm, task.choice] | {"flags": flags}
 
     def _find_origins(self) -> dict[tuple[str, tuple[tuple[str, Any], ...]], dict[str, Any]]:
-        """By arm and choice; the data and the model that several of them have in common are read once."""
+        """The origins by arm and choice; data and models that they have in common are read only once."""
         origins, known = {}, {}
         for arm, choice in product(self.recipe.arms, self.recipe.choices):
             flags = self.recipe.cell_flags(arm, choice, self.recipe.seeds[0])
@@ -179,7 +179,7 @@ class Sweep:
 
 
 class _Progress(TrainerCallback):
-    """Moves the bar of the sweep by the part of a training that a step is."""
+    """Advances the progress bar of the sweep by the share of a training that each step is."""
 
     def __init__(self, bar: tqdm):
         self.bar = bar

@@ -1,7 +1,7 @@
-"""The verification of a model card: what it says was run is run again, and every number compared.
+"""The verification of a model card: runs its command again, and compares every number.
 
-A card is untrusted. Its command has to be `python -m baselines cell` or `python run_text_classification.py`, with flags
-that change nothing but the data, the model and the training; they are parsed here, and no shell sees them.
+A card is untrusted. Its command must be `python -m baselines cell` or `python run_text_classification.py`, with flags
+that only change the data, the model and the training; they are parsed here and never passed to a shell.
 """
 
 import json
@@ -26,9 +26,10 @@ from hf_focal import FocalTrainingArguments
 from hf_focal.model_card import ModelCardContents, markdown_table, one_line, read_model_card
 
 
-# Twice the largest standard deviation over seeds that macro-F1 has in the README: a card may ask for less, not for more.
+# Twice the largest standard deviation of the macro-F1 over seeds in the README: cards may set a smaller tolerance
+# only.
 LARGEST_TOLERANCE = 0.16
-# Nothing that writes elsewhere, talks to others or loads code.
+# No flags that write elsewhere, access services or load code.
 _FLAGS = set(
     "loss operating_point positive_label f_beta wanted_precision wanted_recall calibration_method fold_calibration dataset_name "
     "dataset_config_name dataset_revision text_column_names "
@@ -43,13 +44,13 @@ _CELL_FLAGS = _FLAGS | {"rival", "frozen_layers", "validation_share"}
 _SCRIPT_FLAGS = _FLAGS | set(
     "do_train do_eval do_predict eval_strategy eval_steps save_strategy save_steps save_total_limit "
     "load_best_model_at_end greater_is_better logging_strategy logging_steps "
-    # These have no effect, as `_run_script` sets them, or what makes them work.
+    # These have no effect, because `_run_script` overrides them or the flags they depend on.
     "output_dir report_to push_to_hub hub_model_id hub_private_repo hub_strategy".split()
 )
 
 
-# What a run gives of the data and the model, beside the settings and the scores; the rest is the author's to say. The revision
-# may be a later one of the same data, which the fingerprint tells.
+# The parts of a card besides the scores that a run determines; the others are up to the author. The revision may be a
+# later one of the same data, which the fingerprint verifies.
 _DESCRIBED = (
     "settings label_names multi_label task dataset_id dataset_config dataset_split num_examples base_model "
     "fitted_on_split"
@@ -57,7 +58,7 @@ _DESCRIBED = (
 
 
 class Verdict(IntEnum):
-    """What came of a verification; the numbers are exit statuses."""
+    """The result of a verification; the numbers are exit statuses."""
 
     SAME = 0
     DIFFERENT = 1
@@ -66,11 +67,11 @@ class Verdict(IntEnum):
 
 
 def verify_card(path: Path, seed: int | None = None) -> Verdict:
-    """Runs one seed of a card again, by default the first; prints what differs, and how much was compared how tightly.
+    """Runs one seed of a card again, by default the first; prints differences, the number of values and the tolerance.
 
-    On the same hardware with the same versions every number has to be the same to the last digit, elsewhere within the
-    tolerance of the card, but for small classes of no more than `LARGEST_TOLERANCE`. With other data, or a card without
-    metrics, there is nothing to compare.
+    On the same hardware with the same versions, all numbers must be the same to the last digit; otherwise they must be
+    within the tolerance of the card, limited to `LARGEST_TOLERANCE` except for small classes. With other data, or a
+    card without metrics, there is nothing to compare.
     """
     contents = read_model_card(path)
     seed = contents.seeds[0] if seed is None else seed
@@ -81,15 +82,13 @@ def verify_card(path: Path, seed: int | None = None) -> Verdict:
         return Verdict.NOT_COMPARABLE
     entry, flags = card_command(contents.command)
     flags += ["--seed", str(seed)]
-    print(one_line(f"Runs in a temporary folder: {entry} {shlex.join(flags)}"))
+    print(one_line(f"Running in a temporary folder: {entry} {shlex.join(flags)}"))
     show_what_is_read(entry, flags, path.parent)
     with TemporaryDirectory() as folder:
         record = _ENTRIES[entry][0](flags, Path(folder))
     if record["data_fingerprint"] not in (contents.dataset_fingerprint or "").split("; "):
         of_card = one_line(str(contents.dataset_fingerprint))
-        print(
-            f"Not comparable: the data are others, {record['data_fingerprint']}, than those of the card, {of_card:.500}."
-        )
+        print(f"Not comparable: the data, {record['data_fingerprint']}, are not those of the card, {of_card:.500}.")
         return Verdict.NOT_COMPARABLE
     is_same_machine = contents.hardware == record["hardware"] and contents.versions == record["versions"]
     rows = described_otherwise(contents, record["contents"])
@@ -107,8 +106,8 @@ def verify_card(path: Path, seed: int | None = None) -> Verdict:
         print(f"The same to the last digit: {count} values, on {where}")
         return Verdict.SAME
     print(
-        f"Within the tolerance, on {where}: {count} values, within {min(contents.tolerance, LARGEST_TOLERANCE):g}, as far apart as "
-        f"the other seeds are but no more than {LARGEST_TOLERANCE:g}, or within 1/√n for a class of n examples"
+        f"Within the tolerance, on {where}: {count} values, within {min(contents.tolerance, LARGEST_TOLERANCE):g}, "
+        f"the range of the other seeds (at most {LARGEST_TOLERANCE:g}), or 1/√n for a class of n examples"
     )
     return Verdict.WITHIN_TOLERANCE
 
@@ -147,7 +146,7 @@ def _run_script(flags: list[str], folder: Path) -> dict[str, Any]:
     }
 
 
-# What runs and what parses the flags of a command, and those that a card may set.
+# For each command: the functions that run it and parse its flags, and the flags that a card may set.
 _CELL, _SCRIPT = " ".join(CELL_COMMAND), "python run_text_classification.py"
 _ENTRIES: dict[str, tuple[Callable, Callable, set[str]]] = {
     _CELL: (_run_cell, parse_cell, _CELL_FLAGS),
@@ -156,7 +155,7 @@ _ENTRIES: dict[str, tuple[Callable, Callable, set[str]]] = {
 
 
 def card_command(command: list[str]) -> tuple[str, list[str]]:
-    """The entry of `_ENTRIES` that a card's command is, and its flags, if they are nothing but harmless."""
+    """The key in `_ENTRIES` of a card's command, and its flags; raises an error if any is not allowed."""
     if command[:4] == CELL_COMMAND:
         entry, flags = _CELL, command[4:]
     elif [*command[:1], *(Path(script).name for script in command[1:2])] == _SCRIPT.split():
@@ -168,9 +167,9 @@ def card_command(command: list[str]) -> tuple[str, list[str]]:
         if flag.startswith("-") and not re.fullmatch(r"-[\d.].*", flag):
             name = flag.removeprefix("--").split("=")[0].replace("-", "_")
             if name not in allowed:
-                raise ValueError(f"command: {flag.split('=')[0]!r} is no flag that a card may set")
+                raise ValueError(f"command: {flag.split('=')[0]!r} is not a flag that a card may set")
     try:
-        with redirect_stderr(StringIO()):  # argparse shows what it cannot parse as it is
+        with redirect_stderr(StringIO()):  # argparse prints invalid flags unescaped
             parse(flags)
     except (SystemExit, ValueError) as error:
         raise ValueError(f"command: expected flags of `{entry}`, but got {shlex.join(flags):.200}") from error
@@ -178,74 +177,74 @@ def card_command(command: list[str]) -> tuple[str, list[str]]:
 
 
 def show_what_is_read(entry: str, flags: list[str], folder: Path) -> None:
-    """Prints what a card has read from elsewhere than its folder, and refuses models whose weights could be code."""
+    """Prints what a card's command reads from outside its folder, and rejects models that could run code."""
     *_, model_args, data_args, _ = _ENTRIES[entry][1](flags)
     models = [name for name in (model_args.model_name_or_path, model_args.tokenizer_name) if name is not None]
     data = data_args.files.values() if data_args.dataset_name is None else [data_args.dataset_name]
     for name in [*models, *data]:
         where = Path(name)
         if not where.exists():
-            print(one_line(f"Reads from the Hub, or from what is installed: {name}"))
+            print(one_line(f"Reads from the Hub or from an installed package: {name}"))
         elif not where.resolve().is_relative_to(folder.resolve()):
-            print(one_line(f"Reads, outside the folder of the card: {where.resolve()}"))
+            print(one_line(f"Reads from outside the folder of the card: {where.resolve()}"))
         if where.is_dir():
             for path in sorted({path.resolve() for path in [*where.rglob("*"), *_named_in(where)]}):
                 if not path.is_relative_to(where.resolve()):
-                    print(one_line(f"Reads, by a name in {name}: {path}"))
+                    print(one_line(f"Reads, as {name} refers to it: {path}"))
         if name in models and where.is_dir():
             _check_model(where)
 
 
 def _named_in(folder: Path) -> list[Path]:
-    """Files that a model or a dataset names: shards of weights, and data files."""
-    found = []
+    """Files that a model or a dataset refers to: shards of weights, and data files."""
+    files = []
     for index in folder.glob("*.index.json"):
         try:
-            found += [folder / shard for shard in {*json.loads(index.read_text())["weight_map"].values()}]
+            files += [folder / shard for shard in {*json.loads(index.read_text())["weight_map"].values()}]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"command: {index} is no index of weights") from error
+            raise ValueError(f"command: {index} is not an index of weights") from error
     if (folder / "README.md").is_file() and not (folder / "config.json").is_file():
-        of_splits = load_dataset_builder(str(folder)).config.data_files or {}
-        found += [Path(file) for files in of_splits.values() for file in files]
-    return found
+        by_split = load_dataset_builder(str(folder)).config.data_files or {}
+        files += [Path(file) for split_files in by_split.values() for file in split_files]
+    return files
 
 
 def _check_model(folder: Path) -> None:
-    """Refuses what is another model's, or code from the Hub."""
+    """Rejects adapters, which name another model, and code from the Hub."""
     if (folder / "adapter_config.json").exists():
         raise ValueError(f"command: expected a model, but {folder} is an adapter, which names another model")
     config = folder / "config.json"
     try:
-        of_hub = (
+        hub_attention = (
             re.search(r'"_?attn_implementation"\s*:\s*(\{[^}]*/|"[^"]*/)', config.read_text())
             if config.is_file()
             else None
         )
     except ValueError as error:
-        raise ValueError(f"command: {config} is no text") from error
-    if of_hub:
-        raise ValueError(f"command: the attention of {folder} is code from the Hub, which is not run")
+        raise ValueError(f"command: {config} is not a text file") from error
+    if hub_attention:
+        raise ValueError(f"command: the attention of {folder} would be code from the Hub, which is never run")
 
 
 def described_otherwise(contents: ModelCardContents, again: ModelCardContents) -> list[tuple[str, str, str, str]]:
-    """What a card says of the data, the model and the settings where the run that it names says something else."""
+    """Differences between card and run in the description of the data, the model and the settings."""
     rows = []
     for name in _DESCRIBED:
-        said, found = getattr(contents, name), getattr(again, name)
-        if name == "settings":  # of several seeds each has a temperature and thresholds of its own
-            own = (
+        of_card, of_run = getattr(contents, name), getattr(again, name)
+        if name == "settings":  # with several seeds, each has its own temperature and thresholds
+            per_seed = (
                 {} if len(contents.seeds) == 1 else {"temperature": None, "thresholds": None, "calibration_bias": None}
             )
-            said, found = replace(said, **own), replace(found, **own)
-            if not is_close(said.to_dict(), found.to_dict()):
-                rows.append((name, f"{said.to_dict()!r:.200}", f"{found.to_dict()!r:.200}", ""))
-        elif said != found:
-            rows.append((name, f"{said!r:.200}", f"{found!r:.200}", ""))
+            of_card, of_run = replace(of_card, **per_seed), replace(of_run, **per_seed)
+            if not is_close(of_card.to_dict(), of_run.to_dict()):
+                rows.append((name, f"{of_card.to_dict()!r:.200}", f"{of_run.to_dict()!r:.200}", ""))
+        elif of_card != of_run:
+            rows.append((name, f"{of_card!r:.200}", f"{of_run!r:.200}", ""))
     return rows
 
 
 def is_close(one: Any, other: Any) -> bool:
-    """The same but for what is fitted, of which another machine has other digits."""
+    """Whether two values are the same, except for fitted values, whose digits depend on the machine."""
     if isinstance(one, dict) and isinstance(other, dict):
         fitted = ("temperature", "thresholds", "calibration_bias", "folded")
         return one.keys() == other.keys() and all(name in fitted or is_close(one[name], other[name]) for name in one)
@@ -259,21 +258,22 @@ def is_close(one: Any, other: Any) -> bool:
 def differences(
     contents: ModelCardContents, index: int, record: dict[str, Any], is_same_machine: bool
 ) -> list[tuple[str, str, str, str]]:
-    """What a card says of its run of this index, where a record of the same run says something else."""
+    """Differences between the numbers of a card for its run of this index and those of a record of the same run."""
     rows = []
     compared = [(name, values, record["metrics"]) for name, values in contents.metrics.items()]
     for label, metrics in contents.per_class.items():
         compared += [(name, values, record["per_class"].get(label, {}), label) for name, values in metrics.items()]
     for point, metrics in contents.operating_points.items():
-        found = record.get("operating_points", {}).get(point, {})
+        reproduced = record.get("operating_points", {}).get(point, {})
         for name, (value, low, high) in metrics.items():
-            parts = zip((name, f"{name}, low", f"{name}, high"), (value, low, high), found.get(name, [math.nan] * 3))
+            new_values = reproduced.get(name, [math.nan] * 3)
+            parts = zip((name, f"{name}, low", f"{name}, high"), (value, low, high), new_values)
             allowed = 0 if is_same_machine else min(contents.tolerance, LARGEST_TOLERANCE)
             for part, expected, new in parts:
                 if not abs(new - expected) <= allowed:
                     rows.append((f"{point}, {part}", repr(expected), repr(new), f"{new - expected:+.3g}"))
-    for name, values, found, *label in compared:
-        value, new = values[index], found.get(name, math.nan)
+    for name, values, reproduced, *label in compared:
+        value, new = values[index], reproduced.get(name, math.nan)
         is_exact = is_same_machine or name == "support"
         if not abs(new - value) <= (
             0 if is_exact else contents.tolerance_of(index, name, *label, at_most=LARGEST_TOLERANCE)

@@ -1,1 +1,1 @@
-"""The data of the examples: the embedded default, readers of benchmarks, and of labelled texts of your own."""
+"""The data of the examples: the embedded default, and readers of benchmarks and of your own labelled texts."""

@@ -1,8 +1,9 @@
 """The embedded default of token classification: rare entities in the sentences of BBC News.
 
-No labelled corpus of entities is to be had as a package, so the text is real and its labels are generated: the rules
-below tag sums of money, percentages, dates, scores of matches and ordinals. A model that learns them shows that it learns
-rare tags from text; it does not show how well it would find names.
+No package has a labelled corpus of entities, so the text is real but the labels are generated: the rules below tag
+    sums of
+money, percentages, dates, match scores and ordinals. A model that learns them shows that it can learn rare tags from
+text, but not how well it would find names.
 """
 
 import re
@@ -22,12 +23,12 @@ RULES = {
     "SCORE": r"\d{1,2}-\d{1,2}",
     "ORDINAL": r"\d{1,3}(?:st|nd|rd|th)",
 }
-# Only dates are ever longer than a word.
+# Only dates can be longer than one word.
 TAGS = ["O", "B-MONEY", "B-PERCENT", "B-DATE", "I-DATE", "B-SCORE", "B-ORDINAL"]
 
 
 def load_bbc_entities(train: int = 800, validation: int = 200, test: int = 800, max_words: int = 40) -> DatasetDict:
-    """Splits with the columns `tokens` (words) and `ner_tags`; no document is in two of them.
+    """Splits with the columns `tokens` (words) and `ner_tags`; no document is in two splits.
 
     Args:
         train, validation, test: Sentences of each split.

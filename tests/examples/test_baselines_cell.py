@@ -61,7 +61,7 @@ class TestOrigin:
             assert record["validation_metrics"][name] == expected["validation_metrics"][name]
         for name in ("best_epoch", "flags", "data_fingerprint", "versions", "resumed"):
             assert record[name] == expected[name]
-        assert "starts anew" in capsys.readouterr().out
+        assert "starting anew" in capsys.readouterr().out
         return record
 
     @pytest.mark.parametrize("change", [("--max_train_samples", "16"), ("--num_train_epochs", "3"), ("--seed", "5")])
@@ -109,11 +109,11 @@ class TestOrigin:
         config = Path("model/config.json")
         config.write_text(config.read_text().replace('"hidden_dropout_prob": 0.0', '"hidden_dropout_prob": 0.5') + " ")
         Cell(flags, Path("exchanged")).train()
-        assert "exchanged: the training there has other flags, model, data or versions" in capsys.readouterr().out
+        assert "exchanged: the training there had other flags, model, data or versions" in capsys.readouterr().out
 
     def test_a_folder_of_others(self, flags):
         Path("cell/checkpoint-7").mkdir(parents=True)
-        with pytest.raises(ValueError, match="--output_dir: cell holds a training of something else"):
+        with pytest.raises(ValueError, match="--output_dir: cell holds an unrelated training"):
             Cell(flags, Path("cell")).train()
         assert Path("cell/checkpoint-7").exists()
 

@@ -155,5 +155,5 @@ class TestRecipe:
         assert recipe.point(arm) == {"loss": "cross entropy", "along": "num_train_epochs", "value": 4}
         flags = recipe.cell_flags(arm, {}, 1)
         assert flags[flags.index("--num_train_epochs") + 1] == "4"
-        with pytest.raises(ValueError, match="--num_train_epochs: the arms of the recipe differ in it"):
+        with pytest.raises(ValueError, match="--num_train_epochs: the arms of the recipe set it"):
             recipe.with_flags({"num_train_epochs": "2"})

@@ -98,7 +98,7 @@ def test_what_is_wrong_is_said(model_folder):
     with pytest.raises(ValueError, match="not used by the HfArgumentParser.*--learning_rate"):
         run_baselines("--train_file", "a.csv", "--learning_rate", "1")
     file = write(single_label_data({"sport": 2, "money": 2}), "mine.csv")
-    with pytest.raises(ValueError, match="--test_file: the training data are too few to cut 20% off"):
+    with pytest.raises(ValueError, match="--test_file: required, as there are too few training data to split off 20%"):
         run_baselines("--train_file", file, "--model_name_or_path", model_folder)
 
 
@@ -125,10 +125,10 @@ def test_a_folder_of_other_data_is_not_gone_on_with(model_folder, quick, capsys)
     check_folder(arguments, Path("outputs/mine"))
     shutil.copytree(model_folder, "other_model")
     Path("other_model/config.json").write_text(Path("other_model/config.json").read_text() + " ")
-    with pytest.raises(ValueError, match="holds a run of other data"):
+    with pytest.raises(ValueError, match="holds a run with other data"):
         check_folder(replace(arguments, model_name_or_path="other_model"), Path("outputs/mine"))
     write(numbered(single_label_data(), 5), "mine.csv")
-    with pytest.raises(ValueError, match="--output_dir: outputs/mine holds a run of other data or with other flags"):
+    with pytest.raises(ValueError, match="--output_dir: outputs/mine holds a run with other data or flags"):
         run_baselines(*flags)
 
 

@@ -355,14 +355,14 @@ class TestInput:
             ("1", "line 3: expected a record, but got '1'"),
             ("null", "line 3: expected a record, but got 'null'"),
             ("[]", r"line 3: expected a record, but got '\[\]'"),
-            ("{}", "line 3: expected a record, whose 'stage' is a str, but got None"),
+            ("{}", "line 3: expected a record whose 'stage' is a str, but got None"),
             ("[" * 100_000 + "]" * 100_000, "line 3: expected a record"),
             (
                 lambda record: record | {"arm": ["focal"]},
-                r"line 3: expected a record, whose 'arm' is a str, but got \['f",
+                r"line 3: expected a record whose 'arm' is a str, but got \['f",
             ),
-            (lambda record: record, "lines 2 and 3: 'cross entropy', seed 1, stage 'test', is there twice"),
-            (lambda record: record | {"metrics": {"accuracy": 1.0}}, "lines 2 and 3: .* is there twice"),
+            (lambda record: record, "lines 2 and 3: 'cross entropy', seed 1, stage 'test', are the same cell"),
+            (lambda record: record | {"metrics": {"accuracy": 1.0}}, "lines 2 and 3: .* are the same cell"),
         ],
         ids=lambda case: case[:30] if isinstance(case, str) else "changed",
     )

@@ -273,7 +273,7 @@ class TestRefusals:
     def test_a_class_without_examples(self, tmp_path):
         dataset = tiny_dataset().filter(lambda row: row["labels"] != 1)
         trainer = make_trainer("logit_adjustment", tmp_path, dataset)
-        with pytest.raises(ValueError, match=r"examples of each, but got no training examples of classes \[1\]"):
+        with pytest.raises(ValueError, match=r"examples of each class, but got no training examples of classes \[1\]"):
             trainer.train()
 
     def test_logit_adjustment_of_several_labels(self, tmp_path):

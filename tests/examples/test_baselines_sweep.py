@@ -168,7 +168,7 @@ class TestSchedule:
     def test_data_that_change_while_it_runs(self, recipe, stub, monkeypatch):
         sweep = Sweep(Recipe(**recipe), Path("out"), stub)
         monkeypatch.setattr(stub, "fingerprint", "b2")
-        with pytest.raises(ValueError, match="the data, or what is installed, changed while the sweep ran"):
+        with pytest.raises(ValueError, match="the data or installed packages changed while the sweep ran"):
             sweep.run()
 
     def test_lines_that_are_no_records(self, recipe, stub):
@@ -251,22 +251,22 @@ class TestRecipe:
             ({"arms": {"..": {}}}, "arms: expected names with a letter or digit"),
             ({"arms": {"../../etc": {}, "cells": {}}}, "arms: expected names .* other than cells"),
             ({"arms": {"results.md": {}}}, "arms: expected names .* other than cells"),
-            ({"arms": {"a" * 101: {}}}, "arms: expected names .* of at most 100"),
+            ({"arms": {"a" * 101: {}}}, "arms: expected names .* at most 100"),
             ({"arms": {"a": {"focal_alpha": "magic"}}}, "focal_alpha: expected none, one of"),
             ({"title": 2024}, "title, seeds: expected a text and whole numbers"),
             ({"seeds": ["1", "2"]}, "title, seeds: expected a text and whole numbers"),
             ({"grid": {"learning_rate": [0.02, 0.02]}}, "learning_rate: expected a list of different values"),
             ({"grid": {"learning_rate": "12"}}, "learning_rate: expected a list of different values"),
             ({"grid": {"learning_rate": []}}, "learning_rate: expected a list of different values"),
-            ({"arms": {"a": None}}, "arms: expected each to have flags of its own"),
+            ({"arms": {"a": None}}, "arms: expected a mapping of different flags"),
             (
                 {"arms": {"a": {"loss": "focal"}, "b": {"loss": "focal"}}},
-                "arms: expected each to have flags of its own",
+                "arms: expected a mapping of different flags",
             ),
-            ({"flags": {"train_file": "a.csv", "seed": 3}}, "--seed: the recipe has seeds"),
-            ({"flags": {"train_file": "a.csv", "metric_for_best_model": "accuracy"}}, "it is choose_by of the recipe"),
-            ({"flags": {"train-file": "a.csv"}}, "--train-file: no flag of"),
-            ({"flags": {"train_file": "a.csv", "learning_r": 1}}, "--learning_r: no flag of"),
+            ({"flags": {"train_file": "a.csv", "seed": 3}}, "--seed: the recipe sets the seeds"),
+            ({"flags": {"train_file": "a.csv", "metric_for_best_model": "accuracy"}}, "set choose_by in the recipe"),
+            ({"flags": {"train-file": "a.csv"}}, "--train-file: not a flag of"),
+            ({"flags": {"train_file": "a.csv", "learning_r": 1}}, "--learning_r: not a flag of"),
             ({"surprise": 1}, "recipe: expected a mapping with the keys title, flags"),
         ],
     )
@@ -285,7 +285,7 @@ class TestRecipe:
             run_baselines("sweep", "missing.yaml")
         with pytest.raises(ValueError, match="--arms: expected some of .* but got 'focus'"):
             run_baselines("sweep", saved(recipe), "--arms", "focus")
-        with pytest.raises(ValueError, match="--focal_alpha: the arms of the recipe differ in it"):
+        with pytest.raises(ValueError, match="--focal_alpha: the arms of the recipe set it"):
             run_baselines("sweep", saved(recipe), "--focal_alpha", "none")
         with pytest.raises(ValueError, match="pairs of --name and value"):
             run_baselines("sweep", saved(recipe), "--bf16")

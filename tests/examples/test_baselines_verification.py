@@ -95,7 +95,7 @@ def test_card_is_reproduced_to_the_last_digit(card, capsys):
 def test_other_data(card, capsys):
     write(single_label_data({"sport": 12, "money": 6, "chess": 3}), "validation.csv")
     assert verify(card) == 4
-    assert "Not comparable: the data are others" in capsys.readouterr().out
+    assert "Not comparable: the data, " in capsys.readouterr().out
 
 
 def test_card_of_the_script(model_folder, capsys, monkeypatch):
@@ -119,7 +119,7 @@ def test_card_of_the_script(model_folder, capsys, monkeypatch):
     assert verify(card) == 0
     printed = capsys.readouterr().out
     assert "The same to the last digit: " in printed
-    assert "Runs in a temporary folder: python run_text_classification.py" in printed and not Path("out").exists()
+    assert "Running in a temporary folder: python run_text_classification.py" in printed and not Path("out").exists()
 
     points = {name: dict(metrics) for name, metrics in contents.operating_points.items()}
     value, low, high = points["most_likely"]["accuracy"]
@@ -230,16 +230,16 @@ CELL = ["python", "-m", "baselines", "cell"]
         (["python", "baseline_cell.py"], "expected `python -m baselines cell` or"),
         (["python", "-u", "run_text_classification.py"], "expected `python -m baselines cell` or"),
         ([], "expected `python -m baselines cell` or"),
-        ([*CELL, "--output_dir", "pwned"], "'--output_dir' is no flag"),
-        ([*CELL, "--output-dir=pwned"], "'--output-dir' is no flag"),
-        ([*CELL, "--output", "pwned"], "'--output' is no flag"),
-        ([*CELL, "--push_to_hub"], "'--push_to_hub' is no flag"),
-        ([*CELL, "--deepspeed", "pwned.json"], "'--deepspeed' is no flag"),
-        ([*CELL, "--resume_from_checkpoint", "pwned"], "is no flag"),
+        ([*CELL, "--output_dir", "pwned"], "'--output_dir' is not a flag"),
+        ([*CELL, "--output-dir=pwned"], "'--output-dir' is not a flag"),
+        ([*CELL, "--output", "pwned"], "'--output' is not a flag"),
+        ([*CELL, "--push_to_hub"], "'--push_to_hub' is not a flag"),
+        ([*CELL, "--deepspeed", "pwned.json"], "'--deepspeed' is not a flag"),
+        ([*CELL, "--resume_from_checkpoint", "pwned"], "is not a flag"),
         ([*CELL, "--seed", "x; touch pwned"], "expected flags of `python -m baselines cell`"),
         ([*CELL, "--rival", "$(touch pwned)"], "--rival|expected flags"),
         ([*CELL, "pwned.json"], "expected flags of `python -m baselines cell`"),
-        (["python", "run_text_classification.py", "--deepspeed", "pwned.json"], "'--deepspeed' is no flag"),
+        (["python", "run_text_classification.py", "--deepspeed", "pwned.json"], "'--deepspeed' is not a flag"),
         (["python", "run_text_classification.py", "pwned.json"], "expected flags of `python run_text"),
     ],
 )
@@ -336,7 +336,7 @@ def test_what_is_read_elsewhere_is_shown_first(card, capsys, monkeypatch):
     with pytest.raises(pytest.exit.Exception):
         run_baselines("verify", card)
     printed = capsys.readouterr().out
-    assert f"Reads, outside the folder of the card: {Path('train.csv').resolve()}\n" in printed
+    assert f"Reads from outside the folder of the card: {Path('train.csv').resolve()}\n" in printed
     shutil.copy("train.csv", card.parent)
     contents = read_model_card(card)
     own = [str(card.parent / part) if part == "train.csv" else part for part in contents.command]
@@ -349,7 +349,7 @@ def test_what_is_read_elsewhere_is_shown_first(card, capsys, monkeypatch):
     with pytest.raises(pytest.exit.Exception):
         run_baselines("verify", card)
     printed = capsys.readouterr().out
-    assert "Reads from the Hub, or from what is installed: some/model\n" in printed and "\x1b" not in printed
+    assert "Reads from the Hub or from an installed package: some/model\n" in printed and "\x1b" not in printed
 
 
 @pytest.mark.parametrize("command", [CELL, ["python", "run_text_classification.py"]])
@@ -382,7 +382,7 @@ def test_what_is_read_by_a_name_in_a_folder_is_shown(card, model_folder, capsys,
         run_baselines("verify", card)
     printed = capsys.readouterr().out
     for path in ("private/secret.csv", "model/tokenizer.json"):
-        assert re.search(rf"Reads, by a name in .*: {re.escape(str(Path(path).resolve()))}\n", printed)
+        assert re.search(rf"Reads, as .* refers to it: {re.escape(str(Path(path).resolve()))}\n", printed)
     assert "private.safetensors" in printed
 
 
@@ -391,7 +391,7 @@ def test_attention_of_the_hub_is_not_run(card, model_folder):
     config = json.loads(Path("evil/config.json").read_text())
     Path("evil/config.json").write_text(json.dumps(config | {"attn_implementation": "evil/kernel"}))
     with_model(card, "evil")
-    with pytest.raises(ValueError, match="the attention of evil is code from the Hub"):
+    with pytest.raises(ValueError, match="the attention of evil would be code from the Hub"):
         run_baselines("verify", card)
 
 

@@ -100,7 +100,7 @@ class TestNewsgroups:
 
     @pytest.mark.parametrize("sizes", [{"head": 33}, {"imbalance": 100, "head": 30}, {"validation": 32}])
     def test_sizes_that_the_texts_do_not_allow(self, packaged, sizes):
-        with pytest.raises(ValueError, match=r"group '.*' has only \d\d texts for \d+ of validation and \d+ of train"):
+        with pytest.raises(ValueError, match=r"group '.*' has only \d\d texts, but needs \d+ for validation and \d+"):
             load_newsgroups_longtail(**{"imbalance": 1, "validation": 2, **sizes})
 
     def test_the_real_posts(self):

@@ -26,14 +26,14 @@ def test_clean_data():
     "message, splits",
     [
         ("train split, rows 2, 3: blank text", {"train": (["a", "", "  \t", *TEXTS[3:]], LABELS)}),
-        ("labels that differ by case or blanks only: 'Spam ' (2), 'spam' (3)", {"train": (TEXTS, ["ham", "spam", "ham", "spam", "Spam ", "spam", "ham", "Spam "])}),
+        ("labels that differ only by case or blanks: 'Spam ' (2), 'spam' (3)", {"train": (TEXTS, ["ham", "spam", "ham", "spam", "Spam ", "spam", "ham", "Spam "])}),
         ("train split, rows 1, 3 and 2 more", {"train": (TEXTS, ["['a', 'b']", "spam"] * 4)}),
         ("a list of labels written as text", {"train": (TEXTS, ['["a","b"]', "spam"] * 4)}),
         ("validation split, row 1: the text is in the train split too", {"validation": (["text 3", "x"], ["ham", "spam"])}),
         ("train split, rows 1, 8: the same text has other labels elsewhere", {"train": ([*TEXTS[:7], "text 0"], LABELS)}),
         ("validation split, row 1: the same text has other labels elsewhere", {"validation": (["text 0", "x"], ["spam", "ham"])}),
         ("classes with one training example: 'eggs'", {"train": (TEXTS, [*LABELS[:7], "eggs"])}),
-        ("classes without a validation example, of which nothing is known: 'spam'", {"validation": (["x"], ["ham"])}),
+        ("classes without a validation example, so without validation results: 'spam'", {"validation": (["x"], ["ham"])}),
         ("classes with one training example: 'c'", {"train": (TEXTS, [["a", "b"], ["b", "a"]] * 3 + [["a", "c"], ["b"]])}),
     ],
 )  # fmt: skip
@@ -44,7 +44,7 @@ def test_what_is_wrong(message, splits):
 
 def test_lists_as_text_are_no_classes():
     assert found(train=(TEXTS, [f"['a', {k}]" for k in range(8)])) == [
-        "train split, rows 1, 2, 3, 4, 5 and 3 more: a list of labels written as text; in json it is read as several labels"
+        "train split, rows 1, 2, 3, 4, 5 and 3 more: a list of labels written as text; in a json file it would be read as several labels"
     ]
 
 
@@ -101,12 +101,12 @@ class TestFiles:
     def test_no_part_of_a_text_is_lost(self):
         """One more comma than the header has, which makes the first column the names of the rows for pandas."""
         with pytest.raises(
-            ValueError, match="more fields than the header has names; a text that holds ',' takes quotes"
+            ValueError, match="more fields than the header has names; put quotes around texts that contain ','"
         ):
             self.read(b"text,label\nlost one,kept,x\nlost two,kept,x\n")
 
     def test_what_is_not_unicode_is_said(self, caplog):
-        with pytest.raises(ValueError, match="no byte order mark; --encoding utf-16-le"):
+        with pytest.raises(ValueError, match="no byte order mark; try --encoding utf-16-le"):
             self.read("text,label\na,x\n".encode("utf-16-le"))
         from transformers.utils import logging
 
@@ -119,7 +119,7 @@ class TestFiles:
 
     def test_words_and_tags_are_for_another_script(self):
         data = self.read(b'{"tokens": ["a"], "ner_tags": ["O"]}\n', "train.json")
-        with pytest.raises(ValueError, match="no column .* are for run_token_classification.py"):
+        with pytest.raises(ValueError, match="no column .* use run_token_classification.py"):
             check_columns(DatasetDict(train=data), DataArguments(), ["train"])
 
     def test_labels_are_as_written(self):
@@ -133,5 +133,7 @@ class TestFiles:
 
 
 def test_a_dataset_and_files_are_refused():
-    with pytest.raises(ValueError, match="--dataset_name: expected it or files, but got 'imdb' and --train_file"):
+    with pytest.raises(
+        ValueError, match="--dataset_name: expected a name or files, but got both 'imdb' and --train_file"
+    ):
         DataArguments(dataset_name="imdb", train_file="a.csv")

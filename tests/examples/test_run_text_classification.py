@@ -57,7 +57,7 @@ def test_embedded_default_without_arguments(shorten_bbc, capsys):
         ["sports", "14"],
         ["tech", "10"],
     ]
-    report = lines.index("Results on the test split, of 100 examples, decided as_trained") + 1
+    report = lines.index("Results on the test split, 100 examples, decided at as_trained") + 1
     assert lines[report].split() == ["precision", "recall", "f1-score", "support"]
     assert lines[report + 2].split()[0] == "business" and lines[report + 2].split()[-1] == "20"
     header = next(i for i, line in enumerate(lines) if i > report and "balanced_accuracy" in line)
@@ -306,7 +306,7 @@ def test_one_macro_f1(model_folder, capsys, is_multi_label, weighted):
         SCRIPT, *common_flags(model_folder), *files, *flags, "--num_train_epochs", 4, "--operating_point", "as_trained"
     )
     lines = capsys.readouterr().out.splitlines()
-    assert ("Neither in the split nor decided: money" in lines) == (not is_multi_label)
+    assert ("Neither in the split nor predicted: money" in lines) == (not is_multi_label)
     (of_report,) = (line.split()[4] for line in lines if line.strip().startswith("macro avg"))
     at = next(i for i, line in enumerate(lines) if line.startswith("as_trained (in force)"))
     of_table = re.findall(r"([\d.]+) \(", lines[at])[lines[at - 1].split().index("f1_macro")]
@@ -361,9 +361,7 @@ def test_the_class_whose_f1_counts(model_folder, positive_label):
     run(SCRIPT, *common_flags(model_folder), *flags, "--positive_label", positive_label)
     config = AutoConfig.from_pretrained("out")
     assert config.id2label[config.focal_loss["positive_label"]] == positive_label
-    with pytest.raises(
-        ValueError, match="--positive_label: expected one of two classes, but got 'spam', and the classes"
-    ):
+    with pytest.raises(ValueError, match="--positive_label: expected one of two classes, but got 'spam'; classes"):
         run(SCRIPT, *common_flags(model_folder), *flags, "--positive_label", "spam")
 
 
@@ -428,8 +426,8 @@ def test_a_precision_that_is_not_reachable_is_said_in_the_card(model_folder, cap
 @pytest.mark.parametrize(
     "message, counts, flags",
     [
-        ("--wanted_recall: thresholds are fitted after --do_train, on the validation", None, ["--do_train", "--wanted_recall", "0.9"]),
-        ("--positive_label: thresholds are fitted after --do_train", None, ["--do_predict", "--positive_label", "sport"]),
+        ("--wanted_recall: needs --do_train and --do_eval", None, ["--do_train", "--wanted_recall", "0.9"]),
+        ("--positive_label: needs --do_train and --do_eval", None, ["--do_predict", "--positive_label", "sport"]),
         ("--wanted_precision: thresholds are for two classes or several labels, but there are 3 classes", None, ["--do_train", "--do_eval", "--wanted_precision", "0.9"]),
         ("--wanted_precision: expected a finite number in", None, ["--do_train", "--do_eval", "--wanted_precision", "90"]),
         ("--wanted_recall: expected only one criterion", None, ["--do_eval", "--wanted_precision", "0.9", "--wanted_recall", "0.9"]),
@@ -479,7 +477,7 @@ def test_calibration_in_the_weights(model_folder, capsys, point):
     flags = ["--train_file", file, "--validation_file", file, "--test_file", file, "--ignore_mismatched_sizes", "true"]
     flags += ["--do_train", "--do_eval", "--do_predict", "--fold_calibration", "--operating_point", point]
     run(SCRIPT, *common_flags(model_folder), *flags)
-    assert "The calibration is in the weights" in capsys.readouterr().out
+    assert "The calibration is folded into the weights" in capsys.readouterr().out
     found = pipeline("text-classification", model="out")(data["text"].tolist())
     rows = pd.read_csv("out/predict_results.txt", sep="\t")
     assert rows["prediction"].tolist() == [result["label"] for result in found]
@@ -492,7 +490,7 @@ def test_calibration_in_the_weights(model_folder, capsys, point):
     assert ("is the class posterior" in card) == (point == "as_trained")
     assert AutoConfig.from_pretrained("out").focal_loss["folded"]["residual"] not in card
     assert read_model_card("out/README.md").settings.folded is not None
-    with pytest.raises(ValueError, match="--fold_calibration: it follows --do_train, with the validation split"):
+    with pytest.raises(ValueError, match="--fold_calibration: needs --do_train and --do_eval, as it follows training"):
         run(SCRIPT, *common_flags("out", "again"), "--test_file", file, "--do_predict", "--fold_calibration")
     more = ["--train_file", file, "--do_train"]
     with pytest.raises(ValueError, match="model: calibration is folded into its head.*unfold_calibration"):
@@ -730,10 +728,10 @@ def with_column(name, value):
             "--do_predict",
             {"test.json": lambda: single_label_data().assign(label=["sport", None] * 10)},
         ),
-        ("column 'label' of the train split has one class only", "", {"train.csv": with_column("label", "sport")}),
+        ("column 'label' of the train split has only one class", "", {"train.csv": with_column("label", "sport")}),
         ("--train_file: nothing.json cannot be read as json", "--train_file nothing.json", {}),
-        ("--do_eval: a validation split .* only train; --validation_file names one", "--do_eval", {}),
-        ("--do_predict: a test split .* only train; --test_file names one", "--do_predict", {}),
+        ("--do_eval: a validation split .* only train; pass one with --validation_file", "--do_eval", {}),
+        ("--do_predict: a test split .* only train; pass one with --test_file", "--do_predict", {}),
         ("--train_file: missing.csv does not exist", "--train_file missing.csv", {}),
         ("--train_file: expected a csv, tsv, json or parquet file, but got train.txt", "--train_file train.txt", {}),
         ("--train_file: broken.parquet cannot be read as parquet", "--train_file broken.parquet", {}),
