@@ -363,8 +363,7 @@ class FocalTrainer(Trainer):
             super()._save(str(folder), state_dict)
             settings = FocalSettings.find_in(self._config())
             if settings is not None and hasattr(self.accelerator.unwrap_model(self.model), "get_base_model"):
-                # An adapter. Not as config.json: from_pretrained would look for the weights of the base model beside
-                # it.
+                # An adapter. Not as config.json, beside which from_pretrained would expect the base model's weights.
                 settings.store_in_folder(folder)
 
     def calibrate(
@@ -589,8 +588,7 @@ class FocalTrainer(Trainer):
                 if not hasattr(self.args, f"focal_{name}"):
                     raise ValueError(f"hp_space: focal_{name} needs FocalTrainingArguments as args")
                 if getattr(FocalTrainingArguments, f"focal_{name}") is None:
-                    # Trainer casts each value to the type of the old one: a method of alpha would become a list of
-                    # letters.
+                    # Trainer casts values to the type of the old one: an alpha method would become a list of letters.
                     setattr(self.args, f"focal_{name}", None)
             return values
 
@@ -918,11 +916,11 @@ class FocalTrainer(Trainer):
         names = ", ".join(path.name for path in incomplete)
         if complete is None:
             raise ValueError(
-                f"resume_from_checkpoint: no checkpoint in {self.args.output_dir} is complete: {names} has missing or "
-                "truncated files; remove it and start again"
+                f"resume_from_checkpoint: no checkpoint in {self.args.output_dir} is complete: files are missing or "
+                f"truncated in {names}; remove them and start again"
             )
         warnings.warn(
-            f"resume_from_checkpoint: {names} is incomplete, so training resumes from {complete.name}",
+            f"resume_from_checkpoint: skipped {names} (incomplete); training resumes from {complete.name}",
             stacklevel=3,
         )
         return str(complete)

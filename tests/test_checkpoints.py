@@ -70,7 +70,7 @@ def test_without_weights_it_is_torn(folder):
 def test_training_goes_on_from_the_last_whole_one(folder):
     cut(folder / "checkpoint-2" / "model.safetensors")
     trainer = make_trainer(folder, train_dataset=tiny_dataset(), max_steps=2, save_strategy="no")
-    with pytest.warns(UserWarning, match="checkpoint-2 is incomplete, so training resumes from checkpoint-1"):
+    with pytest.warns(UserWarning, match="skipped checkpoint-2 .incomplete.; training resumes from checkpoint-1"):
         trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 2
 
@@ -79,7 +79,10 @@ def test_without_a_whole_one_it_does_not_start_again(folder):
     for number in (1, 2):
         cut(folder / f"checkpoint-{number}" / "optimizer.pt")
     trainer = make_trainer(folder, train_dataset=tiny_dataset(), max_steps=2)
-    with pytest.raises(ValueError, match="no checkpoint in .* is complete: checkpoint-2, checkpoint-1 has missing"):
+    with pytest.raises(
+        ValueError,
+        match="no checkpoint in .* is complete: files are missing or truncated in checkpoint-2, checkpoint-1",
+    ):
         trainer.train(resume_from_checkpoint=True)
 
 
