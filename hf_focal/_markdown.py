@@ -65,7 +65,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
     Args:
         header (sequence of `str`): The names of the columns, in Markdown.
-        rows (iterable of sequences of `str`): The cells, in Markdown; escape untrusted text with [`escape_markdown`].
+        rows (iterable of sequences of `str`): The cells, in Markdown; escape untrusted text with `escape_markdown`.
 
     Raises:
         `ValueError`: If a row has more or fewer cells than the header.
