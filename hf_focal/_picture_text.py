@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ._markdown import one_line
@@ -11,10 +12,19 @@ from ._markdown import one_line
 if TYPE_CHECKING:
     from matplotlib.text import Text
 
-__all__ = ["drawable", "numbered", "picture_names", "set_plain", "short"]
+__all__ = ["check_matplotlib", "drawable", "has_matplotlib", "numbered", "picture_names", "set_plain", "short"]
 
 # Fonts of matplotlib that have boxes or parts of formulas instead of letters.
 _WITHOUT_LETTERS = ("Last Resort", "STIXSize", "STIXNonUnicode", "cm")
+
+
+def has_matplotlib() -> bool:
+    return find_spec("matplotlib") is not None
+
+
+def check_matplotlib(name: str) -> None:
+    if not has_matplotlib():
+        raise ImportError(f"{name}: pictures require matplotlib: pip install hf_focal[plots]")
 
 
 def short(text: str) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ._checks import ArgumentError, as_numbers
 from ._label_counts import count_labels
 from ._markdown import escape_markdown, markdown_table
-from ._picture_text import numbered, picture_names, set_plain
+from ._picture_text import check_matplotlib, numbered, picture_names, set_plain
 
 
 if TYPE_CHECKING:
@@ -295,7 +295,11 @@ class LabelDistribution:
 
         Returns:
             `matplotlib.figure.Figure`: The picture.
+
+        Raises:
+            `ImportError`: Without matplotlib, which `pip install hf_focal[plots]` installs.
         """
+        check_matplotlib("plot")
         from matplotlib.figure import Figure  # slow to import, compared to counting
 
         order, weights = np.argsort(-self.counts, kind="stable"), self._rows_of(alpha)
@@ -610,6 +614,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plot", metavar="FILE", help="write a picture: png, svg, pdf, ...")
     args = parser.parse_args(arguments)
     try:
+        if args.plot is not None:
+            check_matplotlib("--plot")
         distribution = LabelDistribution.from_dataset(
             _load(args.data, args.config_name, args.split),
             column=args.column,

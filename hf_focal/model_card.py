@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import shlex
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
@@ -41,7 +42,7 @@ from ._card_pictures import (
 from ._command import publishable_command
 from ._known_labels import known_labels
 from ._markdown import escape_markdown, markdown_table, one_line
-from ._picture_text import drawable, numbered
+from ._picture_text import drawable, has_matplotlib, numbered
 from ._rendered_card import check_pictures, check_sections, fenced
 from .alpha import LabelDistribution
 from .metrics import mean_and_interval
@@ -265,7 +266,8 @@ def write_model_card(
 
     These are label_distribution.png and, with logits and labels (of one run), reliability_diagram.png, for two classes
     and for multi-label precision_recall.png and, except for multi-label, confusion_matrix.png. A class whose name
-    cannot be drawn with any installed font is shown as a number, which the card explains.
+    cannot be drawn with any installed font is shown as a number, which the card explains. Pictures require matplotlib
+    (`pip install hf_focal[plots]`); without it there is a warning, and the card has none.
 
     Args:
         folder (`str` or `Path`): The folder to write to; created if it does not exist.
@@ -749,6 +751,9 @@ def _escaped(character: str) -> str:
 
 def _draw(folder: Path, contents: ModelCardContents, examples: tuple[Tensor, Tensor] | None) -> dict[str, str]:
     """Saves the pictures; returns the title of each file."""
+    if not has_matplotlib():
+        warnings.warn("the model card has no pictures without matplotlib: pip install hf_focal[plots]", stacklevel=3)
+        return {}
     drawn, settings, alpha = [], contents.settings, _alpha(contents)
     distribution = _distribution(contents, contents.label_names)
     if distribution is not None:

@@ -243,6 +243,23 @@ class TestDistribution:
             LabelDistribution(**kwargs)
 
 
+class TestWithoutMatplotlib:
+    @pytest.fixture(autouse=True)
+    def without_matplotlib(self, monkeypatch):
+        monkeypatch.setattr("hf_focal._picture_text.find_spec", lambda name: None)
+
+    def test_plot_says_what_to_install(self):
+        with pytest.raises(ImportError, match=r"^plot: pictures require matplotlib: pip install hf_focal\[plots\]$"):
+            LabelDistribution([3, 1]).plot()
+
+    def test_the_command_says_so_before_it_counts(self, tmp_path, capsys):
+        (tmp_path / "data.csv").write_text("label\n0\n1\n")
+        with pytest.raises(SystemExit):
+            main([str(tmp_path / "data.csv"), "--plot", "labels.png"])
+        printed = capsys.readouterr()
+        assert "error: --plot: pictures require matplotlib" in printed.err and not printed.out
+
+
 class TestCommand:
     @pytest.fixture
     def frame(self):

@@ -137,6 +137,8 @@ def test_private_attributes_of_other_libraries_stand_in_upstream():
 def test_dependencies_are_those_imported():
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 cannot read pyproject.toml")
     requirements = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
+    extra = (ROOT / "examples/requirements-plots.txt").read_text("utf-8").splitlines()
+    requirements += [line for line in extra if not line.startswith("#")]
     declared = {requirement.split(">")[0].replace("-", "_") for requirement in requirements}
     roots = {module.split(".")[0] for tree in PACKAGE.values() for module, _, _ in imports(tree)}
     third_party = roots - sys.stdlib_module_names - {"hf_focal"}
