@@ -70,9 +70,13 @@ _DECODER_INPUTS = {"decoder_input_ids", "decoder_inputs_embeds"}
 class FocalTrainer(Trainer):
     r"""[`~transformers.Trainer`] with focal loss: change the class name, everything else keeps its meaning.
 
-    One optimizer step applies the gradient of ``(1/N) sum alpha_y (1 - p_y)^gamma (-log p_y)`` over all N targets of
-    the global batch that are not -100, however it is split into micro-batches and over processes: the sum over each
-    micro-batch is divided by ``num_items_in_batch``, and `Trainer` is told that the loss is already scaled.
+    One optimizer step applies the gradient of
+
+    $$-\frac{1}{N} \sum \alpha_y (1 - p_y)^{\gamma} \log p_y$$
+
+    over all N targets of the global batch that are not -100, however it is split into micro-batches and over processes:
+    the sum over each micro-batch is divided by ``num_items_in_batch``, and `Trainer` is told that the loss is already
+    scaled.
 
     The form of the labels selects the loss. Class ids, one per example or per token (or class probabilities, with
     ``problem_type="single_label_classification"``), use [`focal_loss`]. Float rows of the shape of the logits (any
@@ -90,7 +94,7 @@ class FocalTrainer(Trainer):
     turns them off).
 
     Args:
-        *args, **kwargs: The arguments of [`~transformers.Trainer`], except `compute_loss_func`.
+        args, kwargs: The arguments of [`~transformers.Trainer`], except `compute_loss_func`.
         gamma (`float`, sequence, `Tensor` or callable, *optional*): Focusing parameter, at least 0: one for all
             classes, one per class, or a function of p_t as in [`focal_loss`].
         gamma_neg (like `gamma`, *optional*): For multi-label, the focusing parameter of negatives; default: `gamma`.
