@@ -99,8 +99,10 @@ def url_elsewhere(name: str) -> str | None:
 
 
 def page_of(name: str, modules: Modules, source_file: Path | None) -> str | None:
-    """The page of the module that defines a name, which is looked for in the module of the docstring first."""
+    """The page of a module, or of what one defines; the module of the docstring goes first."""
     name = name.removeprefix("hf_focal.")
+    if f"hf_focal.{name}" in modules:
+        return f"hf_focal/{name}.html"
     first = f"hf_focal.{source_file.stem}" if source_file is not None else ""
     for module in sorted(modules, key=lambda module: module != first):
         documented = modules[module].get(name)

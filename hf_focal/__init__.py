@@ -1,4 +1,25 @@
-"""Focal loss for Hugging Face fine-tuning on imbalanced data."""
+"""Focal loss for Hugging Face fine-tuning on imbalanced data.
+
+Start with [`FocalTrainer`], in place of `transformers.Trainer`, and with its flags, [`FocalTrainingArguments`]. The parts
+can be used on their own:
+
+| module | contents |
+| --- | --- |
+| [`losses`] | [`focal_loss`], [`sigmoid_focal_loss`], and their modules |
+| [`alpha`] | class weights from label counts: [`LabelDistribution`], [`compute_alpha`] |
+| [`trainer`], [`training_args`] | [`FocalTrainer`] and its arguments |
+| [`posterior`] | class posteriors from focal logits, their inverses, and other priors |
+| [`calibration`], [`held_out`] | temperature and vector scaling, fitted to held-out data |
+| [`operating_points`], [`thresholds`], [`confidence`] | decisions: for accuracy, balanced accuracy, costs, a wanted precision or recall |
+| [`settings`] | [`FocalSettings`], what a model's `config.json` records |
+| [`pipeline`] | pipelines for texts and tokens that show the posterior and obey the operating point |
+| [`folding`], [`export`] | the calibration in the weights of the head; model and posterior as one ONNX or torch graph |
+| [`metrics`], [`evaluation`] | metrics for imbalanced data, and the scores of all operating points with intervals |
+| [`model_card`] | model cards that can be read back and verified |
+| [`checkpoints`] | the last complete checkpoint, and saving that never loses the old model |
+
+Modules whose name starts with an underscore are not for import.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
