@@ -110,7 +110,7 @@ class FocalTrainer(Trainer):
         prior_bias (`bool`, *optional*): Whether a new head, a last linear layer whose biases are all 0, starts at
             [`focal_logits`] of the class frequencies in `train_dataset`, the constant prediction with the lowest loss;
             for multi-label, at [`sigmoid_focal_logits`]. By default only for multi-label, if the labels can be
-            counted. Never when resuming. The frequencies count examples, whatever their sample weights.
+            counted. Never when resuming. The frequencies are weighted by the sample weights, if any.
         sample_weight_column (`str`, *optional*): The column of the data that holds a weight for each example. The
             losses of its targets are multiplied by it, and the number of targets is replaced by the sum of their
             weights. An evaluation does the same if its data have the column, and passes the weights to
