@@ -637,6 +637,7 @@ class TestWhichSplit:
         trainer = trained("best")
         assert card_of(trainer).fitted_on_split == ["the choice of the checkpoint"]
         replace(trainer.recorded_settings(), temperature=1.5).store_in(trainer.model.config)
+        trainer = trained("best", _fits={"the calibration": (trainer.eval_dataset, (1.5, None))})
         assert card_of(trainer).fitted_on_split == ["the calibration", "the choice of the checkpoint"]
         text = (tmp_path / "README.md").read_text()
         assert "## Results on the evaluation data, " in text
@@ -647,6 +648,45 @@ class TestWhichSplit:
             "the choice of the checkpoint",
         ]
         assert card_of(trained("last")).fitted_on_split == []
+
+    @pytest.mark.parametrize("is_predicted", [False, True])
+    def test_fitted_on_other_data_than_those_of_the_trainer(self, trained, tmp_path, is_predicted):
+        trainer, test = trained(), tiny_dataset(num_examples=13)
+        predictions = trainer.predict(test) if is_predicted else None
+        trainer.calibrate(test, predictions=predictions)
+        assert card_of(trainer, test_dataset=test, predictions=predictions).fitted_on_split == ["the calibration"]
+        assert "Nothing was fitted" not in (tmp_path / "README.md").read_text()
+        assert card_of(trainer, test_dataset=tiny_dataset(num_examples=13)).fitted_on_split == ["the calibration"]
+        assert card_of(trainer).fitted_on_split == []
+        assert card_of(trainer, test_dataset=tiny_dataset(num_examples=12)).fitted_on_split == []
+
+    def test_folded_on_other_data_than_calibrated(self, tmp_path):
+        trainer, test = quick_trainer(tmp_path), tiny_dataset(num_examples=13)
+        trainer.train()
+        trainer.calibrate()
+        trainer.fold_calibration(test)
+        assert card_of(trainer).fitted_on_split == ["the calibration"]
+        assert card_of(trainer, test_dataset=test).fitted_on_split == ["the fold into the weights"]
+        hf_focal.unfold_calibration(trainer.model)
+        assert card_of(trainer, test_dataset=test).fitted_on_split == []
+        trainer.calibrate(test)
+        trainer.fold_calibration(test)
+        assert card_of(trainer, test_dataset=test).fitted_on_split == ["the calibration", "the fold into the weights"]
+        assert card_of(trainer).fitted_on_split == []
+
+    def test_thresholds_of_other_data(self, tmp_path):
+        trainer, test = quick_trainer(tmp_path, "multi_label"), tiny_dataset("multi_label", 13)
+        trainer.train()
+        trainer.calibrate(test)
+        assert "the thresholds" in card_of(trainer, test_dataset=test).fitted_on_split
+        assert card_of(trainer).fitted_on_split == []
+
+    def test_fitted_on_unknown_data(self, trained, tmp_path):
+        trainer = trained()
+        replace(trainer.recorded_settings(), temperature=1.5).store_in(trainer.model.config)
+        assert card_of(trainer).fitted_on_split is None
+        assert "fitted on these examples" not in (tmp_path / "README.md").read_text()
+        assert card_of(trainer, test_dataset=trainer.train_dataset).fitted_on_split == ["the weights"]
 
     def test_predictions_are_not_made_again(self, trained, monkeypatch):
         trainer, data = trained(), tiny_dataset(num_examples=13)
