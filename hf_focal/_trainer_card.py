@@ -151,12 +151,11 @@ def _contents(
     command, lacks = publishable_command(["python", *sys.orig_argv[1:]], [token for token in tokens if token])
     limits = {
         f"Written during training, after step {state.global_step} of {state.max_steps}.": trainer.is_in_train,
-        f"The results are those of the dataset {name!r}, one of several that it was evaluated on.": name is not None,
-        "The results are those in the log of the training: decided as trained, with the probabilities of the logits themselves.": (
+        f"The results are for {name!r}, one of several evaluation datasets.": name is not None,
+        "The results are from the training log: for decisions as trained, and the softmax or sigmoid of the logits.": (
             results.logits is None and results.metrics.keys() > {"loss"}
         ),
-        f"An example counts in the metrics by its weight, in column {_weight_column(trainer)!r}.": results.weights
-        is not None,
+        f"Examples are weighted in the metrics, by column {_weight_column(trainer)!r}.": results.weights is not None,
         **dict.fromkeys(lacks, True),
     }
     return ModelCardContents(
@@ -308,7 +307,7 @@ def _fitted_on(
     datasets = held_out.values() if isinstance(held_out, dict) else [held_out]
     is_selected_on = _is_best(trainer) and any(_is_same(results.dataset, dataset) for dataset in datasets)
     is_trained_on = trainer.train_dataset is not None and _is_same(results.dataset, trainer.train_dataset)
-    fitted, is_known = ["the weights"] * is_trained_on, True
+    fitted, is_known = ["the training"] * is_trained_on, True
     for name, value in fitted_parts(settings).items():
         dataset, stored = fits.get(name, (None, None))
         if stored != value:  # fitted by something else than this trainer

@@ -337,7 +337,7 @@ class TestTasks:
         weights = np.array(data["importance"][:]).reshape(-1, *[1] * (labels.ndim - 1)) * (labels != -100)
         assert contents.metrics["accuracy"] == [pytest.approx(np.average(is_hit, weights=weights))]
         assert trainer.evaluate(data)["eval_accuracy"] == pytest.approx(contents.metrics["accuracy"][0])
-        assert "An example counts in the metrics by its weight, in column 'importance'." in contents.limits
+        assert "Examples are weighted in the metrics, by column 'importance'." in contents.limits
 
     @pytest.mark.parametrize("task", ["single_label", "tokens"])
     def test_one_hot_rows_and_their_pictures(self, tmp_path, task):
@@ -527,7 +527,7 @@ class TestEvalDataset:
         assert sum(by_class["support"][0] for by_class in contents.per_class.values()) == 9
         assert contents.dataset_split == "a_b"
         assert contents.dataset_fingerprint == fingerprint(trainer.eval_dataset["a_b"])
-        assert any("those of the dataset 'a_b', one of several" in limit for limit in contents.limits)
+        assert any("results are for 'a_b', one of several" in limit for limit in contents.limits)
         assert contents.metrics["loss"] == [pytest.approx(trainer.state.best_metric, abs=1e-6)]
 
     @pytest.mark.parametrize("name", ["a", "a_b", "c"])
@@ -641,7 +641,7 @@ class TestWhichSplit:
         assert card_of(trainer).fitted_on_split == ["the calibration", "the choice of the checkpoint"]
         text = (tmp_path / "README.md").read_text()
         assert "## Results on the evaluation data, " in text
-        assert "Also fitted on these examples, which flatters the results: the calibration, the choice of" in text
+        assert "because these examples were also used for: the calibration, the choice of the checkpoint." in text
         copy = tiny_dataset(num_examples=NUM_EVAL_EXAMPLES)  # the same rows under another name
         assert card_of(trainer, test_dataset=copy).fitted_on_split == [
             "the calibration",
@@ -655,7 +655,7 @@ class TestWhichSplit:
         predictions = trainer.predict(test) if is_predicted else None
         trainer.calibrate(test, predictions=predictions)
         assert card_of(trainer, test_dataset=test, predictions=predictions).fitted_on_split == ["the calibration"]
-        assert "Nothing was fitted" not in (tmp_path / "README.md").read_text()
+        assert "were also used for: the calibration." in (tmp_path / "README.md").read_text()
         assert card_of(trainer, test_dataset=tiny_dataset(num_examples=13)).fitted_on_split == ["the calibration"]
         assert card_of(trainer).fitted_on_split == []
         assert card_of(trainer, test_dataset=tiny_dataset(num_examples=12)).fitted_on_split == []
@@ -685,8 +685,8 @@ class TestWhichSplit:
         trainer = trained()
         replace(trainer.recorded_settings(), temperature=1.5).store_in(trainer.model.config)
         assert card_of(trainer).fitted_on_split is None
-        assert "fitted on these examples" not in (tmp_path / "README.md").read_text()
-        assert card_of(trainer, test_dataset=trainer.train_dataset).fitted_on_split == ["the weights"]
+        assert "these examples" not in (tmp_path / "README.md").read_text()
+        assert card_of(trainer, test_dataset=trainer.train_dataset).fitted_on_split == ["the training"]
 
     def test_predictions_are_not_made_again(self, trained, monkeypatch):
         trainer, data = trained(), tiny_dataset(num_examples=13)
@@ -858,7 +858,7 @@ class TestMetricsOfTheUser:
             contents.operating_points.keys() == {"as_trained", "most_likely", "balanced"}
             and not again.operating_points
         )
-        assert any("those in the log of the training" in limit for limit in again.limits)
+        assert any("from the training log" in limit for limit in again.limits)
 
 
 @pytest.mark.usefixtures("without_drawing")
@@ -989,7 +989,7 @@ class TestCommand:
         contents = card_of(trainer)
         assert "s3cr3t" not in (tmp_path / "README.md").read_text()
         assert contents.command == ["python", "-u", "train.py", "--tok=***"]
-        assert contents.limits == [f"The command is given without --{name}."]
+        assert contents.limits == [f"The command is shown without --{name}."]
 
     def test_hostile_texts_come_back(self, tmp_path, monkeypatch):
         names = [name for name in HOSTILE if name.isprintable() or "\n" in name]
