@@ -168,7 +168,7 @@ def main() -> None:
         chosen = ", ".join(sorted({*cells["chosen"]} - {""}))
         lines.append([loss, f"{probabilities} ({chosen})" if chosen else probabilities, *columns])
     print(f"\n{markdown_table(['loss', 'probabilities', *METRICS.values()], lines)}")
-    print(f"\n{args.output_dir / 'reliability.png'} shows the same as a picture.")
+    print(f"\n{args.output_dir / 'reliability.png'} shows the reliability diagrams.")
 
 
 if __name__ == "__main__":

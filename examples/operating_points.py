@@ -29,7 +29,7 @@ def recall_plot(recalls: pd.DataFrame, file: Path) -> None:
     axes = figure.subplots()
     rotation = 0 if len(recalls) <= 8 else 90
     recalls.plot.bar(
-        ax=axes, width=0.8, rot=rotation, ylabel="recall", xlabel="class, the most frequent in training first"
+        ax=axes, width=0.8, rot=rotation, ylabel="recall", xlabel="class, most frequent in training first"
     )
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=len(recalls.columns), frameon=False)
@@ -75,7 +75,7 @@ def main() -> None:
         "estimated": estimate.prior,
         "test": torch.bincount(labels, minlength=len(names)) / len(labels),
     }
-    print(f"\nClass prior, estimated in {estimate.iterations} iterations")
+    print(f"\nClass priors; the estimate took {estimate.iterations} iterations")
     print(pd.DataFrame(priors, index=names).to_string(float_format="%.3f"))
     order = class_prior.argsort(descending=True, stable=True).numpy()
     recall_plot(pd.DataFrame(recalls, index=names).iloc[order], args.output_dir / "recall.png")

@@ -82,7 +82,7 @@ class ModelArguments:
         default=None, metadata={"help": "Model on the hub or local folder. Default: MiniLM-L6 from its package."}
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
-    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, if it is not the model's."})
+    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, if not that of the model."})
     cache_dir: str | None = field(default=None, metadata={"help": "Folder for downloads."})
     ignore_mismatched_sizes: bool = field(
         default=False,
@@ -91,7 +91,7 @@ class ModelArguments:
     loss: str = field(
         default="focal",
         metadata={
-            "help": "`focal` with --focal_gamma and --focal_alpha, or `cross_entropy`: gamma 0, no alpha, same trainer.",
+            "help": "`focal` with --focal_gamma and --focal_alpha, or `cross_entropy`: the same trainer with gamma 0 and no alpha.",
             "choices": ["focal", "cross_entropy"],
         },
     )
@@ -99,42 +99,42 @@ class ModelArguments:
     operating_point: str | None = field(
         default=None,
         metadata={
-            "help": "How the model decides: `as_trained` (the default), `most_likely`, `balanced` or, with a validation split and "
-            "two classes or several labels, `thresholds`. With --do_train it is recorded, and used by pipelines and "
-            "the model card; without, it applies only to this run.",
+            "help": "How the model decides: `as_trained` (the default), `most_likely`, `balanced`, or `thresholds` (fitted on the "
+            "validation split, for two classes or for several labels per text). With --do_train it is stored with the model, "
+            "for pipelines and the model card; otherwise it applies only to this run.",
             "choices": [*OPERATING_POINTS],
         },
     )
 
     positive_label: str | None = field(
         default=None,
-        metadata={"help": "With two classes, the one that the threshold is for. Default: the rarer one."},
+        metadata={"help": "With two classes, the one that the threshold applies to. Default: the rarer one."},
     )
     f_beta: float = field(
         default=1.0,
         metadata={
-            "help": "Choose the thresholds with the best F-beta on the validation split; above 1, recall counts more."
+            "help": "Choose the thresholds with the best F-beta on the validation split; a beta above 1 favours recall."
         },
     )
     wanted_precision: float | None = field(
         default=None,
         metadata={
-            "help": "Instead, choose the thresholds with the largest recall at this precision; implies "
+            "help": "Instead of --f_beta: choose the thresholds with the highest recall at this precision or more; implies "
             "--operating_point thresholds."
         },
     )
     wanted_recall: float | None = field(
         default=None,
         metadata={
-            "help": "Instead, choose the thresholds with the largest precision at this recall; implies "
+            "help": "Instead of --f_beta: choose the thresholds with the highest precision at this recall or more; implies "
             "--operating_point thresholds."
         },
     )
     calibration_method: str = field(
         default="auto",
         metadata={
-            "help": "How the probabilities are calibrated on the validation split: `temperature`, `vector` "
-            "(temperature and a bias per class), `none`, or `auto`, whichever is best on examples not in the fit.",
+            "help": "How to calibrate the probabilities on the validation split: `temperature`, `vector` (a temperature and "
+            "a bias per class), `none`, or `auto`: the best of these on examples left out of the fit.",
             "choices": [*METHODS],
         },
     )
@@ -142,9 +142,9 @@ class ModelArguments:
     fold_calibration: bool = field(
         default=False,
         metadata={
-            "help": "After --do_train, fold the calibration and --operating_point into the weights, for stock "
-            "pipelines and servers. Needs --do_eval. If the validation split does not allow a fit, for example "
-            "because it has no errors, the model is saved unchanged, with a warning."
+            "help": "After training, fold the calibration and --operating_point into the weights, for stock pipelines and "
+            "servers. Needs --do_train and --do_eval. If nothing can be fitted on the validation split, for example because "
+            "it has no errors, the model is saved unchanged, with a warning."
         },
     )
 
@@ -290,7 +290,7 @@ def calibrate(
             wanted_recall=model_args.wanted_recall,
         )
     except ValueError as error:  # a model without a posterior is still usable
-        logger.warning(f"Neither temperature nor thresholds are stored: {error}")
+        logger.warning(f"No calibration and no thresholds are stored: {error}")
         return
     if trainer.is_world_process_zero():
         print_calibration(calibration, len(dataset))
@@ -307,9 +307,9 @@ def fold(trainer: FocalTrainer, dataset: Dataset, predictions: PredictionOutput)
         return
     if trainer.is_world_process_zero():
         print(
-            f"\nThe calibration is folded into the weights, {'exactly' if folded['exact'] else 'approximately'}: "
-            f"largest difference {folded['largest_difference']:.2g} to the posterior, negative log-likelihood "
-            f"{folded['negative_log_likelihood_before']:.4f} before, {folded['negative_log_likelihood_after']:.4f} now"
+            f"\nThe calibration is folded into the weights, {'exactly' if folded['exact'] else 'approximately'}: the "
+            f"probabilities differ from the posterior by at most {folded['largest_difference']:.2g}; negative log-likelihood "
+            f"{folded['negative_log_likelihood_before']:.4f} before, {folded['negative_log_likelihood_after']:.4f} after"
         )
 
 
@@ -361,12 +361,10 @@ def print_calibration(calibration: dict, num_examples: int) -> None:
         likelihood = ", ".join(
             f"{name} {value:.4f}" for name, value in calibration.get("negative_log_likelihood", {}).items()
         )
-        left_out = f"; negative log-likelihood on examples left out: {likelihood}" if likelihood else ""
-        how = {"temperature": "a temperature", "vector": "a temperature and a bias for each class"}.get(
-            calibration["method"]
-        )
-        done = f"calibrated by {how} (temperature {calibration['temperature']:.2f})" if how else "left unchanged"
-        print(f"\nProbabilities {done}{left_out}")
+        left_out = f"; negative log-likelihood on examples left out of the fit: {likelihood}" if likelihood else ""
+        bias = {"temperature": "", "vector": " and a bias for each class"}.get(calibration["method"])
+        temperature = f"calibrated with a temperature of {calibration['temperature']:.2f}"
+        print(f"\nProbabilities {'left unchanged' if bias is None else temperature + bias}{left_out}")
     rows = {
         one_line(name): {score: "{:.3f} ({:.3f} to {:.3f})".format(*values) for score, values in scores.items()}
         for name, scores in calibration.get("reached", {}).items()
@@ -375,14 +373,14 @@ def print_calibration(calibration: dict, num_examples: int) -> None:
         table = pd.DataFrame(rows).T
         table.insert(0, "threshold", [f"{threshold:.3f}" for threshold in calibration["thresholds"]][: len(rows)])
         print(
-            f"\nThresholds for {calibration['threshold_criterion']}, and their scores on the {num_examples} "
-            f"validation examples that they were fitted on (95 % intervals)\n{table.head(20).to_string()}"
+            f"\nThresholds for {calibration['threshold_criterion']}, with their scores on the {num_examples} validation "
+            f"examples that they were fitted on (95 % intervals)\n{table.head(20).to_string()}"
         )
     if missing := calibration.get("not_reachable"):
-        print(f"{calibration['threshold_criterion']} is not reachable for {one_line(', '.join(missing[:20]))}")
+        print(f"No threshold reaches {calibration['threshold_criterion']} for: {one_line(', '.join(missing[:20]))}")
     if unknown := calibration.get("without_positives"):
         names = one_line(", ".join(unknown[:20]))
-        print(f"No positive validation example, so the threshold is not fitted: {names}")
+        print(f"No threshold fitted, as there are no positive validation examples: {names}")
 
 
 def print_report(
@@ -416,9 +414,9 @@ def print_report(
         }
         for point, metrics in points.items()
     }
-    print(f"\nResults on the {split} split, {len(labels)} examples, decided at {chosen}\n{report}")
+    print(f"\nResults on the {split} split, {len(labels)} examples, operating point {chosen}\n{report}")
     if absent := [name for k, name in enumerate(names) if k not in classes]:
-        print(f"Neither in the split nor predicted: {', '.join(absent)}\n")
+        print(f"Classes neither in the split nor predicted: {', '.join(absent)}\n")
     print(f"{pd.DataFrame(rows).T.to_string()}\nIn brackets: 95 % bootstrap intervals over the examples")
 
 
@@ -474,7 +472,7 @@ def run(
         raise ValueError(f"the {unlabelled[0]} split is unlabelled")
     if findings := check_data(splits, labels, data_args.text_columns):
         lines = "\n".join(f"- {line}" for line in findings)
-        logger.warning(f"Is this intended? Rows are counted from 1, without the header.\n{lines}")
+        logger.warning(f"Is this intended? Rows are numbered from 1, not counting a header.\n{lines}")
     path = model_path(model_args)
     # Code of a model is never run: otherwise a card could run its own code when it is verified.
     hub = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir, "trust_remote_code": False}
@@ -647,9 +645,9 @@ def print_next_steps(trainer: FocalTrainer, path: str, task: str, example: str, 
     args, config = trainer.args, trainer.model.config
     folder = args.output_dir if args.do_train else path
     card, predictions = Path(folder, "README.md"), Path(args.output_dir, "predict_results.txt")
-    print(f"\nThe model is in {folder}" + (f", its card is {card}" if args.do_train and card.is_file() else ""))
+    print(f"\nThe model is in {folder}" + (f", its card in {card}" if args.do_train and card.is_file() else ""))
     if args.do_predict:
-        print(f"The predictions of the test split are in {predictions}")
+        print(f"The predictions for the test split are in {predictions}")
     settings = FocalSettings.find_in(config)
     imports, arguments = ["from transformers import pipeline"], [repr(task), f"model={folder!r}"]
     is_ours = settings is not None and settings.folded is None
@@ -659,7 +657,7 @@ def print_next_steps(trainer: FocalTrainer, path: str, task: str, example: str, 
         arguments.append(f"pipeline_class={pipeline_class}")
     arguments += [f"{name}={value!r}" for name, value in options.items()]
     lines = [*imports, f"classify = pipeline({', '.join(arguments)})", f"print(classify({example!r}))"]
-    print("To use it, in Python:\n\n    " + "\n    ".join(lines) + "\n")
+    print("To use it in Python:\n\n    " + "\n    ".join(lines) + "\n")
 
 
 def main() -> None:

@@ -177,8 +177,10 @@ def print_report(
         }
         for point, metrics in points.items()
     }
-    print(f"\nEntities of the {split} split, {len(labels)} sentences, decided at {chosen}\n{report}")
-    print(f"{pd.DataFrame(rows).T.to_string()}\nIn brackets, for tokens: 95 % bootstrap intervals over the sentences")
+    print(f"\nEntities in the {split} split, {len(labels)} sentences, operating point {chosen}\n{report}")
+    print(
+        f"{pd.DataFrame(rows).T.to_string()}\nIn brackets: 95 % bootstrap intervals over the sentences, for the metrics of tokens"
+    )
 
 
 def main() -> None:
@@ -310,7 +312,7 @@ def main() -> None:
     print_next_steps(trainer, path, "token-classification", "Ms Noon flew to Oslo.", aggregation_strategy="first")
     if trainer.is_world_process_zero():
         print(
-            "Add min_confidence=0.8 to the last line or the one before to report only more confident entities; "
+            "To report only entities with enough confidence, add min_confidence=0.8 to either of the last two lines; "
             "hf_focal.fit_min_confidence finds the value for a wanted precision or recall on held-out data"
         )
 

@@ -111,7 +111,7 @@ def reliability_diagram(
         at, mark = bins + 0.05 + width * (place + 0.5), width / 2
         above.bar(at, spread(shares), width, color=color, alpha=0.45, label=name)
         above.vlines(at, spread(low), spread(high), color=color, label="95 % interval (Wilson)" if not place else None)
-        label = "mean confidence, where a calibrated bar ends" if not place else None
+        label = "mean confidence: where the bar of a calibrated model ends" if not place else None
         above.hlines(spread(means), at - mark, at + mark, color="black", linewidth=2.5, label=label)
         bars = below.bar(at, counts, width, color=color, alpha=0.45)
         below.bar_label(bars, [f"{count:,}" for count in counts], padding=2, fontsize=7, rotation=90)
@@ -148,9 +148,8 @@ def precision_recall_curves(
     """Precision and recall at each threshold; points mark the chosen threshold and the actual decisions.
 
     With two classes it is the curve of the positive class: that of the threshold or, without one, the rarer class.
-        With
-    several labels there is a curve of all decisions together and one of each of the rarest labels that have enough
-    positives.
+    With several labels there is a curve of all decisions together and one of each of the rarest labels that have
+    enough positives.
 
     Args:
         probabilities (`Tensor`): (N, C).
@@ -198,11 +197,11 @@ def precision_recall_curves(
             return None
         threshold = None if thresholds is None else thresholds[0]
         draw(names[positive], probabilities[:, positive].numpy(), truth, _COLORS[0], threshold)
-        axes.axhline(truth.mean(), color="gray", linestyle=":", label="by chance")
+        axes.axhline(truth.mean(), color="gray", linestyle=":", label="chance level")
     else:
         return None
     axes.plot(
-        *_point(guess, truth), "D", color="black", fillstyle="none", label=f"as decided: {settings.operating_point}"
+        *_point(guess, truth), "D", color="black", fillstyle="none", label=f"decisions at {settings.operating_point}"
     )
     axes.set(xlabel="recall", ylabel="precision", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.spines[["top", "right"]].set_visible(False)
@@ -231,10 +230,10 @@ def prior_note(
     differences = np.abs(shares - prior) / errors
     most = int(differences.argmax())
     if differences[most] < norm.isf(0.001 / len(prior)):
-        return "Classes occur here as often as in training, but for chance"
+        return "Class frequencies here are the same as in training, up to chance"
     return (
-        "Classes do not occur here as often as in training, which shifts probabilities: most of all "
-        f"{100 * shares[most]:.3g} % here and {100 * prior[most]:.3g} % there of {picture_names(label_names)[most]}"
+        "Class frequencies here differ from those in training, which shifts probabilities; the largest difference: "
+        f"{100 * shares[most]:.3g} % here and {100 * prior[most]:.3g} % in training for {picture_names(label_names)[most]}"
     )
 
 

@@ -79,15 +79,15 @@ def publishable_command(command: Sequence[str], secrets: Sequence[str] = ()) -> 
     ```python
     >>> from hf_focal.model_card import publishable_command
     >>> publishable_command(["python", "/home/ann/train.py", "--hub_token", "abc"])
-    (['python', 'train.py'], ['Files outside the folder that ... are named without where they are.', 'The command ... --hub_token.'])
+    (['python', 'train.py'], ['Files outside the working folder ... without their folders.', 'The command ... --hub_token.'])
 
     ```
     """
     relative, here = without_paths(command), f"{Path.cwd()}/"
     is_cut = relative != [argument.replace(here, "") for argument in command]
     remaining, left_out = without_secrets(relative, secrets)
-    omissions = ["Files outside the folder that the command was run in are named without where they are."] * is_cut
-    return remaining, omissions + [f"The command is given without {', '.join(left_out)}."] * bool(left_out)
+    omissions = ["Files outside the working folder are shown without their folders."] * is_cut
+    return remaining, omissions + [f"The command is shown without {', '.join(left_out)}."] * bool(left_out)
 
 
 def without_secrets(command: Sequence[str], secrets: Sequence[str] = ()) -> tuple[list[str], list[str]]:

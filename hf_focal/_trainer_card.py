@@ -33,7 +33,7 @@ from .model_card import TOLERANCE, ModelCardContents, describe_hardware, write_m
 from .settings import FocalSettings
 
 
-__all__ = ["fingerprint", "write_trainer_card"]
+__all__ = ["fingerprint", "fitted_parts", "write_trainer_card"]
 
 # Entries that Trainer adds to the metrics of an evaluation.
 _NO_METRIC = re.compile(
@@ -83,6 +83,7 @@ def write_trainer_card(
     test_split: str | None = None,
     predictions: PredictionOutput | None = None,
     calibrated: dict[str, Any] | None = None,
+    fits: dict[str, tuple[Any, Any]] | None = None,
 ) -> Path:
     """Writes README.md and the pictures into the trainer's `output_dir`.
 
@@ -96,7 +97,8 @@ def write_trainer_card(
         test_dataset (`Dataset`, *optional*): The data of the results, instead of the trainer's `eval_dataset`.
         test_split (`str`, *optional*): The name of its split.
         predictions (`PredictionOutput`, *optional*): The output of `predict` for that dataset.
-        calibrated (`dict`, *optional*): The result of `calibrate`, fitted on other data.
+        calibrated (`dict`, *optional*): The result of `calibrate`.
+        fits (`dict`, *optional*): For each of [`fitted_parts`] that the trainer fitted, the data and the value.
 
     Returns:
         `Path`: The README.md.
@@ -121,7 +123,7 @@ def write_trainer_card(
     label_names = class_names(config)
     results = _results(trainer, model, settings, label_names, test_dataset, predictions)
     results.split = test_split
-    contents = _contents(trainer, bool(is_multi_label(config)), settings, label_names, summary, results)
+    contents = _contents(trainer, bool(is_multi_label(config)), settings, label_names, summary, results, fits or {})
     contents.thresholds_reached = _thresholds_reached(calibrated or {}, settings, label_names)
     path = write_model_card(folder, contents, results.logits, results.labels)
     wrapped = trainer.accelerator.unwrap_model(trainer.model)
@@ -141,6 +143,7 @@ def _contents(
     label_names: list[str],
     summary: TrainingSummary,
     results: _Results,
+    fits: dict[str, tuple[Any, Any]],
 ) -> ModelCardContents:
     args, state = trainer.args, trainer.state
     name = results.name
@@ -148,18 +151,17 @@ def _contents(
     command, lacks = publishable_command(["python", *sys.orig_argv[1:]], [token for token in tokens if token])
     limits = {
         f"Written during training, after step {state.global_step} of {state.max_steps}.": trainer.is_in_train,
-        f"The results are those of the dataset {name!r}, one of several that it was evaluated on.": name is not None,
-        "The results are those in the log of the training: decided as trained, with the probabilities of the logits themselves.": (
+        f"The results are for {name!r}, one of several evaluation datasets.": name is not None,
+        "The results are from the training log: for decisions as trained, and the softmax or sigmoid of the logits.": (
             results.logits is None and results.metrics.keys() > {"loss"}
         ),
-        f"An example counts in the metrics by its weight, in column {_weight_column(trainer)!r}.": results.weights
-        is not None,
+        f"Examples are weighted in the metrics, by column {_weight_column(trainer)!r}.": results.weights is not None,
         **dict.fromkeys(lacks, True),
     }
     return ModelCardContents(
         model_name=str(summary.model_name),
         **_data(summary, trainer, results),
-        fitted_on_split=_fitted_on(trainer, settings, results),
+        fitted_on_split=_fitted_on(trainer, settings, results, fits),
         **_where_to_find(trainer, summary),
         label_names=label_names,
         settings=_without_weights(settings),
@@ -284,26 +286,47 @@ def _without_weights(settings: FocalSettings) -> FocalSettings:
     return replace(settings, folded={**settings.folded, "residual": "", "unfolded_bias": None})
 
 
-def _fitted_on(trainer: Trainer, settings: FocalSettings, results: _Results) -> list[str]:
-    """What was fitted on the data of the results, as far as known: assumes that fits used `eval_dataset`."""
+def fitted_parts(settings: FocalSettings) -> dict[str, Any]:
+    """The values in the record that were fitted on held-out data, by their name in the card."""
+    folded = settings.folded
+    parts: dict[str, Any] = {}
+    if settings.temperature is not None or settings.calibration_bias is not None:
+        parts["the calibration"] = settings.temperature, settings.calibration_bias
+    if (thresholds := _unfolded_thresholds(settings)) is not None:
+        parts["the thresholds"] = thresholds
+    if folded is not None and not folded["exact"] and "negative_log_likelihood_after" in folded["measured"]:
+        parts["the fold into the weights"] = folded["scale"], folded["bias"]
+    return parts
+
+
+def _fitted_on(
+    trainer: Trainer, settings: FocalSettings, results: _Results, fits: dict[str, tuple[Any, Any]]
+) -> list[str] | None:
+    """What was fitted on the data of the results; None if nothing is known to be, but something may be."""
     held_out = trainer.eval_dataset
     datasets = held_out.values() if isinstance(held_out, dict) else [held_out]
-    if not any(_is_same(results.dataset, dataset) for dataset in datasets):
-        return []
-    fitted = {
-        "the calibration": settings.is_calibrated,
-        "the thresholds": settings.thresholds is not None,
-        "the choice of the checkpoint": _is_best(trainer),
-    }
-    return [name for name, is_fitted in fitted.items() if is_fitted]
+    is_selected_on = _is_best(trainer) and any(_is_same(results.dataset, dataset) for dataset in datasets)
+    is_trained_on = trainer.train_dataset is not None and _is_same(results.dataset, trainer.train_dataset)
+    fitted, is_known = ["the training"] * is_trained_on, True
+    for name, value in fitted_parts(settings).items():
+        dataset, stored = fits.get(name, (None, None))
+        if stored != value:  # fitted by something else than this trainer
+            is_known = False
+        elif _is_same(results.dataset, dataset):
+            fitted.append(name)
+    fitted += ["the choice of the checkpoint"] * is_selected_on
+    return fitted if fitted or is_known else None
+
+
+def _unfolded_thresholds(settings: FocalSettings) -> list[float] | None:
+    return settings.thresholds if settings.folded is None else settings.folded["unfolded_settings"]["thresholds"]
 
 
 def _thresholds_reached(
     calibrated: dict[str, Any], settings: FocalSettings, label_names: list[str]
 ) -> dict[str, dict[str, list[float]]]:
     """The scores that the thresholds of `calibrate` reach, unless other thresholds have been stored since."""
-    stored = settings.thresholds if settings.folded is None else settings.folded["unfolded_settings"]["thresholds"]
-    if calibrated.get("thresholds") != stored:
+    if calibrated.get("thresholds") != _unfolded_thresholds(settings):
         return {}
     reached = {
         name: {score: [*values] for score, values in scores.items() if np.isfinite(values).all()}

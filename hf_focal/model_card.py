@@ -472,13 +472,13 @@ def _introduction(contents: ModelCardContents) -> str:
     loss = f"focal loss ({escape_markdown(named)})" if _is_focal(contents) else "cross entropy"
     alpha = "" if contents.settings.alpha is None else " and class weights (alpha)"
     source = "Trained" if contents.base_model is None else f"Fine-tuned from {escape_markdown(contents.base_model)}"
-    return f"{source} on {escape_markdown(contents.dataset_name)} with {loss}{alpha} by hf\\_focal."
+    return f"{source} on {escape_markdown(contents.dataset_name)} with {loss}{alpha}, using hf\\_focal."
 
 
 def _sections(contents: ModelCardContents, pictures: dict[str, str]) -> dict[str, str]:
     """The sections by heading, in order; those without content are empty."""
     images = "\n\n".join(f"![{title}]({file})" for file, title in pictures.items())
-    numbers = [f"{shown} {name}" for shown, name in numbered(contents.label_names).items()] if pictures else []
+    numbers = [f"{shown} is {name}" for shown, name in numbered(contents.label_names).items()] if pictures else []
     return {
         "How to use": _how_to_use(contents),
         _results_title(contents): "\n\n".join(part for part in (_results(contents), _fitted_on(contents)) if part),
@@ -486,7 +486,7 @@ def _sections(contents: ModelCardContents, pictures: dict[str, str]) -> dict[str
         "Thresholds": _thresholds(contents),
         "Results per class": _per_class(contents),
         "Pictures": "\n\n".join(
-            [images, *([f"In the pictures: {_listed(numbers, len(numbers))}."] if numbers else [])]
+            [images, *([f"In the pictures, {_listed(numbers, len(numbers))}."] if numbers else [])]
         ),
         "Settings": _settings(contents),
         "Labels of the training data": _training_labels(contents),
@@ -499,25 +499,29 @@ def _sections(contents: ModelCardContents, pictures: dict[str, str]) -> dict[str
 def _folded(settings: FocalSettings, folded: dict[str, Any]) -> str:
     if any(folded["shift"]):
         return (
-            "Folded into the weights is a decision: the largest score, or each of 0.5 or more. The scores are no probabilities "
-            "where classes occur as in training; those are what `hf_focal.posterior_from_config` gives."
+            "The thresholds are folded into the weights: predict the class with the largest score or, with several labels, "
+            "every label with a score of 0.5 or more. The scores are therefore not probabilities; "
+            "`hf_focal.posterior_from_config` returns those, for the class frequencies of the training data."
         )
-    calibrated = ", calibrated on held-out data" if settings.is_calibrated else ""
+    calibrated = ", calibrated on held-out data," if settings.is_calibrated else ""
     measured = folded["measured"]
     how_near = ""
     if measured and not folded["exact"]:
         is_of_data = "negative_log_likelihood_after" in measured
         how_near = (
-            f"{' On the data that it was folded with, it' if is_of_data else ' It'} is at most {measured['largest_difference']:.2g} "
-            f"from that of the formula, on average {measured['mean_difference']:.2g}."
+            f"{' On the data used for folding, it' if is_of_data else ' It'} differs from the posterior of the formula by at most "
+            f"{measured['largest_difference']:.2g}, on average by {measured['mean_difference']:.2g}."
         )
     other = settings.class_prior != settings.training_prior
     where = (
-        " where classes occur as often as `class_prior` of the record says, which is not as in training"
+        " It is for the class frequencies in `class_prior` of the record, which are not those of the training data."
         if other
         else ""
     )
-    return f"A score, of any pipeline, is the class posterior{where}{calibrated}, which is folded into the weights.{how_near}"
+    return (
+        f"The class posterior{calibrated} is folded into the weights, so that every pipeline returns it as the score."
+        f"{where}{how_near}"
+    )
 
 
 def _how_to_use(contents: ModelCardContents) -> str:
@@ -547,13 +551,13 @@ def _how_to_use(contents: ModelCardContents) -> str:
         f"classify = pipeline({', '.join([_quoted(contents.task), *given])})",
         f"print(classify([{_quoted(example)}]))",
     ]
-    scores = f"A score is the class posterior{calibrated}; what decides is `{settings.operating_point}`."
+    scores = f"A score is the class posterior{calibrated}; predictions use the operating point `{settings.operating_point}`."
     if settings.folded is not None:
         scores = _folded(settings, settings.folded)
         if is_ours:
-            scores += f" What decides is `{settings.operating_point}`, which the stock pipeline does not know."
+            scores += f" Predictions use the operating point `{settings.operating_point}`, which stock pipelines do not support."
     elif not is_ours:
-        scores = "The score is what the model was trained to say, which is no probability."
+        scores = "The scores are the softmax or sigmoid of the logits, which are not class probabilities."
     return "\n".join(["```python", *lines, "```", "", scores])
 
 
@@ -571,7 +575,7 @@ def _fitted_on(contents: ModelCardContents) -> str:
         return ""
     if not fitted:
         return "Nothing was fitted on these examples."
-    return f"Also fitted on these examples, which flatters the results: {_listed(fitted)}."
+    return f"The results are optimistic, because these examples were also used for: {_listed(fitted)}."
 
 
 def _results(contents: ModelCardContents) -> str:
@@ -599,13 +603,13 @@ def _operating_points(contents: ModelCardContents) -> str:
         ]
         for name, metrics in points.items()
     ]
-    table = _table(["decided by", *(_metric(name)[0] for name in columns)], rows)
+    table = _table(["operating point", *(_metric(name)[0] for name in columns)], rows)
     rare = contents.label_names[contents.settings.rarer_or_positive_label] if "precision" in columns else ""
-    label_note = f" Precision and recall are those of {escape_markdown(rare)}." if rare else ""
+    label_note = f" Precision and recall are for {escape_markdown(rare)}." if rare else ""
     makes = f"`{_PIPELINES[contents.task][0]}`" if contents.task in _PIPELINES else "`hf_focal.decide`"
     return (
-        f"{table}\n\nIn brackets the 95 % interval of a bootstrap over the examples. The results above are those of the decision "
-        f"in force, which {makes} makes; a stock pipeline decides `as_trained`. `hf_focal.decide` explains them."
+        f"{table}\n\nIn brackets: 95 % bootstrap intervals over the examples. The results above are for the operating point in force, "
+        f"which {makes} uses; a stock pipeline decides `as_trained`. The documentation of `hf_focal.decide` explains them."
         f"{label_note}"
     )
 
@@ -626,10 +630,10 @@ def _thresholds(contents: ModelCardContents) -> str:
     missing = [name for name, scores in contents.thresholds_reached.items() if not scores]
     wanted = contents.settings.threshold_criterion
     reached = (
-        f"Fitted for {wanted} on held-out examples, where they reach, with 95 % intervals:\n\n"
+        f"Fitted for {wanted} on held-out examples. Scores on the same examples, with 95 % intervals:\n\n"
         f"{_table(['label', *(_metric(name)[0] for name in columns)], rows)}"
     )
-    not_reached = f"Not reachable on the held-out examples: {wanted} for {_listed(missing)}."
+    not_reached = f"No threshold reaches {wanted} on the held-out examples for: {_listed(missing)}."
     return "\n\n".join([reached] * bool(rows) + [not_reached] * bool(missing))
 
 
@@ -664,37 +668,39 @@ def _training_labels(contents: ModelCardContents) -> str:
 
 def _limits(contents: ModelCardContents) -> list[str]:
     settings, alpha = contents.settings, contents.settings.alpha
-    remedy = "`hf_focal.posterior_from_config(logits, model.config)` undoes that"
+    remedy = "`hf_focal.posterior_from_config(logits, model.config)` corrects this"
     if isinstance(settings.gamma, str) or isinstance(settings.gamma_neg, str):
-        remedy = "with a gamma that depends on the probability, no formula undoes that"
+        remedy = "for a gamma that depends on the probability, no formula corrects this"
+    causes = ["focal loss"] * _is_focal(contents) + ["alpha"] * (alpha is not None)
+    cause = f"{' and '.join(causes)} distort{'s' * (len(causes) == 1)}"
     counts = settings.label_counts or []
     rare = [name for name, count in zip(contents.label_names, counts) if count < 10]
     untested = [name for name, metrics in contents.per_class.items() if not any(metrics.get("support", [1]))]
-    reading = "Sigmoid" if contents.multi_label else "Softmax"
+    reading = "sigmoid" if contents.multi_label else "softmax"
     is_shifted = settings.class_prior != settings.training_prior
-    usual = "`class_prior` of the record says, for which it was folded" if is_shifted else "in training"
+    usual = "in `class_prior` of the record" if is_shifted else "of the training data"
     limits = {
-        f"{reading} of the logits is not the class posterior, from which focal loss and alpha lead away; {remedy}.": (
+        f"The {reading} of the logits is not the class posterior, as {cause} it; {remedy}.": (
             settings.folded is None and (_is_focal(contents) or alpha is not None)
         ),
-        "The stock scores are shifted for a decision, so they are no probabilities.": (
+        "The scores of stock pipelines are shifted by the thresholds, so they are not probabilities.": (
             settings.folded is not None and any(settings.folded["shift"])
         ),
-        "Alpha shifts decisions towards the classes that weigh more, at the expense of the others.": (
+        "Alpha shifts decisions towards the classes with larger weights, at the expense of the others.": (
             alpha is not None and settings.folded is None
         ),
-        f"Not for data where classes occur much more or less often than {usual}, unless the posterior is shifted "
+        f"Not suitable for data whose class frequencies are far from those {usual}, unless the posterior is shifted "
         "(`hf_focal.shift_prior`).": True,
-        "Not for noisy labels: wrong ones look like hard examples, on which focal loss concentrates.": _is_focal(
-            contents
+        "Focal loss is sensitive to wrong training labels: they look like the hard examples that it concentrates on.": (
+            _is_focal(contents)
         ),
-        "One seed: another gives other results, and there is no interval to tell how far.": len(contents.seeds) == 1,
-        "Neither revision nor fingerprint of the data is known, so they may have changed.": not (
+        "Trained with one seed only: how much the results vary between seeds is not known.": len(contents.seeds) == 1,
+        "Neither a revision nor a fingerprint of the data is known, so the data may have changed.": not (
             contents.dataset_revision or contents.dataset_fingerprint
         ),
-        "No temperature was fitted on held-out data.": not settings.is_calibrated,
+        "The probabilities were not calibrated on held-out data.": not settings.is_calibrated,
         "The license is not known.": contents.license is None,
-        f"Classes without a test example: {_listed(untested)}.": untested,
+        f"Classes without test examples: {_listed(untested)}.": untested,
         f"Classes with fewer than 10 training examples: {_listed(rare)}.": rare,
     }
     return [limit for limit, holds in limits.items() if holds] + [
@@ -707,7 +713,7 @@ def _origin(contents: ModelCardContents) -> str:
     rows = [[f"data, {name}", getattr(contents, f"dataset_{name}")] for name in names]
     rows.append(["hardware", contents.hardware])
     if contents.wall_seconds:
-        rows.append(["time of a run", str(timedelta(seconds=round(fmean(contents.wall_seconds))))])
+        rows.append(["time per run", str(timedelta(seconds=round(fmean(contents.wall_seconds))))])
     return _table(["", ""], [row for row in [*rows, *contents.versions.items()] if row[1] is not None])
 
 
@@ -720,12 +726,13 @@ def _reproduce(contents: ModelCardContents) -> str:
     record = ",\n".join(lines).replace("`", "\\u0060").replace("<", "\\u003c")
     tolerances = [f"{contents.tolerance:g}"]
     tolerances += ["1/√n for a class with n test examples"] * any("support" in m for m in contents.per_class.values())
-    tolerances += ["how far apart the other seeds are"] * (len(contents.seeds) > 2)
-    tolerance = ", or if more ".join(tolerances)
+    tolerances += ["the range of the other seeds"] * (len(contents.seeds) > 2)
+    tolerance = {1: "", 2: "the larger of "}.get(len(tolerances), "the largest of ") + _enumerated(tolerances)
     return (
-        f"{_command(contents)}\n\nSeeds: {_listed(map(str, contents.seeds))}. With the hardware and versions above "
-        f"the numbers should be the same to the last digit, with others within {tolerance}. This record "
-        f"has all digits, and the SHA-256 {sha256(record.encode()).hexdigest()}; `hf_focal.model_card.read_model_card` reads it.\n\n```{_RECORD}\n{{\n{record}\n}}\n```"
+        f"{_command(contents)}\n\nSeeds: {_listed(map(str, contents.seeds))}. With the hardware and versions above, "
+        f"the numbers should be identical; otherwise they should differ by at most {tolerance}. The record "
+        f"below has all digits, and its SHA-256 is {sha256(record.encode()).hexdigest()}; "
+        f"`hf_focal.model_card.read_model_card` reads it.\n\n```{_RECORD}\n{{\n{record}\n}}\n```"
     )
 
 
@@ -768,7 +775,9 @@ def _draw(folder: Path, contents: ModelCardContents, examples: tuple[Tensor, Ten
     data = "evaluation data" if split is None else drawable(f"{split} split", "evaluation data")
     where = f"{data}, n = {len(logits):,}"
     if not contents.multi_label:
-        figure = confusion_matrix(decided, targets.argmax(-1), names, settings.label_counts, f"Confusion, {where}")
+        figure = confusion_matrix(
+            decided, targets.argmax(-1), names, settings.label_counts, f"Confusion matrix, {where}"
+        )
         figure.savefig(folder / "confusion_matrix.png")
         drawn.append("confusion_matrix.png")
     probabilities = readings(logits, settings, contents.multi_label)
@@ -836,6 +845,10 @@ def _listed(texts: Iterable[str], most: int = 10) -> str:
     texts = list(texts)
     ending = f" and {len(texts) - most} more" if len(texts) > most else ""
     return ", ".join(map(escape_markdown, texts[:most])) + ending
+
+
+def _enumerated(texts: Sequence[str]) -> str:
+    return " and ".join([part for part in (", ".join(texts[:-1]), texts[-1]) if part])
 
 
 def _range(name: str) -> tuple[float, float]:

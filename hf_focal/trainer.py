@@ -40,7 +40,7 @@ from ._model_kinds import (
 from ._prior_bias import find_new_head, prior_logits
 from ._sample_weights import USUAL_NAMES, check_sample_weights, sum_weights, weigh_targets, weights_of
 from ._supported import SUPPORTED, check_bases, check_model, find_logits, shown
-from ._trainer_card import write_trainer_card
+from ._trainer_card import fitted_parts, write_trainer_card
 from ._training_labels import (
     as_trainer_error,
     check_strings_are_mapped,
@@ -185,6 +185,7 @@ class FocalTrainer(Trainer):
         self._is_yet_to_prepare = self._is_pushing = False
         self._statistics = LossStatistics()
         self._calibrated: dict[str, Any] = {}  # the result of `calibrate`, for the card
+        self._fits: dict[str, tuple[Any, Any]] = {}  # what was fitted on which data, and the value, for the card
         # Since version 4.46, if Trainer has this function, it counts the labels of the whole accumulation window, over
         # all processes, and does not scale the loss.
         loss = _without_cycle(self._scaled_loss)
@@ -410,6 +411,8 @@ class FocalTrainer(Trainer):
             wanted_recall=wanted_recall,
             sample_weight=weights,
         )
+        if self._calibrated:
+            self._remember_fits(dataset, "the calibration", "the thresholds")
         return self._calibrated
 
     def fold_calibration(
@@ -445,7 +448,14 @@ class FocalTrainer(Trainer):
         if has_data or predictions is not None or needs_held_out_data(self._config()):
             logits, labels, weights = self._held_out(dataset, predictions)
             held_out = {"logits": logits, "labels": labels, "sample_weight": weights}
-        return fold_calibration(self._core_model(), **held_out, operating_point=operating_point, prior=prior)
+        folded = fold_calibration(self._core_model(), **held_out, operating_point=operating_point, prior=prior)
+        self._remember_fits(dataset, "the fold into the weights")
+        return folded
+
+    def _remember_fits(self, dataset: Dataset | None, *names: str) -> None:
+        parts = fitted_parts(FocalSettings.from_config(self._config()))
+        dataset = self.eval_dataset if dataset is None else dataset
+        self._fits |= {name: (dataset, value) for name, value in parts.items() if name in names}
 
     def _held_out(
         self, dataset: Dataset | None, predictions: PredictionOutput | None
@@ -549,6 +559,7 @@ class FocalTrainer(Trainer):
                     test_split,
                     predictions,
                     self._calibrated,
+                    self._fits,
                 )
                 return
         except Exception as error:
@@ -1092,7 +1103,7 @@ class FocalTrainer(Trainer):
                 "model: calibration is folded into its head, so its logits are not those that the loss trains; undo "
                 "that with hf_focal.unfold_calibration(model)"
             )
-        self._calibrated = {}  # it was fitted for the previous weights
+        self._calibrated, self._fits = {}, {}  # fitted for the previous weights
         self._check_settings()  # a search may have changed them since the trainer was made
         if not self._is_resumed:
             was_started = self._has_prior_bias and self.model_init is None  # by an earlier call of `train`

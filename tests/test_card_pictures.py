@@ -127,19 +127,19 @@ class TestPriorNote:
     def test_of_the_class_that_differs_most(self):
         targets = torch.nn.functional.one_hot(torch.tensor([0] * 50 + [1] * 50), 2).double()
         note = prior_note(targets, [0.9, 0.1], ["ham", "spam"], False)
-        assert note.endswith("most of all 50 % here and 90 % there of ham")
+        assert note.endswith("the largest difference: 50 % here and 90 % in training for ham")
         assert prior_note(targets, [0.5, 0.5], ["ham", "spam"], False).startswith(
-            "Classes occur here as often as in training"
+            "Class frequencies here are the same as in training"
         )
-        assert prior_note(targets, [0.45, 0.55], ["ham", "spam"], False).endswith("as in training, but for chance")
+        assert prior_note(targets, [0.45, 0.55], ["ham", "spam"], False).endswith("as in training, up to chance")
         assert prior_note(targets, None, ["ham", "spam"], False) == ""
 
     def test_of_several_labels(self):
         targets = torch.tensor([[1.0, 0.0], [0.0, -100.0]] * 100)
-        assert prior_note(targets, [0.5, 0.0], ["a", "b"], True).startswith("Classes occur here as often as")
-        assert "50 % here and 10 % there of a" in prior_note(targets, [0.1, 0.0], ["a", "b"], True)
-        assert "0 % here and 30 % there of b" in prior_note(targets, [0.5, 0.3], ["a", "b"], True)
+        assert prior_note(targets, [0.5, 0.0], ["a", "b"], True).startswith("Class frequencies here are the same")
+        assert "50 % here and 10 % in training for a" in prior_note(targets, [0.1, 0.0], ["a", "b"], True)
+        assert "0 % here and 30 % in training for b" in prior_note(targets, [0.5, 0.3], ["a", "b"], True)
 
     def test_of_a_class_that_training_has_not(self):
         targets = torch.nn.functional.one_hot(torch.tensor([0] * 99 + [1]), 2).double()
-        assert "99 % here and 100 % there of ham" in prior_note(targets, [1.0, 0.0], ["ham", "spam"], False)
+        assert "99 % here and 100 % in training for ham" in prior_note(targets, [1.0, 0.0], ["ham", "spam"], False)

@@ -606,8 +606,12 @@ class TestTrainer:
             torch.tensor(of_stock.predictions), torch.tensor(of_stock.label_ids).float()
         )
         assert of_stock.metrics["eval_loss"] == pytest.approx(likelihood.item(), rel=1e-5)
-        assert "from that of the formula" in card
-        assert ("On the data that it was folded with" in card) == has_data == ("calibrated on held-out data" in card)
+        assert "from the posterior of the formula" in card
+        assert (
+            ("On the data used for folding, it differs" in card)
+            == has_data
+            == ("posterior, calibrated on held-out data" in card)
+        )
         assert "Alpha shifts decisions" not in card
 
     def test_predictions_are_of_a_dataset(self, tmp_path):

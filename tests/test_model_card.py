@@ -287,7 +287,7 @@ class TestBody:
         low, high = stats.t.interval(0.95, 2, np.mean([0.9, 0.8, 0.85]), stats.sem([0.9, 0.8, 0.85]))
         text = write_model_card(tmp_path, contents).read_text()
         assert f"| Accuracy | 0.8500 | {low:.4f} to {high:.4f} |" in text and "mean of 3 seeds" in text
-        assert "One seed" not in text
+        assert "one seed only" not in text
 
     def test_intervals_are_inside_the_range_of_their_metric(self, tmp_path):
         seeds = {"accuracy": [1.0, 0.9, 1.0], "matthews_correlation": [-1.0, -0.9, -1.0], "my_own": [1.0, 0.9, 1.0]}
@@ -322,7 +322,7 @@ class TestBody:
         [
             (None, None),
             ([], "Nothing was fitted on these examples."),
-            (["a_b"], "Also fitted on these examples, which flatters the results: a\\_b."),
+            (["a_b"], "The results are optimistic, because these examples were also used for: a\\_b."),
         ],
     )
     def test_what_was_fitted_on_the_same_examples(self, tmp_path, fitted, said):
@@ -335,7 +335,7 @@ class TestBody:
         )
         text = write_model_card(tmp_path, contents).read_text()
         assert "| Accuracy | 0.9000 |\n| Macro-F1 | 0.5000 |" in text and "interval (" not in text
-        assert "One seed" in text and contents.metrics == {"accuracy": [0.9], "f1_macro": [0.5]}
+        assert "Trained with one seed only" in text and contents.metrics == {"accuracy": [0.9], "f1_macro": [0.5]}
 
     def test_tables(self, tmp_path):
         sections, code = sections_of(write_model_card(tmp_path, contents_of()).read_text())
@@ -358,11 +358,11 @@ class TestBody:
         expected = distribution.to_markdown(torch.tensor([0.5, 1.5, 4.0]))
         assert expected in sections["Labels of the training data"]
         assert "| data, revision | 0123456789abcdef |" in sections["Data, machine and versions"]
-        assert "| time of a run | 0:01:01 |" in sections["Data, machine and versions"]
+        assert "| time per run | 0:01:01 |" in sections["Data, machine and versions"]
         assert all(
             f"| {name} |" in sections["Data, machine and versions"] for name in ("python", "torch", "hf\\_focal")
         )
-        assert "within 0.02" in sections["Reproduce"]
+        assert "by at most the largest of 0.02, 1/√n for a class" in sections["Reproduce"]
         assert code[1] == "```bash\npython train.py --output_dir 'a b'\n```"
 
     def test_results_of_the_metric(self, tmp_path):
@@ -411,7 +411,7 @@ class TestBody:
         settings = {"gamma": 2.0, "alpha": None, "label_counts": [50, 30], "class_prior": [0.5, 0.3]}
         contents = contents_of(label_names=["a", "b"], settings=settings, per_class={}, multi_label=True)
         text = write_model_card(tmp_path, contents).read_text()
-        assert "| a | 50 | 50.00 % |\n| b | 30 | 30.00 % |" in text and "Sigmoid of the logits" in text
+        assert "| a | 50 | 50.00 % |\n| b | 30 | 30.00 % |" in text and "The sigmoid of the logits is not" in text
 
     def test_long_lists_are_summarized(self, tmp_path):
         names = [f"class {k}" for k in range(20)]
@@ -425,10 +425,10 @@ class TestBody:
         text = write_model_card(tmp_path, contents_of(settings=settings, multi_label=True)).read_text()
         rows = ["gamma | 0", "gamma\\_neg | 4", "margin | 0.05", "alpha | none", "label\\_smoothing | 0.1"]
         assert "\n".join(f"| {row} |" for row in [*rows, "temperature | 1.5"]) in text
-        assert "with focal loss (gamma 0, gamma\\_neg 4, margin 0.05) by" in text
+        assert "with focal loss (gamma 0, gamma\\_neg 4, margin 0.05), using" in text
         assert (
-            "`hf_focal.posterior_from_config(logits, model.config)` undoes that" in text
-            and "No temperature" not in text
+            "`hf_focal.posterior_from_config(logits, model.config)` corrects this" in text
+            and "not calibrated" not in text
         )
         text = write_model_card(tmp_path, contents_of(hyperparameters={"gamma": "mine"})).read_text()
         assert "| gamma | 2 |\n| alpha | 0.5, 1.5, 4 |\n| gamma | mine |" in text
@@ -443,30 +443,33 @@ class TestBody:
     @pytest.mark.parametrize(
         "said, settings",
         [
-            ("focal loss (gamma 2) by", {"gamma": 2.0, "alpha": None}),
+            ("focal loss (gamma 2)", {"gamma": 2.0, "alpha": None}),
             (
-                "focal loss (gamma 0, 1, 2) and class weights (alpha) by",
+                "focal loss (gamma 0, 1, 2) and class weights (alpha)",
                 {"gamma": [0, 1, 2], "alpha": [1.0, 2.0, 3.0]},
             ),
-            ("focal loss (gamma flsd\\_53) by", {"gamma": "flsd_53", "alpha": None}),
-            ("cross entropy by", {"gamma": 0.0, "alpha": None}),
-            ("cross entropy and class weights (alpha) by", {"gamma": 0, "alpha": [1.0, 2.0, 3.0]}),
+            ("focal loss (gamma flsd\\_53)", {"gamma": "flsd_53", "alpha": None}),
+            ("cross entropy", {"gamma": 0.0, "alpha": None}),
+            ("cross entropy and class weights (alpha)", {"gamma": 0, "alpha": [1.0, 2.0, 3.0]}),
         ],
     )
     def test_loss_and_its_limits(self, tmp_path, said, settings):
         text = write_model_card(tmp_path, contents_of(settings=settings)).read_text()
         is_focal, has_alpha = "focal loss (" in said, "alpha" in said
-        assert f"with {said} hf\\_focal." in text
+        assert f"with {said}, using hf\\_focal." in text
         assert ("is not the class posterior" in text) == (is_focal or has_alpha)
+        assert ("as focal loss and alpha distort it" in text) == (is_focal and has_alpha)
+        assert ("as focal loss distorts it" in text) == (is_focal and not has_alpha)
+        assert ("as alpha distorts it" in text) == (has_alpha and not is_focal)
         assert ("posterior_from_config" in text) == ((is_focal or has_alpha) and "flsd" not in said)
-        assert ("Alpha shifts decisions" in text) == has_alpha and ("noisy labels" in text) == is_focal
+        assert ("Alpha shifts decisions" in text) == has_alpha and ("wrong training labels" in text) == is_focal
 
     def test_gaps_are_named(self, tmp_path):
         per_class = {"ham": {"support": [5, 5, 5]}, "spam": {"support": [0, 0, 0]}}
         known = write_model_card(tmp_path, contents_of(per_class=per_class, limits=["English only"])).read_text()
-        assert "- Classes without a test example: spam." in known and "- Note: English only" in known
+        assert "- Classes without test examples: spam." in known and "- Note: English only" in known
         assert "- Classes with fewer than 10 training examples: eggs." in known
-        gaps = ("Neither revision nor fingerprint", "license is not known")
+        gaps = ("Neither a revision nor a fingerprint", "license is not known")
         assert not any(gap in known for gap in gaps)
         unknown = contents_of(license=None, dataset_revision=None, dataset_fingerprint=None)
         assert all(gap in write_model_card(tmp_path, unknown).read_text() for gap in gaps)
@@ -577,9 +580,9 @@ class TestReading:
                 "the test split, 9,999",
             ),
             (
-                "expected the line 'Also fitted on these examples",
-                "Also fitted on these examples",
-                "Nothing was fitted",
+                "expected the line 'The results are optimistic",
+                "The results are optimistic, because these examples were also used for: the thresholds.",
+                "Nothing was fitted on these examples.",
             ),
             ("expected the line 'model = ", 'model = "a-model"', 'model = "another"'),
             ("model-index: expected the results of the record", "  - task:", "  - dropped:"),
@@ -642,7 +645,7 @@ class TestReading:
             ("expected the line '| data, split | test |'", "| data, split | test |", "| data, split | train |"),
             ("## Labels of the training data", "| 900 |", "| 500 |"),
             ("focal loss (gamma 2)", "focal loss (gamma 2)", "focal loss (gamma 3)"),
-            ("within 0.02", "within 0.02", "within 0.002"),
+            ("largest of 0.02", "largest of 0.02", "largest of 0.002"),
             ("license: expected 'mit'", "license: mit\n", "license: apache-2.0\n"),
         ],
     )
@@ -910,7 +913,7 @@ class TestPictures:
     def test_names_that_no_font_has_are_explained(self, tmp_path):
         names = ["ham", "a|b \U000a0000", "eggs"]
         text = write_model_card(tmp_path, contents_of(label_names=names, per_class={})).read_text()
-        assert "In the pictures: #1 a&#124;b \U000a0000." in text
+        assert "In the pictures, #1 is a&#124;b \U000a0000." in text
 
     @pytest.mark.parametrize("multi_label", [False, True])
     def test_the_posterior_is_that_of_the_config(self, multi_label):
@@ -1039,8 +1042,8 @@ class TestTolerance:
 
     def test_is_in_the_card(self, tmp_path, without_drawing):
         text = write_model_card(tmp_path, contents_of(per_class={"ham": {"support": [4, 4, 4]}})).read_text()
-        assert (
-            "0.02, or if more 1/√n for a class with n test examples, or if more how far apart the other seeds" in text
-        )
+        assert "the largest of 0.02, 1/√n for a class with n test examples and the range of the other seeds." in text
         few = contents_of(seeds=[1], metrics={"f1_macro": [0.9]}, per_class={}, wall_seconds=[])
-        assert "with others within 0.02. This record" in write_model_card(tmp_path, few).read_text()
+        assert (
+            "otherwise they should differ by at most 0.02. The record" in write_model_card(tmp_path, few).read_text()
+        )

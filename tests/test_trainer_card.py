@@ -337,7 +337,7 @@ class TestTasks:
         weights = np.array(data["importance"][:]).reshape(-1, *[1] * (labels.ndim - 1)) * (labels != -100)
         assert contents.metrics["accuracy"] == [pytest.approx(np.average(is_hit, weights=weights))]
         assert trainer.evaluate(data)["eval_accuracy"] == pytest.approx(contents.metrics["accuracy"][0])
-        assert "An example counts in the metrics by its weight, in column 'importance'." in contents.limits
+        assert "Examples are weighted in the metrics, by column 'importance'." in contents.limits
 
     @pytest.mark.parametrize("task", ["single_label", "tokens"])
     def test_one_hot_rows_and_their_pictures(self, tmp_path, task):
@@ -527,7 +527,7 @@ class TestEvalDataset:
         assert sum(by_class["support"][0] for by_class in contents.per_class.values()) == 9
         assert contents.dataset_split == "a_b"
         assert contents.dataset_fingerprint == fingerprint(trainer.eval_dataset["a_b"])
-        assert any("those of the dataset 'a_b', one of several" in limit for limit in contents.limits)
+        assert any("results are for 'a_b', one of several" in limit for limit in contents.limits)
         assert contents.metrics["loss"] == [pytest.approx(trainer.state.best_metric, abs=1e-6)]
 
     @pytest.mark.parametrize("name", ["a", "a_b", "c"])
@@ -637,16 +637,56 @@ class TestWhichSplit:
         trainer = trained("best")
         assert card_of(trainer).fitted_on_split == ["the choice of the checkpoint"]
         replace(trainer.recorded_settings(), temperature=1.5).store_in(trainer.model.config)
+        trainer = trained("best", _fits={"the calibration": (trainer.eval_dataset, (1.5, None))})
         assert card_of(trainer).fitted_on_split == ["the calibration", "the choice of the checkpoint"]
         text = (tmp_path / "README.md").read_text()
         assert "## Results on the evaluation data, " in text
-        assert "Also fitted on these examples, which flatters the results: the calibration, the choice of" in text
+        assert "because these examples were also used for: the calibration, the choice of the checkpoint." in text
         copy = tiny_dataset(num_examples=NUM_EVAL_EXAMPLES)  # the same rows under another name
         assert card_of(trainer, test_dataset=copy).fitted_on_split == [
             "the calibration",
             "the choice of the checkpoint",
         ]
         assert card_of(trained("last")).fitted_on_split == []
+
+    @pytest.mark.parametrize("is_predicted", [False, True])
+    def test_fitted_on_other_data_than_those_of_the_trainer(self, trained, tmp_path, is_predicted):
+        trainer, test = trained(), tiny_dataset(num_examples=13)
+        predictions = trainer.predict(test) if is_predicted else None
+        trainer.calibrate(test, predictions=predictions)
+        assert card_of(trainer, test_dataset=test, predictions=predictions).fitted_on_split == ["the calibration"]
+        assert "were also used for: the calibration." in (tmp_path / "README.md").read_text()
+        assert card_of(trainer, test_dataset=tiny_dataset(num_examples=13)).fitted_on_split == ["the calibration"]
+        assert card_of(trainer).fitted_on_split == []
+        assert card_of(trainer, test_dataset=tiny_dataset(num_examples=12)).fitted_on_split == []
+
+    def test_folded_on_other_data_than_calibrated(self, tmp_path):
+        trainer, test = quick_trainer(tmp_path), tiny_dataset(num_examples=13)
+        trainer.train()
+        trainer.calibrate()
+        trainer.fold_calibration(test)
+        assert card_of(trainer).fitted_on_split == ["the calibration"]
+        assert card_of(trainer, test_dataset=test).fitted_on_split == ["the fold into the weights"]
+        hf_focal.unfold_calibration(trainer.model)
+        assert card_of(trainer, test_dataset=test).fitted_on_split == []
+        trainer.calibrate(test)
+        trainer.fold_calibration(test)
+        assert card_of(trainer, test_dataset=test).fitted_on_split == ["the calibration", "the fold into the weights"]
+        assert card_of(trainer).fitted_on_split == []
+
+    def test_thresholds_of_other_data(self, tmp_path):
+        trainer, test = quick_trainer(tmp_path, "multi_label"), tiny_dataset("multi_label", 13)
+        trainer.train()
+        trainer.calibrate(test)
+        assert "the thresholds" in card_of(trainer, test_dataset=test).fitted_on_split
+        assert card_of(trainer).fitted_on_split == []
+
+    def test_fitted_on_unknown_data(self, trained, tmp_path):
+        trainer = trained()
+        replace(trainer.recorded_settings(), temperature=1.5).store_in(trainer.model.config)
+        assert card_of(trainer).fitted_on_split is None
+        assert "these examples" not in (tmp_path / "README.md").read_text()
+        assert card_of(trainer, test_dataset=trainer.train_dataset).fitted_on_split == ["the training"]
 
     def test_predictions_are_not_made_again(self, trained, monkeypatch):
         trainer, data = trained(), tiny_dataset(num_examples=13)
@@ -818,7 +858,7 @@ class TestMetricsOfTheUser:
             contents.operating_points.keys() == {"as_trained", "most_likely", "balanced"}
             and not again.operating_points
         )
-        assert any("those in the log of the training" in limit for limit in again.limits)
+        assert any("from the training log" in limit for limit in again.limits)
 
 
 @pytest.mark.usefixtures("without_drawing")
@@ -949,7 +989,7 @@ class TestCommand:
         contents = card_of(trainer)
         assert "s3cr3t" not in (tmp_path / "README.md").read_text()
         assert contents.command == ["python", "-u", "train.py", "--tok=***"]
-        assert contents.limits == [f"The command is given without --{name}."]
+        assert contents.limits == [f"The command is shown without --{name}."]
 
     def test_hostile_texts_come_back(self, tmp_path, monkeypatch):
         names = [name for name in HOSTILE if name.isprintable() or "\n" in name]

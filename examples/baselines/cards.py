@@ -41,24 +41,19 @@ def card_contents(cells: list[dict], title: str) -> ModelCardContents:
     is_on_hub = data_args.dataset_name not in {None, *PACKAGED} and not Path(data_args.dataset_name).exists()
     # Each seed has its own temperature and thresholds.
     settings = replace(FocalSettings.from_dict(first["focal_loss"]), temperature=None, thresholds=None)
-    limits = [
-        f"Trained by {first['recipe']!r}, arm {first['arm']!r}: each of {len(cells)} seeds is a model of its own."
-    ]
+    limits = [f"Recipe {first['recipe']!r}, arm {first['arm']!r}: each seed is a separate model."]
     limits += first.get("left_out", [])
     if isinstance(first["labels"][0], list):
         limits.append(
-            "Decided at the operating point f1, by thresholds that were fitted on the validation split for each seed, with the "
-            "probabilities of the calibrated posterior."
+            "Labels are decided by thresholds on the calibrated posterior, fitted on the validation split for each seed."
         )
     if baseline_args.frozen_layers:
         limits.append(
-            f"The embeddings and the {baseline_args.frozen_layers} lowest layers are those of the base model: a way to compare "
-            "losses, not to get the best model."
+            f"The embeddings and the lowest {baseline_args.frozen_layers} layers were not trained: this compares losses, but does "
+            "not give the best model."
         )
     if baseline_args.rival != "focal":
-        limits.append(
-            f"The loss is the rival {baseline_args.rival!r} of examples/baselines/rivals.py, not that of hf_focal."
-        )
+        limits.append(f"The method is {baseline_args.rival!r} of examples/baselines/rivals.py, not focal loss.")
     return ModelCardContents(
         model_name=f"{title}: {first['arm']}",
         dataset_name=_data_name(data_args),

@@ -57,12 +57,12 @@ def curve_tables(records: list[dict]) -> str:
                 mean, half = mean_and_interval(curve.get(value, []))
                 cells.append("–" if np.isnan(mean) else f"{mean:.3f}" + ("" if np.isnan(half) else f" ± {half:.3f}"))
             rows.append([escape_markdown(loss), *cells])
-        header = [f"{TITLES[metric]}, by {escape_markdown(name)}", *(f"{value:g}" for value in values)]
+        header = [f"{TITLES[metric]} by {escape_markdown(name)}", *(f"{value:g}" for value in values)]
         tables.append(markdown_table(header, rows))
     seeds = sorted({record["seed"] for record in records if record["stage"] == "test"})
     note = (
-        f"Mean ± half width of the 95 % interval over the seeds {', '.join(map(str, seeds))} (Student's t). The learning rate of "
-        "each loss at each value is chosen on the validation split. NLL is that of the calibrated posterior."
+        f"Mean over the seeds {', '.join(map(str, seeds))} ± half the width of its 95 % interval (Student's t). The learning rate "
+        "was chosen on the validation split for each loss and value. NLL is that of the calibrated posterior."
     )
     return "\n\n".join([*tables, note])
 

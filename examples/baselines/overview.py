@@ -76,10 +76,10 @@ def overview_table(table: pd.DataFrame, metric: str = "f1_macro") -> str:
             text = "–" if row is None else f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
             cells.append(f"**{text}**" if row is not None and row.holm < 0.05 else text)
         rows.append([escape_markdown(arm), *cells])
-    header = [f"{TITLES[metric]}, beside cross entropy", *map(escape_markdown, datasets)]
+    header = [f"{TITLES[metric]}, difference from cross entropy", *map(escape_markdown, datasets)]
     note = (
-        "Mean difference over the seeds that both have, with the 95 % interval of a bootstrap of seeds and test examples. "
-        "**Bold**: told from cross entropy with p below 0.05 after Holm's correction for the losses of a column."
+        "Mean difference over the seeds that both losses have, with the 95 % interval of a bootstrap of seeds and test "
+        "examples. **Bold**: p below 0.05 for the difference, after Holm's correction for the number of losses in the column."
     )
     return f"{markdown_table(header, rows)}\n\n{note}"
 
@@ -104,7 +104,7 @@ def draw_overview(table: pd.DataFrame, file: Path, metric: str = "f1_macro") -> 
     plots[0].set_yticks(range(len(arms)), [one_line(arm) for arm in arms], parse_math=False)
     plots[0].set_ylim(len(arms) - 0.5, -0.5)
     figure.supxlabel(
-        f"difference in {TITLES[metric]} to cross entropy, with 95 % intervals   blue, orange: better, worse (Holm's p < 0.05)",
+        f"difference in {TITLES[metric]} from cross entropy, 95 % intervals   blue: better, orange: worse (Holm's p < 0.05)",
         fontsize="small",
         color="#525252",
     )

@@ -58,7 +58,9 @@ class OwnDataArguments(DataArguments):
     )
     minutes: float = field(default=30.0, metadata={"help": "Approximate time limit in minutes."})
     seed: int = field(default=1, metadata={"help": "Seed of the splits, and the first seed for training."})
-    output_dir: str | None = field(default=None, metadata={"help": "Default: outputs/ plus the name of the file."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder for the results. Default: outputs/ plus the name of the file."}
+    )
     wanted_precision: float | None = field(default=None, metadata={"help": "As in run_text_classification.py."})
     wanted_recall: float | None = field(default=None, metadata={"help": "As in run_text_classification.py."})
     positive_label: str | None = field(default=None, metadata={"help": "As in run_text_classification.py."})
@@ -136,7 +138,7 @@ def write_splits(arguments: OwnDataArguments, folder: Path) -> dict[str, str]:
     column = arguments.label_column_name
     labels = {split: read_labels(dataset, column) for split, dataset in splits.items()}
     if findings := check_data(splits, labels, arguments.text_columns):
-        print("Is this intended? Rows are counted from 1, without the header.", *findings, sep="\n- ")
+        print("Is this intended? Rows are numbered from 1, not counting a header.", *findings, sep="\n- ")
     for split, share in HELD_OUT.items():
         if split not in splits:
             cut = cut_validation(DatasetDict(train=splits["train"]), arguments, share, seed=arguments.seed)
@@ -153,14 +155,14 @@ def write_splits(arguments: OwnDataArguments, folder: Path) -> dict[str, str]:
         names = [name for row in read_labels(dataset, column) or [] for name in row]
         counts[split] = {name: names.count(name) for name in {*names}}
     classes = sorted(counts["train"], key=lambda name: -counts["train"][name])
-    print("Examples of each class: " + ", ".join(f"{split} {len(splits[split])}" for split in splits))
+    print("Examples, of all classes and of each: " + ", ".join(f"{split} {len(splits[split])}" for split in splits))
     for name in classes[:20]:
         print(f"  {one_line(name)}: " + ", ".join(f"{split} {counts[split].get(name, 0)}" for split in splits))
     if len(classes) > 20:
         print(f"  and {len(classes) - 20} more")
     missing = [name for name in classes if any(not split_counts.get(name) for split_counts in counts.values())]
     if missing:
-        print(f"Too rare to be in every split: {one_line(', '.join(missing[:20]))}")
+        print(f"Classes too rare to be in every split: {one_line(', '.join(missing[:20]))}")
     return files
 
 
@@ -202,7 +204,7 @@ def _plan(common: dict, arguments: OwnDataArguments) -> dict:
     # arm.
     trainings, per_seed = 4 * len(rates) + 5, 4
     if one_training * trainings > budget:
-        left_out.append(f"learning rate {rates[0]:g}")
+        left_out.append(f"the learning rate {rates[0]:g}")
         rates, trainings = rates[-1:], 5
     num_seeds = 1 + int(np.clip((budget - one_training * trainings) / (one_training * per_seed), 0, 4))
     minutes = one_training * (trainings + per_seed * (num_seeds - 1)) / 60
@@ -221,8 +223,9 @@ def _plan(common: dict, arguments: OwnDataArguments) -> dict:
     layers = "the last layer and the head" if frozen else "all layers"
     seeds = f"{num_seeds} seed{'s' if num_seeds > 1 else ''}"
     summary = (
-        f"Planned: 4 losses, {layers}, {epochs} epochs, learning rates {', '.join(f'{rate:g}' for rate in rates)}, {seeds}; "
-        f"about {max(minutes, 1):.0f} minutes" + (f". Left out for time: {', '.join(left_out)}" if left_out else "")
+        f"Plan: train {layers} for {epochs} epochs, with 4 losses, {' or '.join(f'{rate:g}' for rate in rates)} as learning "
+        f"rate, and {seeds}; about {max(minutes, 1):.0f} minutes."
+        + (f" Left out to save time: {', '.join(left_out)}." if left_out else "")
     )
     return {"flags": flags, "learning_rates": rates, "num_seeds": num_seeds, "said": summary}
 
@@ -264,25 +267,25 @@ def _validation_scores(records: Sequence[dict]) -> dict[str, float]:
 
 
 def recommendation(records: list[dict], arm: str, first: str) -> str:
-    """One sentence: the arm chosen on the validation split, and the differences to the first arm on the test split."""
+    """The arm chosen on the validation split, and the differences to the first arm on the test split."""
     scores = _validation_scores(records)
     equal = [name for name, score in scores.items() if score == scores[arm] and name != arm]
-    why = f"as good on the validation split as {' and '.join(equal)}" if equal else "the best on the validation split"
+    why = f"tied with {' and '.join(equal)} on the validation split" if equal else "the best on the validation split"
     table = differences(records, first)
     compared = table[(table["metric"] == "f1_macro") & ((table["arm"] == arm) | (arm == first))]
     verdicts = [
-        f"{row.arm} {'is better' if row.low > 0 else 'is worse' if row.high < 0 else 'does not differ'} "
+        f"{row.arm} {'is better' if row.low > 0 else 'is worse' if row.high < 0 else 'does not clearly differ'} "
         f"({row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}])"
         for row in compared.itertuples()
     ]
-    return f"Recommended: {arm}, {why}; beside {first}, in macro-F1 on the test split, {', '.join(verdicts)}."
+    return f"Recommended: {arm}, {why}. Compared with {first} in macro-F1 on the test split, {', '.join(verdicts)}."
 
 
 def save_best(arm: str, flags: list[str], arguments: OwnDataArguments, folder: Path) -> None:
     """Trains the best arm once more in the same way, calibrates it, and saves it with operating point and card."""
     model_folder = folder / "model"
     if (model_folder / "README.md").exists():  # written last
-        print(f"\nThe best one, {arm}, is in {model_folder}; its card says how to use it.")
+        print(f"\nThe best model ({arm}) is in {model_folder}; its card says how to use it.")
         return
     taken = dict(zip(flags[::2], flags[1::2]))
     frozen = taken.pop("--frozen_layers", None)
@@ -302,7 +305,7 @@ def save_best(arm: str, flags: list[str], arguments: OwnDataArguments, folder: P
     prepare = None
     if frozen is not None:
         prepare = partial(freeze_layers, frozen_layers=int(frozen), cache_dir=FROZEN_LAYERS_CACHE)
-    print(f"\nTraining the best one, {arm}, once more, to calibrate and save it.")
+    print(f"\nTraining the best model ({arm}) again, to calibrate and save it.")
     trainer, _ = run(model_args, data_args, training_args, prepare_model=prepare, writes_card=True)
     for checkpoint in model_folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)

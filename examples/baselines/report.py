@@ -116,15 +116,17 @@ def report_table(records: list[dict], baseline: str) -> str:
             spread = "" if np.isnan(half) else f" ± {half:.{digits}f}"
             row[title] = "–" if np.isnan(mean) else f"{mean:.{digits}f}{spread}"
         rows.append(row)
-    note = "Mean ± half width of the 95 % interval over the seeds (Student's t); of one seed, its value."
+    note = "Mean over the seeds ± half the width of its 95 % interval (Student's t); with one seed, its value."
     tried = dict.fromkeys(settings(r["choice"]) for r in records if r.get("stage") == "validation")
     if tried:
-        note += f" The settings of each loss are chosen on the validation split, among {'; '.join(tried)}."
+        note += f" The settings of each loss were chosen on the validation split, from {'; '.join(tried)}."
     if any("other_decisions" in record for record in records):
-        note += " NLL, Brier and ECE are those of the calibrated posterior, where classes occur as in training."
+        note += (
+            " NLL, Brier and ECE are those of the calibrated posterior at the class frequencies of the training data."
+        )
     if missing := records[0].get("classes_without_validation"):
         names = ", ".join(map(escape_markdown, missing))
-        note += f" Too rare for the validation split, so that nothing was chosen for them: {names}."
+        note += f" Classes too rare for the validation split, so without influence on the choice: {names}."
     return f"{markdown_table([*rows[0]], [[*row.values()] for row in rows])}\n\n{note}"
 
 
@@ -221,7 +223,7 @@ def difference_table(records: list[dict], baseline: str, replicates: int = 2000,
     """Markdown: [`differences`], bold if the interval excludes 0."""
     table = differences(records, baseline, replicates, random_seed)
     if table.empty:
-        return f"No loss shares a seed with {escape_markdown(baseline)}, so there are no differences to it."
+        return f"No loss shares a seed with {escape_markdown(baseline)}, so there are no differences to show."
     shown, rows = [metric for metric in COMPARED if metric in set(table["metric"])], []
     for (arm, seeds), gaps in table.groupby(["arm", "seeds"], sort=False):
         row = {"loss": escape_markdown(arm), "seeds": f"{seeds}"} | {TITLES[metric]: "–" for metric in shown}
@@ -230,11 +232,11 @@ def difference_table(records: list[dict], baseline: str, replicates: int = 2000,
             row[TITLES[gap.metric]] = f"**{text}**" if gap.low > 0 or gap.high < 0 else text
         rows.append(row)
     note = (
-        f"Mean difference to {escape_markdown(baseline)} over the seeds that both have, with the 95 % interval (percentiles) of "
-        f"{replicates:,} bootstrap replicates. A replicate draws with replacement the seeds, the same for both losses, "
-        "and the test examples, the same for both losses and all seeds; of one seed, only the test examples vary. Where "
-        "the seeds vary most, a few of them make it too narrow. **Bold**: the interval excludes 0; there is no "
-        "correction for the number of comparisons."
+        f"Mean difference from {escape_markdown(baseline)} over the seeds that both losses have, with the 95 % percentile "
+        f"interval of {replicates:,} bootstrap replicates. Each replicate resamples the seeds, the same for both losses, and "
+        "the test examples, the same for both losses and all seeds; with one seed, only the test examples. Intervals are "
+        "too narrow if there are few seeds and most of the variation is between them. **Bold**: the interval excludes 0, "
+        "without correction for the number of comparisons."
     )
     return f"{markdown_table([*rows[0]], [[*row.values()] for row in rows])}\n\n{note}"
 
@@ -269,7 +271,7 @@ def draw(records: list[dict], baseline: str, file: Path) -> None:
         else:
             axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False, handletextpad=0.1)
     plots[0].set_yticks(range(len(arms)), [short(arm) for arm in arms], parse_math=False)
-    key = f"dots: seeds   diamonds: mean and 95 % interval over the seeds   dotted: mean of {short(baseline)}"
+    key = f"dots: seeds   diamonds: mean and 95 % interval over the seeds   dotted line: mean of {short(baseline)}"
     figure.supxlabel(key, fontsize="medium", color="#525252", parse_math=False)
     figure.savefig(file)
 

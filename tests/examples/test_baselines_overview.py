@@ -124,7 +124,7 @@ class TestCurves:
         draw_curves(self.records(), Path("curves.png"))
         assert Path("curves.png").stat().st_size > 1000
         table = curve_tables(self.records())
-        assert "| macro-F1, by num train epochs | 1 | 4 |" in table
+        assert "| macro-F1 by num train epochs | 1 | 4 |" in table
         assert "| cross entropy, at balanced | – | 1.000 ± 0.000 |" in table
 
     def test_records_of_one_value_have_to_be_of_the_same_data(self):

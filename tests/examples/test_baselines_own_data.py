@@ -40,7 +40,7 @@ def quick(monkeypatch):
         "per_device_eval_batch_size": 64,
         "use_cpu": "true",
     }
-    said = {"flags": plan, "learning_rates": [0.01], "num_seeds": 1, "said": "Planned: little"}
+    said = {"flags": plan, "learning_rates": [0.01], "num_seeds": 1, "said": "Plan: little"}
     monkeypatch.setattr(own_data, "_plan", lambda common, arguments: said)
 
 
@@ -55,7 +55,10 @@ def test_from_a_file_to_a_model(model_folder, capsys, quick):
     }
     texts = [text for split in splits.values() for text in split["text"]]
     assert sorted(texts) == sorted(data["text"]) and len({*texts}) == len(texts)
-    assert f"Examples of each class: train {len(splits['train'])}" in printed and "  sport: train " in printed
+    assert (
+        f"Examples, of all classes and of each: train {len(splits['train'])}" in printed
+        and "  sport: train " in printed
+    )
     assert all(arm in printed for arm in ("cross entropy (baseline)", "weighted cross entropy", "square-root alpha"))
     assert printed.count("Recommended: ") == 1
     assert (Path("outputs/mine/model") / "model.safetensors").exists()
@@ -147,7 +150,7 @@ def test_more_time_is_more_of_everything(model_folder, capsys):
     assert len(short.seeds) == 1 and len(short.grid["learning_rate"]) == 1
     assert len(long.seeds) == 5 and len(long.grid["learning_rate"]) == 2
     printed = capsys.readouterr().out
-    assert "Left out for time: learning rate 0.0001, more seeds" in printed and printed.count("Left out") == 1
+    assert "Left out to save time: the learning rate 0.0001, more seeds." in printed and printed.count("Left out") == 1
 
 
 def test_seeds_cut_other_texts():
@@ -188,13 +191,13 @@ class TestRecommendation:
 
     def test_of_arms_that_are_equally_good_it_is_the_plain_one_and_the_others_are_not_called_worse(self):
         said = self.said(("plain", 1.0, 6), ("focal", 1.0, 0), ("alpha", 0.9, 20))
-        assert said.startswith("Recommended: plain, as good on the validation split as focal; beside plain")
+        assert said.startswith("Recommended: plain, tied with focal on the validation split. Compared with plain")
         assert "focal is better (+0.1" in said and "alpha is worse (-0.3" in said and "worth" not in said
 
     def test_a_better_arm_that_does_not_differ(self):
         said = self.said(("plain", 0.8, 3), ("focal", 0.9, 2), ("alpha", 0.7, 20))
-        assert said.startswith("Recommended: focal, the best on the validation split; beside plain")
-        assert "focal does not differ (+0.0" in said and "alpha" not in said
+        assert said.startswith("Recommended: focal, the best on the validation split. Compared with plain")
+        assert "focal does not clearly differ (+0.0" in said and "alpha" not in said
 
 
 def test_each_arm_has_an_interval():

@@ -133,7 +133,7 @@ class TestSchedule:
         for arm in ("cross_entropy", "focal_inverse_alpha"):
             card = read_model_card(folder / arm / "README.md")
             assert card.seeds == [1, 2] and (folder / arm / "confusion_matrix.png").exists()
-            assert "time of a run" in (folder / arm / "README.md").read_text()
+            assert "time per run" in (folder / arm / "README.md").read_text()
             assert card.command[:4] == ["python", "-m", "baselines", "cell"]
 
     def test_finished_sweep_runs_nothing(self, recipe, stub):
@@ -235,7 +235,7 @@ class TestNothingOfTheAuthor:
         assert len(written) == 4
         for file in written:
             assert not any(text in file.read_text() for text in (str(here), "/home", "ann", "SECRET"))
-        assert "without where they are" in Path("out/cross_entropy/README.md").read_text()
+        assert "without their folders" in Path("out/cross_entropy/README.md").read_text()
 
 
 class TestRecipe:
@@ -320,7 +320,7 @@ def test_killed_sweep_goes_on(words):
             (cell / name / "trainer_state.json").write_text(state)
     run_baselines("sweep", saved(words))
     assert [record["resumed"] for record in records()] == [False, True]
-    assert "time of a run" not in Path("outputs/baselines/words/focal_inverse_alpha/README.md").read_text()
+    assert "time per run" not in Path("outputs/baselines/words/focal_inverse_alpha/README.md").read_text()
     run_baselines("sweep", saved(words), "--output_dir", "again")
     for one, other in zip(records(), records("again"), strict=True):
         assert one["metrics"] == other["metrics"] and one["predictions"] == other["predictions"]

@@ -57,7 +57,7 @@ def test_embedded_default_without_arguments(shorten_bbc, capsys):
         ["sports", "14"],
         ["tech", "10"],
     ]
-    report = lines.index("Results on the test split, 100 examples, decided at as_trained") + 1
+    report = lines.index("Results on the test split, 100 examples, operating point as_trained") + 1
     assert lines[report].split() == ["precision", "recall", "f1-score", "support"]
     assert lines[report + 2].split()[0] == "business" and lines[report + 2].split()[-1] == "20"
     header = next(i for i, line in enumerate(lines) if i > report and "balanced_accuracy" in line)
@@ -273,7 +273,7 @@ def test_the_card_of_an_unlabelled_test_split_is_that_of_the_validation_split(mo
     assert predicted == [18, 5]
     card, results = read_model_card("out/README.md"), json.loads(Path("out/eval_results.json").read_text())
     assert (card.dataset_split, card.num_examples) == ("validation", 18)
-    assert card.fitted_on_split == ["the thresholds"]  # without an error there is no calibration
+    assert card.fitted_on_split == ["the training", "the thresholds"]  # without an error there is no calibration
     assert card.metrics["accuracy"] == [results["eval_accuracy"]]
 
 
@@ -306,7 +306,7 @@ def test_one_macro_f1(model_folder, capsys, is_multi_label, weighted):
         SCRIPT, *common_flags(model_folder), *files, *flags, "--num_train_epochs", 4, "--operating_point", "as_trained"
     )
     lines = capsys.readouterr().out.splitlines()
-    assert ("Neither in the split nor predicted: money" in lines) == (not is_multi_label)
+    assert ("Classes neither in the split nor predicted: money" in lines) == (not is_multi_label)
     (of_report,) = (line.split()[4] for line in lines if line.strip().startswith("macro avg"))
     at = next(i for i, line in enumerate(lines) if line.startswith("as_trained (in force)"))
     of_table = re.findall(r"([\d.]+) \(", lines[at])[lines[at - 1].split().index("f1_macro")]
@@ -320,8 +320,8 @@ def test_the_last_lines_run_as_they_stand(model_folder, capsys):
     flags = ["--train_file", file, "--test_file", file, "--do_train", "--do_predict"]
     run(SCRIPT, *common_flags(model_folder), *flags)
     printed = capsys.readouterr().out
-    assert f"The model is in out, its card is {Path('out/README.md')}" in printed
-    assert f"The predictions of the test split are in {Path('out/predict_results.txt')}" in printed
+    assert f"The model is in out, its card in {Path('out/README.md')}" in printed
+    assert f"The predictions for the test split are in {Path('out/predict_results.txt')}" in printed
     exec(python_in(printed), {})
     assert "'label'" in capsys.readouterr().out
 
@@ -404,7 +404,7 @@ def test_a_wanted_precision_or_recall(model_folder, capsys, wanted):
     card = read_model_card("out/README.md")
     assert card.thresholds_reached["money"][wanted][0] == card.operating_points["thresholds"][wanted][0]
     text = Path("out/README.md").read_text()
-    assert f"## Thresholds\n\nFitted for {wanted} 0.7" in text and "Precision and recall are those of money." in text
+    assert f"## Thresholds\n\nFitted for {wanted} 0.7" in text and "Precision and recall are for money." in text
     assert classify.tokenizer.model_max_length == 7  # texts are cut where the scored ones were
 
 
@@ -417,10 +417,12 @@ def test_a_precision_that_is_not_reachable_is_said_in_the_card(model_folder, cap
     flags = ["--train_file", file, "--validation_file", file, "--ignore_mismatched_sizes", "true"]
     flags += ["--do_train", "--do_eval", "--wanted_precision", "0.99", "--max_seq_length", "7"]
     run(SCRIPT, *common_flags(model_folder), *flags)
-    assert "precision 0.99 is not reachable for money" in capsys.readouterr().out
+    assert "No threshold reaches precision 0.99 for: money" in capsys.readouterr().out
     assert json.loads(Path("out/calibration_results.json").read_text())["not_reachable"] == ["money"]
     assert AutoConfig.from_pretrained("out").focal_loss["threshold_criterion"] == "precision 0.99"
-    assert "Not reachable on the held-out examples: precision 0.99 for money." in Path("out/README.md").read_text()
+    assert (
+        "No threshold reaches precision 0.99 on the held-out examples for: money." in Path("out/README.md").read_text()
+    )
 
 
 @pytest.mark.parametrize(
@@ -487,7 +489,7 @@ def test_calibration_in_the_weights(model_folder, capsys, point):
     assert results["test_accuracy"] == pytest.approx(accuracy_score(data["label"], rows["prediction"]))
     card = Path("out/README.md").read_text()
     assert "FocalTextClassificationPipeline" not in card.split("## Results")[0]
-    assert ("is the class posterior" in card) == (point == "as_trained")
+    assert ("The class posterior, calibrated on held-out data, is folded" in card) == (point == "as_trained")
     assert AutoConfig.from_pretrained("out").focal_loss["folded"]["residual"] not in card
     assert read_model_card("out/README.md").settings.folded is not None
     with pytest.raises(ValueError, match="--fold_calibration: needs --do_train and --do_eval, as it follows training"):

@@ -64,7 +64,7 @@ def test_train_and_predict_from_strings(model_folder, capsys):
     rows = pd.read_csv("out/predict_results.txt", sep="\t")
     assert rows.groupby("index")["word"].apply(list).tolist() == SENTENCES
     printed = capsys.readouterr().out
-    assert "f1-score" in printed and "to report only more confident" in printed
+    assert "f1-score" in printed and "To report only entities with enough confidence" in printed
     assert "pipeline_class=FocalTokenClassificationPipeline, aggregation_strategy='first'" in python_in(printed)
     exec(python_in(printed), {})
     assert capsys.readouterr().out.startswith("[")

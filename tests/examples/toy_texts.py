@@ -89,7 +89,7 @@ def markdown_rows(text: str) -> pd.DataFrame:
 
 def python_in(printed: str) -> str:
     """The lines of Python that a script ends with."""
-    lines = printed.partition("To use it, in Python:")[2].splitlines()
+    lines = printed.partition("To use it in Python:")[2].splitlines()
     return textwrap.dedent("\n".join(line for line in lines if line.startswith("    ")))
 
 
