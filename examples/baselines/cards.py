@@ -39,8 +39,10 @@ def card_contents(cells: list[dict], title: str) -> ModelCardContents:
     first = cells[0]
     baseline_args, model_args, data_args, _ = parse_cell(first["flags"])
     is_on_hub = data_args.dataset_name not in {None, *PACKAGED} and not Path(data_args.dataset_name).exists()
-    # Each seed has its own temperature and thresholds.
-    settings = replace(FocalSettings.from_dict(first["focal_loss"]), temperature=None, thresholds=None)
+    # Each seed has its own calibration and thresholds.
+    settings = replace(
+        FocalSettings.from_dict(first["focal_loss"]), temperature=None, calibration_bias=None, thresholds=None
+    )
     limits = [f"Recipe {first['recipe']!r}, arm {first['arm']!r}: each seed is a separate model."]
     limits += first.get("left_out", [])
     if isinstance(first["labels"][0], list):
