@@ -81,7 +81,8 @@ def draw_curves(records: list[dict], file: Path) -> None:
             axes.plot(
                 values, mean, style, color=color, marker="o", label=one_line(loss) if metric == panels[0] else None
             )
-            axes.fill_between(values, mean - half, mean + half, color=color, alpha=0.12, linewidth=0)
+            low, high = (np.clip(end, 0, 1) for end in (mean - half, mean + half))  # as these metrics are
+            axes.fill_between(values, low, high, color=color, alpha=0.12, linewidth=0)
         if min(values) > 0 and max(values) >= 8 * min(values):
             axes.set_xscale("log", base=2)
             axes.xaxis.set_minor_formatter(NullFormatter())
