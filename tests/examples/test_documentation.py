@@ -26,7 +26,7 @@ DOCUMENTS = [
     ROOT / ".github/CONTRIBUTING.md",
 ]
 # What is installed already; environments are folders with the same Python. The test command is what runs this: of what it would
-# run, one file. Where there are two processes, or machines, they share the CPUs of this one.
+# run, one file. Of several machines and processes, one is run (tests/examples/test_run_text_classification.py runs two).
 COMMANDS = {
     "pip": 'case "$1" in install) exit 0 ;; esac; exit 1',
     "python3": """
@@ -44,7 +44,7 @@ COMMANDS = {
     """,
     "accelerate": """
         shift
-        arguments=(--mixed_precision no --num_machines 1 --num_processes 2)
+        arguments=(--mixed_precision no --num_machines 1 --num_processes 1)
         for argument in "$@"; do
             case "$argument" in 10.0.0.1) argument=localhost ;; esac
             arguments+=("$argument")
