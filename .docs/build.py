@@ -15,6 +15,7 @@ import pdoc
 import pdoc.docstrings
 import pdoc.render
 import pdoc.render_helpers
+from torch import nn
 
 import hf_focal
 
@@ -50,7 +51,9 @@ def build(site: Path = SITE) -> None:
     convert = pdoc.docstrings.convert
 
     def convert_with_links(docstring: str, docformat: str, source_file: Path | None) -> str:
-        return convert(with_links(docstring, modules, source_file), docformat, source_file)
+        if docstring == cleandoc(nn.Module.__init__.__doc__):  # pdoc shows it for classes without one of their own
+            return ""
+        return convert(with_links(indented_raises(docstring), modules, source_file), docformat, source_file)
 
     pdoc.docstrings.convert = convert_with_links
     pdoc.render_helpers.markdown_extensions["latex"] = None
@@ -76,6 +79,17 @@ def cleaned_docstring(function: pdoc.doc.Function) -> str:
 
 own_docstring = cached_property(cleaned_docstring)
 own_docstring.__set_name__(pdoc.doc.Function, "docstring")
+
+
+def indented_raises(docstring: str) -> str:
+    """With the lines of "Raises:" that go on with an exception indented, or pdoc would make a bullet of each."""
+    lines, section = [], ""
+    for line in docstring.splitlines():
+        if line.strip() and not line.startswith(" "):
+            section = line
+        goes_on = section == "Raises:" and line.startswith("    ") and not line.startswith("    `")
+        lines.append(f"    {line}" if goes_on else line)
+    return "\n".join(lines)
 
 
 def with_links(docstring: str, modules: Modules, source_file: Path | None) -> str:

@@ -276,7 +276,7 @@ class _LabelCounter:
         if self.multi_label is None and is_ambiguous:
             raise ArgumentError(
                 "data",
-                f"{self.source} holds rows of class ids, which may be the labels of an example or of its tokens"
+                f"{self.source} holds rows of labels, which may be the labels of an example or of its tokens"
                 if has_plain_ids
                 else f"{self.source} holds rows of 0, 1 and {_IGNORE_INDEX}, which may be several labels of an "
                 "example, some of them unknown, or the labels of its tokens",

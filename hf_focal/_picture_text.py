@@ -24,7 +24,7 @@ def has_matplotlib() -> bool:
 
 def check_matplotlib(name: str) -> None:
     if not has_matplotlib():
-        raise ImportError(f"{name}: pictures require matplotlib: pip install hf_focal[plots]")
+        raise ImportError(f"{name}: pictures require matplotlib: pip install 'hf_focal[plots]'")
 
 
 def short(text: str) -> str:

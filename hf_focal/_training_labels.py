@@ -160,9 +160,14 @@ def check_strings_are_mapped(dataset: Any, collator: Any, label_names: Sequence[
     for name in sorted({*(label_names or []), "label", "labels"}):
         holds_strings = any(_holds_strings(feature) for feature in _label_features(dataset, [name]))
         if holds_strings or isinstance(first.get(name), str):
-            raise ValueError(
-                f"labels: column {name!r} of train_dataset holds strings, which the model cannot use; convert them to "
+            feature = (getattr(dataset, "features", None) or {}).get(name)
+            remedy = (
                 f"class ids with dataset.class_encode_column({name!r}) or your own mapping"
+                if feature is None or _holds_strings(feature)
+                else "one class id per token, or for several labels per example to rows of 0 and 1"
+            )
+            raise ValueError(
+                f"labels: column {name!r} of train_dataset holds strings, which the model cannot use; convert them to {remedy}"
             )
 
 

@@ -125,14 +125,12 @@ class LabelDistribution:
 
         Args:
             data (dataset, sequence, array, `Tensor` or pandas object): A `Dataset` or `IterableDataset` of `datasets`
-                or of torch (whose examples are dicts, or tuples that end with the label), or the labels themselves:
-                    class
+                or of torch (whose examples are dicts, or tuples that end with the label), or the labels themselves: class
                 ids, booleans or strings; rows of 0 and 1 of equal length (multi-hot); or rows of class ids or strings,
                 which are the labels of an example or of its tokens. Ids of -100 are ignored.
             column (`str`, *optional*): Label column of a table; by default ``label`` or ``labels``.
             num_labels (`int`, *optional*): Number of classes C. By default the number given by `ClassLabel`, the
-                number of distinct strings (in alphabetical order, as in `class_encode_column`), or the highest id plus
-                    1.
+                number of distinct strings (in alphabetical order, as in `class_encode_column`), or the highest id plus 1.
             multi_label (`bool`, *optional*): Whether each row holds the labels of one example. By default, rows of 0
                 and 1 are read in that way, and rows with repeated or ignored ids as token labels; rows that could be
                 either are refused.
@@ -297,7 +295,7 @@ class LabelDistribution:
             `matplotlib.figure.Figure`: The picture.
 
         Raises:
-            `ImportError`: Without matplotlib, which `pip install hf_focal[plots]` installs.
+            `ImportError`: Without matplotlib, which `pip install 'hf_focal[plots]'` installs.
         """
         check_matplotlib("plot")
         from matplotlib.figure import Figure  # slow to import, compared to counting
@@ -381,7 +379,7 @@ class LabelDistribution:
             raise ArgumentError(
                 "data",
                 f"no {kind} of class {described}{omitted}, so its weight cannot be computed",
-                advice="add examples, leave the classes out of the labels",
+                advice="add examples, leave the classes out of the labels, give counts to LabelDistribution(counts)",
                 remedy="empty_weight",
             )
 

@@ -38,7 +38,7 @@ def export_posterior(
         model (`PreTrainedModel`): A model trained by [`FocalTrainer`], for texts or for tokens.
         folder (`str` or `Path`): The output folder; the config, and the tokenizer if given, are saved next to the
             graph.
-        format (`str`): ``"onnx"``, a `model.onnx`, which requires ``pip install hf_focal[export]`` (if
+        format (`str`): ``"onnx"``, a `model.onnx`, which requires ``pip install 'hf_focal[export]'`` (if
             `model.onnx.data` is written too, keep the two files together); or ``"torch"``, a `model.pt2` for
             `torch.export.load`.
         tokenizer (*optional*): The model's tokenizer. Without it, the inputs are ``input_ids`` and ``attention_mask``.
@@ -67,7 +67,7 @@ def export_posterior(
         raise ValueError(f"format: expected one of {', '.join(FORMATS)}, but got {format!r}")
     if format == "onnx" and (missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]):
         raise ImportError(
-            f"format: 'onnx' requires {', '.join(missing)}; pip install hf_focal[export], or use format='torch'"
+            f"format: 'onnx' requires {', '.join(missing)}; pip install 'hf_focal[export]', or use format='torch'"
         )
     if format == "onnx" and (dtype := next(model.parameters()).dtype) == torch.bfloat16:
         raise ValueError(f"model: ONNX runtimes do not support {dtype}; export model.float(), or use format='torch'")

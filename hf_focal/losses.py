@@ -44,9 +44,10 @@ def focal_loss(
     $$-\sum_k q_k \, \alpha_k \, (1 - p_k)^{\gamma_k} \log p_k.$$
 
     ``gamma=0`` without alpha is cross entropy. Label smoothing e replaces the weights $q_k \alpha_k$ by
-    $(1 - e) \, q_k \alpha_k + \frac{e}{C} \sum_j q_j \alpha_j$: alpha weights the example, never the smoothing mass. This differs from `cross_entropy` with both options, whose
-    minimiser favours the class with the largest weight for every input once the ratio of the largest weight to the
-    smallest is above 1 + C (1 - e) / e.
+    $(1 - e) \, q_k \alpha_k + \frac{e}{C} \sum_j q_j \alpha_j$: alpha_y scales the whole loss
+    of an example, but not how its smoothing is shared among the classes. This differs from `cross_entropy` with both
+    options, whose minimiser favours the class with the largest weight for every input once the ratio of the largest
+    weight to the smallest is above 1 + C (1 - e) / e.
 
     The gradient with respect to `input` is computed together with the loss, in blocks of rows that stay in the cache;
     no other tensor of the size of `input` is allocated, whatever the dtype. Double backward, `torch.compile` (also

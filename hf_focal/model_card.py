@@ -267,7 +267,7 @@ def write_model_card(
     These are label_distribution.png and, with logits and labels (of one run), reliability_diagram.png, for two classes
     and for multi-label precision_recall.png and, except for multi-label, confusion_matrix.png. A class whose name
     cannot be drawn with any installed font is shown as a number, which the card explains. Pictures require matplotlib
-    (`pip install hf_focal[plots]`); without it there is a warning, and the card has none.
+    (`pip install 'hf_focal[plots]'`); without it there is a warning, and the card has none.
 
     Args:
         folder (`str` or `Path`): The folder to write to; created if it does not exist.
@@ -759,7 +759,7 @@ def _escaped(character: str) -> str:
 def _draw(folder: Path, contents: ModelCardContents, examples: tuple[Tensor, Tensor] | None) -> dict[str, str]:
     """Saves the pictures; returns the title of each file."""
     if not has_matplotlib():
-        warnings.warn("the model card has no pictures without matplotlib: pip install hf_focal[plots]", stacklevel=3)
+        warnings.warn("the model card has no pictures without matplotlib: pip install 'hf_focal[plots]'", stacklevel=3)
         return {}
     drawn, settings, alpha = [], contents.settings, _alpha(contents)
     distribution = _distribution(contents, contents.label_names)

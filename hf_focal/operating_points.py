@@ -328,10 +328,13 @@ def operating_point_scores(
     settings.check_fits(num_classes, multi_label)
     if operating_point == "thresholds":
         source = settings.thresholds
-        if source is None:
+        if source is None and not multi_label and num_classes > 2:
             raise ValueError(
-                "config: focal_loss holds no thresholds; FocalTrainer.calibrate fits them (two classes or multi-label)"
+                f"operating_point: 'thresholds' is for two classes or several labels, but there are {num_classes} classes; "
+                "use 'most_likely', 'balanced', prior or costs"
             )
+        if source is None:
+            raise ValueError("config: focal_loss holds no thresholds; FocalTrainer.calibrate fits them")
         if not multi_label:
             source = [1 - source[0], source[0]] if settings.positive_label == 1 else [source[0], 1 - source[0]]
     else:

@@ -83,13 +83,13 @@ class FocalTrainer(Trainer):
     rows, with ``problem_type="multi_label_classification"``), and 0 or 1 for the one logit of a model with
     ``num_labels=1``, use [`sigmoid_focal_loss`]. ``label_smoothing_factor`` is honoured, except for multi-label, where
     `Trainer` disables it too. Logits and labels of causal language models are shifted as in the models' own loss.
-    During training the settings are stored in the model's config as ``focal_loss`` (gamma, alpha, label_smoothing,
-    label_counts, class_prior), and saved with it; a PEFT adapter has no config, so they are saved beside it as
+    During training the settings of the loss and the label counts are stored in the model's config as ``focal_loss``
+    ([`FocalSettings`]), and saved with it; a PEFT adapter has no config, so they are saved beside it as
     ``focal_loss.json``. [`posterior_from_config`] reads them, and [`FocalTrainer.calibrate`] adds to them.
 
     The evaluation loss is the same mean over all targets of the dataset: it depends neither on the batch size nor on
-    the number of processes. Besides ``loss``, the logs hold ``mean_p_t`` and, if the labels of the training data can
-    be counted, ``loss_share_head``, ``loss_share_mid`` and ``loss_share_tail``, the shares of the loss that the groups
+    the number of processes. Besides ``loss``, the logs hold ``mean_p_t``, the mean probability of the true class, and,
+    if the labels of the training data can be counted, ``loss_share_head``, ``loss_share_mid`` and ``loss_share_tail``, the shares of the loss that the groups
     of [`class_groups`] carry. Like the loss, they cover all targets since the last log (``focal_statistics=False``
     turns them off).
 
@@ -462,7 +462,9 @@ class FocalTrainer(Trainer):
     ) -> tuple[Tensor, Tensor, np.ndarray | None]:
         """Logits, labels and sample weights of held-out data; makes sure that the settings are in the config."""
         dataset = self.eval_dataset if dataset is None else dataset
-        if dataset is None or isinstance(dataset, dict):
+        if dataset is None:
+            raise ValueError("dataset: expected held-out examples; pass them here, or as eval_dataset of the trainer")
+        if isinstance(dataset, dict):
             raise ValueError(f"dataset: expected one dataset of labelled examples, but got {type(dataset).__name__}")
         if has_length(dataset) and len(dataset) == 0:
             raise ValueError("dataset: expected some examples, but there are none")

@@ -249,7 +249,7 @@ class TestWithoutMatplotlib:
         monkeypatch.setattr("hf_focal._picture_text.find_spec", lambda name: None)
 
     def test_plot_says_what_to_install(self):
-        with pytest.raises(ImportError, match=r"^plot: pictures require matplotlib: pip install hf_focal\[plots\]$"):
+        with pytest.raises(ImportError, match=r"^plot: pictures require matplotlib: pip install 'hf_focal\[plots\]'$"):
             LabelDistribution([3, 1]).plot()
 
     def test_the_command_says_so_before_it_counts(self, tmp_path, capsys):

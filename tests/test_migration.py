@@ -74,7 +74,7 @@ def namespace():
         each = F.cross_entropy(variables["logits"], target, reduction="none")
         return (torch.stack([class_weight[k] for k in target.tolist()]) * each).mean()
 
-    def classification_model(model_type, model_name, weight=None, args=None):
+    def classification_model(model_type, model_name, num_labels, weight=None, args=None):
         """simpletransformers: the weights of `CrossEntropyLoss`, or a focal loss whose alpha is the weight of class 0."""
         logits = variables["logits"]
         if weight is not None:

@@ -864,7 +864,7 @@ class TestContents:
 
 def test_without_matplotlib_a_card_has_no_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_focal._picture_text.find_spec", lambda name: None)
-    with pytest.warns(UserWarning, match=r"no pictures without matplotlib: pip install hf_focal\[plots\]"):
+    with pytest.warns(UserWarning, match=r"no pictures without matplotlib: pip install 'hf_focal\[plots\]'"):
         path = write_model_card(tmp_path, contents_of())
     assert [file.name for file in tmp_path.iterdir()] == ["README.md"] and "![" not in path.read_text()
     assert read_model_card(path) == contents_of()

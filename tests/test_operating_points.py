@@ -149,7 +149,7 @@ class TestScores:
             ("^prior: expected probabilities that sum to 1", {"prior": [0.5, 0.5, 0.5]}),
             ("^prior: expected one", {"prior": [0.5, 0.5]}),
             (
-                "config: focal_loss holds no thresholds; FocalTrainer.calibrate fits them",
+                "operating_point: 'thresholds' is for two classes or several labels, but there are 3 classes; use 'most_lik",
                 {"operating_point": "thresholds"},
             ),
         ],
@@ -157,6 +157,12 @@ class TestScores:
     def test_wrong_arguments_are_refused(self, message, kwargs):
         with pytest.raises(ValueError, match=message):
             operating_point_scores(torch.tensor([[0.5, 0.3, 0.2]]), config_of(class_prior=[0.6, 0.2, 0.2]), **kwargs)
+
+    def test_thresholds_that_were_not_fitted(self):
+        with pytest.raises(
+            ValueError, match="config: focal_loss holds no thresholds; FocalTrainer.calibrate fits them"
+        ):
+            operating_point_scores(torch.tensor([[0.6, 0.4]]), config_of(class_prior=[0.6, 0.4]), "thresholds")
 
     def test_a_prior_that_is_no_number(self):
         config = config_of(multi_label=True, class_prior=[0.6, 0.2, 0.2])

@@ -1278,7 +1278,7 @@ class TestCalibrate:
     @pytest.mark.parametrize(
         "message, dataset, kwargs",
         [
-            ("dataset: expected one dataset of labelled examples, but got NoneType", None, {}),
+            ("dataset: expected held-out examples; pass them here, or as eval_dataset of the trainer", None, {}),
             ("dataset: expected some examples", tiny_dataset().select([]), {}),
             ("dataset: expected one dataset", {"a": tiny_dataset()}, {}),
             ("dataset: expected labelled examples", tiny_dataset().remove_columns("labels"), {}),

@@ -83,6 +83,13 @@ class TestStrings:
             ):
                 make_trainer(tmp_path, model=model, train_dataset=data, alpha=alpha)
 
+    def test_lists_of_them_are_to_become_rows(self, tmp_path):
+        """`class_encode_column` takes no lists."""
+        model, data = spam()
+        lists = data.map(lambda row: {"label": [row["label"]]})
+        with pytest.raises(ValueError, match="holds strings.* per token, or for several labels .* rows of 0 and 1$"):
+            make_trainer(tmp_path, model=model, train_dataset=lists)
+
     def test_class_encoded_ones_follow_their_class_label(self, tmp_path):
         model, data = spam()
         encoded = data.class_encode_column("label")
@@ -685,7 +692,7 @@ class TestErrorsAreInTheWordsOfTheTrainer:
             ),
             ("args.label_names: expected exactly one of", with_labels([0, 1, 2], label=[0, 1, 2]), {}),
             (
-                "train_dataset: column 'labels' holds rows of class ids, .*; set model.config.problem_type to "
+                "train_dataset: column 'labels' holds rows of labels, .*; set model.config.problem_type to "
                 '"multi_label_classification" or, for token labels, to "single_label_classification"',
                 with_labels([[0, 2], [1]]),
                 {},

@@ -25,7 +25,7 @@ EMOTIONS = {
     "surprise": "amazed surprised stunned astonished",
 }
 SENTENCES = ("i feel {} today", "i was {} that they had finished so quickly", "im feeling {} about all of it again")
-REPETITIONS = {"train": (8, 8, 2, 4, 4, 1), "validation": (1, 1, 1, 1, 1, 1)}
+REPETITIONS = {"train": (16, 16, 4, 8, 8, 2), "validation": (1, 1, 1, 1, 1, 1)}
 
 
 def emotions() -> DatasetDict:
