@@ -21,7 +21,7 @@ from datasets import load_dataset_builder
 from run_text_classification import parse_flags, run
 
 from baselines.cards import card_contents
-from baselines.cell import CELL_COMMAND, Cell, parse_cell
+from baselines.cell import CELL_COMMAND, BaselineArguments, Cell, parse_cell
 from hf_focal import FocalTrainingArguments
 from hf_focal.model_card import ModelCardContents, markdown_table, one_line, read_model_card
 
@@ -40,7 +40,7 @@ _FLAGS = set(
     "gradient_accumulation_steps adam_beta1 adam_beta2 adam_epsilon per_device_train_batch_size "
     "per_device_eval_batch_size bf16 fp16 use_cpu full_determinism".split()
 ) | {field.name for field in fields(FocalTrainingArguments) if field.name.startswith("focal_")}
-_CELL_FLAGS = _FLAGS | {"rival", "frozen_layers", "validation_share"}
+_CELL_FLAGS = _FLAGS | {field.name for field in fields(BaselineArguments)}
 _SCRIPT_FLAGS = _FLAGS | set(
     "do_train do_eval do_predict eval_strategy eval_steps save_strategy save_steps save_total_limit "
     "load_best_model_at_end greater_is_better logging_strategy logging_steps "

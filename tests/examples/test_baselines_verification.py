@@ -425,3 +425,11 @@ def test_command_line(card, capsys):
     assert "unrecognized arguments: --learning_rate" in capsys.readouterr().err
     with pytest.raises(ValueError, match="expected a model card"):
         run_baselines("verify", "missing.md")
+
+
+@pytest.mark.parametrize(
+    "path", sorted(EXAMPLES.glob("baselines/results/*/*/README.md")), ids=lambda path: "/".join(path.parts[-3:-1])
+)
+def test_commands_of_the_cards_of_this_repository_may_be_run(path):
+    entry, flags = card_command(read_model_card(path).command)
+    assert entry.startswith("python -m baselines cell") and flags
