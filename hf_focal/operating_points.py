@@ -7,6 +7,7 @@ The settings that a model was trained with are read from its config, where [`Foc
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -136,7 +137,7 @@ def _weights(alpha: Any, multi_label: bool) -> list[float]:
 
 
 def decide(
-    logits: Tensor,
+    logits: Tensor | np.ndarray,
     config: Any,
     operating_point: str | None = None,
     *,
@@ -156,7 +157,7 @@ def decide(
     - `costs`: the class with the least expected cost.
 
     Args:
-        logits (`Tensor`): Logits of the model, (..., C), of any floating dtype.
+        logits (`Tensor` or array): Logits of the model, (..., C), of any floating dtype.
         config (`PreTrainedConfig`): The model's config.
         operating_point (`str`, *optional*): One of the names above.
         prior (`float`, sequence or `Tensor` of shape (C), *optional*): Class frequencies where the model is used,
@@ -193,6 +194,7 @@ def decide(
     ```
     """
     as_number("min_confidence", min_confidence, 1)
+    logits = torch.as_tensor(logits)
     scores, probabilities = decision_scores(logits, config, operating_point, prior=prior, costs=costs)
     if is_multi_label(config):
         decided = (scores >= 0.5).long()

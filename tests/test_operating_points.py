@@ -8,6 +8,7 @@ from transformers import BertConfig
 from hf_focal import (
     apply_temperature,
     class_posterior,
+    decide,
     flsd_53,
     operating_point_scores,
     posterior_from_config,
@@ -198,3 +199,9 @@ def test_scores_of_half_precision_are_float32():
     config = BertConfig(num_labels=2, problem_type="multi_label_classification", focal_loss=settings)
     scores = operating_point_scores(torch.tensor([[0.25, 0.5]]).half(), config, "balanced")
     torch.testing.assert_close(scores, torch.tensor([[0.5, 0.5]]))
+
+
+def test_decisions_of_an_array_are_those_of_its_tensor():
+    logits = torch.tensor([[0.6, 0.4], [0.1, 2.0]])
+    config = config_of(class_prior=[0.6, 0.4])
+    assert decide(logits.numpy(), config, "balanced").tolist() == decide(logits, config, "balanced").tolist()
