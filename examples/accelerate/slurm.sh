@@ -9,7 +9,7 @@
 #SBATCH --time=02:00:00
 set -euo pipefail
 
-MAIN_PROCESS_IP=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+read -r MAIN_PROCESS_IP < <(scontrol show hostnames "$SLURM_JOB_NODELIST") # the first of them
 MAIN_PROCESS_PORT=$((20000 + SLURM_JOB_ID % 10000)) # two jobs on one machine would collide on a fixed port
 NUM_PROCESSES=$((SLURM_NNODES * SLURM_GPUS_ON_NODE))
 export MAIN_PROCESS_IP MAIN_PROCESS_PORT NUM_PROCESSES
