@@ -379,7 +379,7 @@ class LabelDistribution:
             raise ArgumentError(
                 "data",
                 f"no {kind} of class {described}{omitted}, so its weight cannot be computed",
-                advice="add examples, leave the classes out of the labels, give counts to LabelDistribution(counts)",
+                advice="add examples, give counts to LabelDistribution(counts), leave the classes out of the labels",
                 remedy="empty_weight",
             )
 

@@ -109,7 +109,7 @@ class TestDecide:
             ("costs: expected finite numbers", {"costs": [[0, 1, float("nan")]] * 3}),
             ("costs: expected finite numbers .* but got 'high'", {"costs": "high"}),
             ("min_confidence: expected a finite number in .0, 1., but got 2", {"min_confidence": 2}),
-            ("config: focal_loss holds no thresholds", {"operating_point": "thresholds"}),
+            ("operating_point: 'thresholds' is for two classes or several labels", {"operating_point": "thresholds"}),
         ],
     )
     def test_wrong_arguments_are_refused(self, message, kwargs):

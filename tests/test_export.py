@@ -79,7 +79,11 @@ def test_tokens_and_a_prior(tmp_path):
     "message, settings, kwargs",
     [
         ("format: expected one of onnx, torch, but got 'tflite'", SETTINGS, {"format": "tflite"}),
-        ("config: focal_loss holds no thresholds", SETTINGS, {"operating_point": "thresholds"}),
+        (
+            "operating_point: 'thresholds' is for two classes or several labels",
+            SETTINGS,
+            {"operating_point": "thresholds"},
+        ),
     ],
 )
 def test_what_cannot_be_exported_is_refused(tmp_path, message, settings, kwargs):
@@ -90,5 +94,5 @@ def test_what_cannot_be_exported_is_refused(tmp_path, message, settings, kwargs)
 
 def test_without_the_packages(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_focal.export.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install hf_focal\[export\], or use format='torch'"):
+    with pytest.raises(ImportError, match=r"pip install 'hf_focal\[export\]', or use format='torch'"):
         export_posterior(make("bert", "text-classification", **SETTINGS), tmp_path)

@@ -617,9 +617,9 @@ class TestTrainer:
     def test_predictions_are_of_a_dataset(self, tmp_path):
         trainer = self.trainer(tmp_path, gamma=0.0)
         output = trainer.predict(tiny_dataset())
-        with pytest.raises(ValueError, match="dataset: expected one dataset of labelled examples"):
+        with pytest.raises(ValueError, match="dataset: expected held-out examples; pass them here"):
             trainer.fold_calibration(predictions=output)
 
     def test_data_are_needed(self, tmp_path):
-        with pytest.raises(ValueError, match="dataset: expected one dataset of labelled examples"):
+        with pytest.raises(ValueError, match="dataset: expected held-out examples; pass them here"):
             self.trainer(tmp_path).fold_calibration()

@@ -188,7 +188,7 @@ def test_half_precision_model(folder):
         ("operating_point: expected one of", {"operating_point": "best"}),
         ("^prior: expected probabilities that sum to 1", {"prior": [0.5, 0.5, 0.5]}),
         ("prior: expected a frequency for each of .*'ham'", {"prior": {"ham": 1.0}}),
-        ("config: focal_loss holds no thresholds", {"operating_point": "thresholds"}),
+        ("operating_point: 'thresholds' is for two classes or several labels", {"operating_point": "thresholds"}),
         ("cost: there is no such argument; did you mean 'costs'", {"cost": [[0, 1], [9, 0]]}),
         ("min_confidance: there is no such argument", {"min_confidance": 0.9}),
         ("min_confidence: expected a finite number", {"min_confidence": "0.9"}),
@@ -390,7 +390,7 @@ class TestTokens:
             ("operating_point: expected one of", {"operating_point": "best"}),
             ("prior: expected a frequency for each of .*'B-LOC'", {"prior": {"O": 1.0}}),
             ("min_confidence: expected a finite number in .0, 1., but got 80", {"min_confidence": 80}),
-            ("config: focal_loss holds no thresholds", {"operating_point": "thresholds"}),
+            ("operating_point: 'thresholds' is for two classes or several labels", {"operating_point": "thresholds"}),
         ],
     )
     def test_wrong_arguments_are_refused_before_any_text(self, token_folder, message, kwargs):
