@@ -89,7 +89,7 @@ def chromium(*arguments: object, profile: Path) -> str:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-@pytest.mark.parametrize("name", sorted(FORMULAS & {"losses", "posterior"}))
+@pytest.mark.parametrize("name", ["posterior"])  # which has all of them
 def test_formulas_on_the_screen(site, tmp_path, name):
     """Ink in each of them, above and below the middle of a fraction, and exponents above their bases."""
     page = site / "hf_focal" / f"{name}.html"
