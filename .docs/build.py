@@ -32,9 +32,6 @@ OTHER_DOCUMENTATION = {
     "evaluate.Metric": f"{HUGGING_FACE}/evaluate/package_reference/main_classes",
 }
 CROSS_REFERENCE = re.compile(r"\[`(~?)([\w.]+)`\]")
-TARGETS: list[
-    str
-] = []  # of the links in docstrings, in which they stand by number: pdoc would make links of their parts
 Modules = dict[str, pdoc.doc.Module]
 
 
@@ -47,7 +44,8 @@ def build(site: Path = SITE) -> None:
     for name in hf_focal.__all__:  # lazy: pdoc looks for them among the attributes
         setattr(hf_focal, name, getattr(hf_focal, name))
     modules = {name: pdoc.doc.Module.from_name(name) for name in PUBLIC_MODULES}
-    pdoc.doc.Function.docstring = own_docstring
+    pdoc.doc.Function.docstring = cached_property(docstring_of)
+    pdoc.doc.Function.docstring.__set_name__(pdoc.doc.Function, "docstring")
     convert = pdoc.docstrings.convert
 
     def convert_with_links(docstring: str, docformat: str, source_file: Path | None) -> str:
@@ -65,20 +63,16 @@ def build(site: Path = SITE) -> None:
     for page in site.rglob("*.html"):
         to_root = "../" * (len(page.relative_to(site).parts) - 1)
         html = re.sub(
-            r'href="target(\d+)"',
-            lambda match: f'href="{resolve(TARGETS[int(match[1])], to_root)}"',
+            r'href="target-([0-9a-f]+)"',
+            lambda match: f'href="{resolve(bytes.fromhex(match[1]).decode(), to_root)}"',
             page.read_text("utf-8"),
         )
         page.write_text(without_dead_anchors(html), "utf-8")
 
 
-def cleaned_docstring(function: pdoc.doc.Function) -> str:
-    """That of a method itself, where pdoc would show that of a method of torch or transformers that it overrides."""
+def docstring_of(function: pdoc.doc.Function) -> str:
+    """The docstring of the function itself, without that of a method of torch or transformers that it overrides."""
     return cleandoc(getattr(function.obj, "__doc__", None) or "")
-
-
-own_docstring = cached_property(cleaned_docstring)
-own_docstring.__set_name__(pdoc.doc.Function, "docstring")
 
 
 def indented_raises(docstring: str) -> str:
@@ -101,8 +95,8 @@ def with_links(docstring: str, modules: Modules, source_file: Path | None) -> st
         if target is None:
             raise ValueError(f"{source_file}: {match.group()} is not documented")
         text = name.partition(".")[2] if is_elsewhere else name.removeprefix("hf_focal.")
-        TARGETS.append(target)
-        return f"[`{text}`](target{len(TARGETS) - 1})"
+        # In hexadecimal until the page is written: pdoc would make links of the names in it.
+        return f"[`{text}`](target-{target.encode().hex()})"
 
     return CROSS_REFERENCE.sub(link, docstring)
 
