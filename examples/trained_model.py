@@ -30,7 +30,7 @@ def train(folder: Path, flags: list[str]) -> None:
     with (folder / "log.txt").open("w") as log, redirect_stdout(log), redirect_stderr(log):
         _, outputs = run(
             *arguments,
-            load_splits=partial(load_baseline_splits, validation_share=baseline_args.validation_share),
+            load_splits=load_baseline_splits,
             prepare_model=freeze if baseline_args.frozen_layers else None,
         )
     tensors = {}

@@ -26,8 +26,7 @@ def known_labels(
     Returns:
         `tuple[Tensor, Tensor]`: Whether each of the N examples has a label, shape (N); and the labels of those that
         have one: for multi-label, the rows unchanged; otherwise class ids, also for one-hot rows, or class
-            probabilities in
-        float64.
+        probabilities in float64.
 
     Raises:
         `ValueError`: For labels of any other shape, and for single-label rows that are not probabilities.

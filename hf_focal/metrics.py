@@ -115,10 +115,9 @@ class ImbalancedClassification(evaluate.Metric):
         kwargs: For [`~evaluate.Metric`].
 
     Raises:
-        `ValueError`: For any other configuration. By `compute`, if there are no labels, labels are not as above,
-            logits
-        contain NaN, +inf or a row of only -inf, names or counts are not one per class, or weights are not one per
-        example, finite, >= 0 and above 0 for at least one labelled example.
+        `ValueError`: For any other configuration. By `compute`, if there are no labels, labels are not as above, logits
+            contain NaN, +inf or a row of only -inf, names or counts are not one per class, or weights are not one per
+            example, finite, >= 0 and above 0 for at least one labelled example.
 
     Example:
 

@@ -20,14 +20,13 @@ from typing import Any, get_args
 
 import datasets.config
 import torch
-from data.labelled_texts import DataArguments
 from datasets import DatasetDict
 from run_text_classification import ModelArguments, run
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import EarlyStoppingCallback, HfArgumentParser, PretrainedConfig, TrainerCallback, TrainerState
 
-from baselines.data import data_fingerprint, load_baseline_splits, model_fingerprint, with_label_noise
+from baselines.data import BaselineDataArguments, data_fingerprint, load_baseline_splits, model_fingerprint
 from baselines.frozen_layers import freeze_layers
 from baselines.rivals import RIVALS
 from hf_focal import (
@@ -59,13 +58,6 @@ class BaselineArguments:
             "choices": [*RIVALS],
         },
     )
-    validation_share: float | None = field(
-        default=None, metadata={"help": "Share of the training texts to validate on, if there is no such split."}
-    )
-    label_noise: float = field(
-        default=0.0,
-        metadata={"help": "Share of the training and validation texts that get a random wrong class."},
-    )
     early_stopping_patience: int | None = field(
         default=None,
         metadata={"help": "Stop training after this many epochs without improvement on the validation split."},
@@ -85,11 +77,11 @@ class BaselineArguments:
 FROZEN_LAYERS_CACHE = Path(datasets.config.HF_DATASETS_CACHE, "hf_focal_frozen_layers")
 CELL_COMMAND = ["python", "-m", "baselines", "cell"]
 
-Arguments = tuple[BaselineArguments, ModelArguments, DataArguments, FocalTrainingArguments]
+Arguments = tuple[BaselineArguments, ModelArguments, BaselineDataArguments, FocalTrainingArguments]
 
 
 def parse_cell(flags: list[str]) -> Arguments:
-    parser = HfArgumentParser((BaselineArguments, ModelArguments, DataArguments, FocalTrainingArguments))
+    parser = HfArgumentParser(get_args(Arguments))
     return parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
 
 
@@ -187,9 +179,8 @@ class Cell:
 
     @cached_property
     def _splits(self) -> DatasetDict:
-        baseline_args, model_args, data_args, _ = parse_cell(self.flags)
-        splits = load_baseline_splits(data_args, model_args.cache_dir, baseline_args.validation_share)
-        return with_label_noise(splits, data_args, baseline_args.label_noise) if baseline_args.label_noise else splits
+        _, model_args, data_args, _ = parse_cell(self.flags)
+        return load_baseline_splits(data_args, model_args.cache_dir)
 
     def _begin(self) -> None:
         """Records the origin of the training in the folder, and removes the files of a different one."""

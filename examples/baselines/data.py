@@ -5,7 +5,9 @@ If there is no validation split, one is split off the training data, so that no 
 
 import hashlib
 import json
+import math
 from collections import Counter, defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
@@ -18,38 +20,71 @@ from datasets import ClassLabel, DatasetDict
 from run_text_classification import ModelArguments, model_path
 
 
-PACKAGED = {
-    "bbc_longtail": load_bbc_longtail,
-    "newsgroups_longtail": load_newsgroups_longtail,
-    "reuters_r52": load_reuters_r52,
-}
+MADE_LONG_TAILED = {"bbc_longtail": load_bbc_longtail, "newsgroups_longtail": load_newsgroups_longtail}
+PACKAGED = {**MADE_LONG_TAILED, "reuters_r52": load_reuters_r52}
 
 
-def load_baseline_splits(
-    data_args: DataArguments, cache_dir: str | None, validation_share: float | None = None
-) -> DatasetDict:
-    """The splits `train`, `validation` and `test`; `validation_share` as in [`cut_validation`]."""
-    if data_args.dataset_name in PACKAGED:
-        splits = PACKAGED[data_args.dataset_name]()
-    else:
-        splits = load_splits(data_args, cache_dir, load_bbc_longtail)
+@dataclass
+class BaselineDataArguments(DataArguments):
+    validation_share: float | None = field(
+        default=None, metadata={"help": "Share of the training texts to validate on, if there is no such split."}
+    )
+    imbalance: float | None = field(
+        default=None,
+        metadata={
+            "help": "For bbc_longtail and newsgroups_longtail: training texts of the largest class for each of the "
+            "smallest. Default: 50."
+        },
+    )
+    label_noise: float = field(
+        default=0.0,
+        metadata={"help": "Share of the training and validation texts that get a random wrong class."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.label_noise < 1:
+            raise ValueError(f"--label_noise: expected a number from 0 to below 1, but got {self.label_noise}")
+        if self.imbalance is not None:
+            if self.dataset_name not in MADE_LONG_TAILED:
+                raise ValueError(
+                    f"--imbalance: expected --dataset_name to be one of {', '.join(MADE_LONG_TAILED)}, but got "
+                    f"{self.dataset_name!r}"
+                )
+            if not 1 <= self.imbalance < math.inf:
+                raise ValueError(f"--imbalance: expected a number of at least 1, but got {self.imbalance}")
+
+
+def load_baseline_splits(data_args: BaselineDataArguments, cache_dir: str | None) -> DatasetDict:
+    """The splits `train`, `validation` and `test`."""
+    splits, share = _load(data_args, cache_dir), data_args.validation_share
     if "validation" not in splits:
-        if validation_share is None:
+        if share is None:
             raise ValueError(
                 "--validation_share: expected a share of the training data, as there is no validation split"
             )
-        splits = cut_validation(splits, data_args, validation_share)
-    elif validation_share is not None:
-        raise ValueError(f"--validation_share: there is a validation split already, but got {validation_share}")
-    return splits
+        splits = cut_validation(splits, data_args, share)
+    elif share is not None:
+        raise ValueError(f"--validation_share: there is a validation split already, but got {share}")
+    return with_label_noise(splits, data_args, data_args.label_noise) if data_args.label_noise else splits
+
+
+def _load(data_args: BaselineDataArguments, cache_dir: str | None) -> DatasetDict:
+    if data_args.imbalance is not None:
+        try:
+            return MADE_LONG_TAILED[data_args.dataset_name](imbalance=data_args.imbalance)
+        except ValueError as error:  # too few texts for it
+            raise ValueError(f"--imbalance: {error}") from error
+    if data_args.dataset_name in PACKAGED:
+        return PACKAGED[data_args.dataset_name]()
+    return load_splits(data_args, cache_dir, load_bbc_longtail)
 
 
 def cut_validation(splits: DatasetDict, data_args: DataArguments, share: float, seed: int = 0) -> DatasetDict:
     """Moves distinct texts from `train` to `validation`, always the same ones for a seed.
 
     From each label, this share of its distinct texts is moved, rounded, as far as texts with several labels allow:
-        labels
-    with few texts lose none, and no text is in both splits.
+    labels with few texts lose none, and no text is in both splits.
     """
     if not 0 < share < 1:
         raise ValueError(f"--validation_share: expected a number between 0 and 1, but got {share}")
@@ -80,8 +115,6 @@ def cut_validation(splits: DatasetDict, data_args: DataArguments, share: float, 
 def with_label_noise(splits: DatasetDict, data_args: DataArguments, share: float, seed: int = 0) -> DatasetDict:
     """Gives this share of the rows of `train` and `validation` a random wrong class; the test split is not changed."""
     column, noisy = data_args.label_column_name, {}
-    if not 0 < share < 1:
-        raise ValueError(f"--label_noise: expected a number from 0 to below 1, but got {share}")
     if not isinstance(splits["train"].features[column], ClassLabel):
         raise ValueError(
             f"--label_noise: expected column {column!r} to be a ClassLabel, but got {splits['train'].features[column]}"

@@ -32,8 +32,7 @@ class BalancedSampler(WeightedRandomSampler):
     """Draws N of the N examples with replacement: first a random class, then one of its examples.
 
     The draw depends only on seed and epoch: all processes, each of which takes its share of the batches, and a
-        training
-    resumed at an epoch draw the same list. Accelerate sets the epoch.
+    training resumed at an epoch draw the same list. Accelerate sets the epoch.
     """
 
     def __init__(self, labels: Tensor, seed: int):

@@ -169,9 +169,9 @@ class Sweep:
         origins, known = {}, {}
         for arm, choice in product(self.recipe.arms, self.recipe.choices):
             flags = self.recipe.cell_flags(arm, choice, self.recipe.seeds[0])
-            baseline_args, model_args, data_args, training_args = parse_cell(flags)
+            _, model_args, data_args, training_args = parse_cell(flags)
             read = [model_args.model_name_or_path, model_args.model_revision, training_args.focal_sample_weight_column]
-            key = repr((data_args, baseline_args.validation_share, baseline_args.label_noise, read))
+            key = repr((data_args, read))
             if key not in known:
                 known[key] = self.cell_class.origin_of(flags)
             origins[arm, tuple(choice.items())] = known[key]

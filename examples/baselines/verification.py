@@ -17,11 +17,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from data.labelled_texts import DataArguments
 from datasets import load_dataset_builder
 from run_text_classification import parse_flags, run
 
 from baselines.cards import card_contents
 from baselines.cell import CELL_COMMAND, BaselineArguments, Cell, parse_cell
+from baselines.data import BaselineDataArguments
 from hf_focal import FocalTrainingArguments
 from hf_focal.model_card import ModelCardContents, markdown_table, one_line, read_model_card
 
@@ -31,19 +33,18 @@ from hf_focal.model_card import ModelCardContents, markdown_table, one_line, rea
 LARGEST_TOLERANCE = 0.16
 # No flags that write elsewhere, access services or load code.
 _FLAGS = set(
-    "loss operating_point positive_label f_beta wanted_precision wanted_recall calibration_method fold_calibration dataset_name "
-    "dataset_config_name dataset_revision text_column_names "
-    "label_column_name max_seq_length max_train_samples max_eval_samples max_predict_samples train_file "
-    "validation_file test_file model_name_or_path model_revision tokenizer_name ignore_mismatched_sizes "
-    "metric_for_best_model seed data_seed label_smoothing_factor learning_rate "
-    "lr_scheduler_type warmup_steps weight_decay num_train_epochs max_steps max_grad_norm "
+    "loss operating_point positive_label f_beta wanted_precision wanted_recall calibration_method fold_calibration "
+    "model_name_or_path model_revision tokenizer_name ignore_mismatched_sizes metric_for_best_model greater_is_better "
+    "seed data_seed label_smoothing_factor learning_rate lr_scheduler_type warmup_steps weight_decay num_train_epochs max_steps max_grad_norm "
     "gradient_accumulation_steps adam_beta1 adam_beta2 adam_epsilon per_device_train_batch_size "
     "per_device_eval_batch_size bf16 fp16 use_cpu full_determinism".split()
-) | {field.name for field in fields(FocalTrainingArguments) if field.name.startswith("focal_")}
-_CELL_FLAGS = _FLAGS | {field.name for field in fields(BaselineArguments)}
+)
+_FLAGS |= {field.name for field in fields(FocalTrainingArguments) if field.name.startswith("focal_")}
+_FLAGS |= {field.name for field in fields(DataArguments)}
+_CELL_FLAGS = _FLAGS | {field.name for field in (*fields(BaselineArguments), *fields(BaselineDataArguments))}
 _SCRIPT_FLAGS = _FLAGS | set(
     "do_train do_eval do_predict eval_strategy eval_steps save_strategy save_steps save_total_limit "
-    "load_best_model_at_end greater_is_better logging_strategy logging_steps "
+    "load_best_model_at_end logging_strategy logging_steps "
     # These have no effect, because `_run_script` overrides them or the flags they depend on.
     "output_dir report_to push_to_hub hub_model_id hub_private_repo hub_strategy".split()
 )

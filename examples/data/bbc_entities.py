@@ -1,8 +1,7 @@
 """The embedded default of token classification: rare entities in the sentences of BBC News.
 
 No package has a labelled corpus of entities, so the text is real but the labels are generated: the rules below tag
-    sums of
-money, percentages, dates, match scores and ordinals. A model that learns them shows that it can learn rare tags from
+sums of money, percentages, dates, match scores and ordinals. A model that learns them shows that it can learn rare tags from
 text, but not how well it would find names.
 """
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from baselines.cell import Cell
-from baselines.data import cut_validation, with_label_noise
+from baselines.cell import Cell, parse_cell
+from baselines.data import cut_validation, load_baseline_splits, with_label_noise
 from data.labelled_texts import DataArguments
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from safetensors.torch import load_file
@@ -180,11 +180,48 @@ class TestLabelNoise:
         assert noisy["test"]["label"][:] == rows["label"]
         assert with_label_noise(splits, DataArguments(), 0.2)["train"]["label"][:] == noisy["train"]["label"][:]
 
-    def test_is_other_data(self, model_folder):
-        Path("data").mkdir()
+    @pytest.mark.parametrize("share", ["-0.1", "1", "1.5", "nan"])
+    def test_a_share_of_no_training_data(self, model_folder, share):
         flags = cell_flags(model_folder, single_label_data())
-        with pytest.raises(ValueError, match="--label_noise"):
-            Cell([*flags, "--label_noise", "1.5"], Path("cell")).train()
+        with pytest.raises(ValueError, match="--label_noise: expected a number from 0 to below 1"):
+            Cell([*flags, "--label_noise", share], Path("cell")).train()
+
+
+class TestImbalance:
+    def test_ratio_of_the_largest_class_to_the_smallest_and_the_same_test_split(self):
+        def splits(*flags):
+            return load_baseline_splits(parse_cell(["--dataset_name", "bbc_longtail", *flags])[2], None)
+
+        strong, extreme = splits(), splits("--imbalance", "300")
+        assert [*Counter(strong["train"]["label"]).values()] == [300, 113, 42, 16, 6]
+        assert [*Counter(extreme["train"]["label"]).values()] == [300, 72, 17, 4, 1]
+        for split in ("validation", "test"):
+            assert strong[split]["text"][:] == extreme[split]["text"][:]
+
+    @pytest.mark.parametrize(
+        "flags, message",
+        [
+            (["--dataset_name", "bbc_longtail", "--imbalance", "0.5"], "--imbalance: expected a number of at least 1"),
+            (["--dataset_name", "bbc_longtail", "--imbalance", "nan"], "--imbalance: expected a number of at least 1"),
+            (["--dataset_name", "bbc_longtail", "--imbalance", "1"], "--imbalance: class 'entertainment' has only"),
+            (
+                ["--dataset_name", "reuters_r52", "--imbalance", "9"],
+                "--imbalance: expected --dataset_name to be one of",
+            ),
+            (["--train_file", "train.csv", "--imbalance", "9"], "--imbalance: expected --dataset_name to be one of"),
+        ],
+    )
+    def test_what_cannot_be_made_is_refused(self, flags, message):
+        with pytest.raises(ValueError, match=message):
+            load_baseline_splits(parse_cell([*flags])[2], None)
+
+
+class TestOtherDataIsAnotherTraining:
+    @pytest.mark.parametrize("flags", [["--imbalance", "40"], ["--label_noise", "0.1"]])
+    def test_fingerprint(self, flags):
+        of_bbc = ["--dataset_name", "bbc_longtail", "--model_name_or_path", "no/model"]
+        data = [Cell.origin_of([*of_bbc, *more])["data_fingerprint"] for more in ([], flags)]
+        assert data[0] != data[1]
 
 
 @pytest.mark.parametrize("loss", [{"focal_alpha": "inverse"}, {"focal_gamma_neg": 4, "focal_margin": 0.05}])

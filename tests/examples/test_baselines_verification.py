@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from baselines.recipe import Recipe
 from baselines.records import read_records
 from baselines.verification import card_command
 from toy_texts import EXAMPLES, run, run_baselines, single_label_data, write
@@ -248,6 +249,20 @@ def test_a_card_cannot_run_anything_else(card, command, message):
     with pytest.raises(ValueError, match=message):
         run_baselines("verify", card)
     assert not Path("pwned").exists()
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("baselines/recipes/*.yaml")), ids=lambda path: path.stem)
+def test_cards_of_all_recipes_can_be_verified(path):
+    recipe = replace(Recipe.load(path), choose_by="negative_log_likelihood")  # adds --greater_is_better
+    for arm in recipe.arms:
+        flags = recipe.cell_flags(arm, recipe.choices[0], seed=1)
+        assert card_command([*CELL, *flags])[1] == flags
+
+
+@pytest.mark.parametrize("command", [CELL, ["python", "run_text_classification.py"]])
+def test_a_card_may_say_how_its_file_is_read(command):
+    flags = ["--train_file", "a.csv", "--delimiter", ";", "--encoding", "cp1250"]
+    assert card_command([*command, *flags])[1] == flags
 
 
 def test_the_code_of_a_model_is_not_run(card, monkeypatch):
