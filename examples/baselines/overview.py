@@ -100,6 +100,7 @@ def draw_overview(table: pd.DataFrame, file: Path, metric: str = "f1_macro") -> 
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_title(one_line(dataset), fontsize="medium", parse_math=False)
         axes.tick_params(left=False)
+        axes.locator_params(axis="x", nbins=4)  # more of them overlap
         axes.spines[["top", "left", "right"]].set_visible(False)
     plots[0].set_yticks(range(len(arms)), [one_line(arm) for arm in arms], parse_math=False)
     plots[0].set_ylim(len(arms) - 0.5, -0.5)
