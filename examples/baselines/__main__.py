@@ -1,12 +1,12 @@
 """Compares losses over several seeds, each with its best learning rate, and writes a model card for each of them.
 
-    python -m baselines --train_file mine.csv --minutes 30                               # your own texts, see own_data.py
+    python -m baselines --train_file mine.csv --minutes 30                                   # your own texts, see own_data.py
     python -m baselines sweep baselines/recipes/bbc_longtail_frozen.yaml
-    python -m baselines sweep baselines/recipes/reuters90_frozen.yaml --dataset_name FOLDER     # flags override the recipe
-    python -m baselines report outputs/baselines/bbc_longtail_frozen/results.jsonl       # of a sweep, finished or not
-    python -m baselines report outputs/baselines/*_frozen/results.jsonl                  # an overview of several
-    python -m baselines verify baselines/results/bbc_longtail_frozen/focal/README.md     # one seed of a card, again
-    python -m baselines cell --dataset_name bbc_longtail --seed 1 --output_dir outputs/cell     # a training and its test
+    python -m baselines sweep baselines/recipes/reuters90_frozen.yaml --dataset_name FOLDER  # flags override the recipe
+    python -m baselines report outputs/baselines/bbc_longtail_frozen/results.jsonl           # of a sweep, finished or not
+    python -m baselines report outputs/baselines/*_frozen/results.jsonl                      # an overview of several
+    python -m baselines verify baselines/results/bbc_longtail_frozen/focal/README.md         # one seed of a card, again
+    python -m baselines cell --dataset_name bbc_longtail --seed 1 --output_dir outputs/cell  # a training and its test
 
 A recipe names the data, the arms and a small grid. For each arm, every point of the grid is trained with the first seed;
 the one that is best on the validation split is also trained with the other seeds, and each of these models predicts
