@@ -27,17 +27,22 @@ def tokens(seed=0, shape=(20, 12)):
     return logits, torch.where(noise > 0.9, -100, labels)
 
 
-def reached_at(cutoff, logits, labels, config, **chosen):
-    """Precision and recall of what is reported, counted one by one."""
+def decisions(logits, labels, config, **chosen):
+    """The decided class of each labelled token, its probability and its label."""
     decided = decide(logits, config, **chosen).flatten().tolist()
     probabilities = decision_scores(logits, config, **chosen)[1].reshape(-1, 3).tolist()
+    return [
+        (k, p[k], label) for k, p, label in zip(decided, probabilities, labels.flatten().tolist()) if label != -100
+    ]
+
+
+def reached_at(cutoff, decided):
+    """Precision and recall of what is reported, counted one by one."""
     reported = hits = wanted = 0
-    for k, p, label in zip(decided, probabilities, labels.flatten().tolist()):
-        if label == -100:
-            continue
+    for k, probability, label in decided:
         wanted += label != 0
-        reported += k != 0 and p[k] >= cutoff
-        hits += k != 0 and p[k] >= cutoff and k == label
+        reported += k != 0 and probability >= cutoff
+        hits += k != 0 and probability >= cutoff and k == label
     return (hits / reported if reported else 1.0), hits / wanted
 
 
@@ -46,10 +51,11 @@ def reached_at(cutoff, logits, labels, config, **chosen):
 def test_it_is_the_best_of_all_cutoffs(wanted, chosen):
     logits, labels = tokens()
     found = fit_min_confidence(logits, labels, config(), **wanted, **chosen)
-    precision, recall = reached_at(found.min_confidence, logits, labels, config(), **chosen)
+    decided = decisions(logits, labels, config(), **chosen)
+    precision, recall = reached_at(found.min_confidence, decided)
     assert (found.precision[0], found.recall[0]) == (pytest.approx(precision), pytest.approx(recall))
     of_all = decision_scores(logits, config(), **chosen)[1].flatten().double().numpy()
-    every = {cutoff: reached_at(cutoff, logits, labels, config(), **chosen) for cutoff in np.unique(of_all)}
+    every = {cutoff: reached_at(cutoff, decided) for cutoff in np.unique(of_all)}
     if "wanted_precision" in wanted:
         assert precision >= 0.8 and recall == pytest.approx(max(r for p, r in every.values() if p >= 0.8))
         assert min(p for p, _ in every.values()) < 0.8  # otherwise no cutoff was needed

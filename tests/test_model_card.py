@@ -783,11 +783,10 @@ class TestReading:
         with pytest.raises(ValueError, match="expected at most 2,097,152 bytes, but got '2,097,153'"):
             read_model_card(tmp_path / "README.md")
 
-    @pytest.mark.parametrize(
-        "text", ["\x1b[2J", "\x9b31m", "\x1b]0;title\x07", "\u202e", "\u061c", "\u200b", "\U000e0041", "\r"]
-    )
-    def test_no_message_has_what_a_terminal_obeys(self, tmp_path, text):
+    def test_no_message_has_what_a_terminal_obeys(self, tmp_path):
         """Wherever it stands in the record: in a name, in a value, in a key."""
+        obeyed = ["\x1b", "\x9b", "\x07", "\u202e", "\u061c", "\u200b", "\U000e0041", "\r"]
+        text = "".join(obeyed)
         path = write_model_card(tmp_path, contents_of())
         card, messages = path.read_text(), []
         start = card.index("```json hf_focal")
@@ -799,7 +798,7 @@ class TestReading:
             except ValueError as error:
                 messages.append(str(error))
         assert len(messages) > 50
-        assert not any(text in message for message in messages)
+        assert not any(character in message for message in messages for character in obeyed)
 
     def test_many_unclosed_fences_take_no_time(self, tmp_path):
         (tmp_path / "README.md").write_text("---\na: b\n---\n" + "```a\n" * 30_000)
