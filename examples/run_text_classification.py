@@ -27,6 +27,7 @@ from data.labelled_texts import (
     check_columns,
     class_names,
     encode_labels,
+    limited,
     load_splits,
     read_labels,
 )
@@ -505,11 +506,6 @@ def run(
         texts = [" ".join(map(str, parts)) for parts in zip(*(batch[name] for name in data_args.text_columns))]
         return tokenizer(texts, truncation=True, max_length=max_length)
 
-    limits = {
-        "train": data_args.max_train_samples,
-        "validation": data_args.max_eval_samples,
-        "test": data_args.max_predict_samples,
-    }
     datasets = {}
     for split in needed:
         dataset = splits[split]
@@ -517,8 +513,7 @@ def run(
         if labels[split] is not None:
             encoded = encode_labels(labels[split], names, multi_label, split)
             dataset = dataset.select_columns([*data_args.text_columns, *weights]).add_column("labels", encoded)
-        if limits[split] is not None:
-            dataset = dataset.select(range(min(limits[split], len(dataset))))
+        dataset = limited(dataset, split, data_args)
         unused = [name for name in dataset.column_names if name != "labels" and name not in weights]
         with training_args.main_process_first(desc=f"tokenizing the {split} split"):
             datasets[split] = dataset.map(tokenize, batched=True, remove_columns=unused, desc=f"Tokenizing {split}")

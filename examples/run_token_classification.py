@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import PartialState
-from data.labelled_texts import DataArguments, check_columns, load_splits
+from data.labelled_texts import DataArguments, check_columns, limited, load_splits
 from datasets import ClassLabel, Dataset, DatasetDict
 from run_text_classification import (
     calibrate,
@@ -219,19 +219,13 @@ def main() -> None:
     # Tokens.
     tokenizer = AutoTokenizer.from_pretrained(model_args.tokenizer_name or path, add_prefix_space=True, **hub)
     max_length = min(data_args.max_seq_length, tokenizer.model_max_length)
-    limits = {
-        "train": data_args.max_train_samples,
-        "validation": data_args.max_eval_samples,
-        "test": data_args.max_predict_samples,
-    }
     datasets = {}
     for split in needed:
         weights = {training_args.focal_sample_weight_column} & {*splits[split].column_names}
         dataset = splits[split].select_columns([words, *weights])
         if split in tags:
             dataset = dataset.add_column("labels", encode_tags(tags[split], dataset[words], names, split))
-        if limits[split] is not None:
-            dataset = dataset.select(range(min(limits[split], len(dataset))))
+        dataset = limited(dataset, split, data_args)
         with training_args.main_process_first(desc=f"tokenizing the {split} split"):
             datasets[split] = dataset.map(
                 partial(encode, tokenizer=tokenizer, max_length=max_length, words=words),

@@ -32,15 +32,20 @@ def sweep(args: Namespace, flags: list[str]) -> None:
 
     from baselines.cards import write_cards
     from baselines.recipe import Recipe
+    from baselines.records import of_chosen_settings
     from baselines.sweep import Sweep
 
     folder = args.output_dir or Path("outputs/baselines", args.recipe.stem)
-    recipe = Recipe.load(args.recipe).with_flags(pairs(flags)).restricted_to(args.arms, args.seeds)
+    whole = Recipe.load(args.recipe).with_flags(pairs(flags))
+    recipe = whole.restricted_to(args.arms, args.seeds)
     if PartialState().is_main_process and recipe.takes:
         print(f"{recipe.title}: takes {recipe.takes}. Finished cells are kept, and a stopped sweep can be resumed.")
-    records = Sweep(recipe, folder).run()
+    sweep = Sweep(recipe, folder)
+    sweep.run()
     if PartialState().is_main_process:
-        tables = tables_and_picture(records, next(iter(recipe.arms)), folder / "results.png")
+        records = whole.in_order(of_chosen_settings(sweep.comparable_records()))
+        baseline = next(record["arm"] for record in records if record["stage"] == "test")
+        tables = tables_and_picture(records, baseline, folder / "results.png")
         (folder / "results.md").write_text(tables)
         cards = [] if recipe.along else write_cards(recipe, records, folder)
         print(tables, "Pictures and model cards:", folder / "results.png", *cards, sep="\n")
@@ -63,15 +68,18 @@ def tables_and_picture(records: list[dict], baseline: str, picture: Path) -> str
     others = [record for point in OPERATING_POINTS for record in decided_at(records, point, arms)]
     if others:
         tables.append(report_table([*with_posterior(records), *others], baseline))
+    balanced = decided_at(records, "balanced", arms)
+    if len({record["arm"] for record in balanced}) > 1:
+        tables.append(difference_table(balanced, f"{baseline}, at balanced"))
     return "\n\n".join(tables) + "\n"
 
 
 def report(args: Namespace, flags: list[str]) -> None:
-    from baselines.records import read_records
+    from baselines.records import of_chosen_settings, read_records
 
     records_by_file = {file: read_records(file) for file in args.results}
     try:
-        _report(args, records_by_file)
+        _report(args, {file: of_chosen_settings(records) for file, records in records_by_file.items()})
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(
             f"{', '.join(map(str, args.results))}: a record is not one that a sweep writes: {error!r}"

@@ -23,11 +23,11 @@ _TITLES = {
 
 
 def write_cards(recipe: Recipe, records: list[dict], folder: Path) -> list[Path]:
-    """Writes a card for each arm whose cells have all been tested, in a separate folder."""
+    """Writes a card of all seeds for each arm of which all seeds of the recipe are tested, in a separate folder."""
     paths = []
     for arm in recipe.arms:
         cells = [record for record in records if record["arm"] == arm and record["stage"] == "test"]
-        if len(cells) == len(recipe.seeds):
+        if {*recipe.seeds} <= {cell["seed"] for cell in cells}:
             logits = folder / f"{Path(cells[0]['name']).name}.safetensors"
             tensors = load_file(logits) if logits.exists() else {}
             paths.append(write_model_card(folder / slug(arm), card_contents(cells, recipe.title), **tensors))

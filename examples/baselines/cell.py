@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 import datasets.config
 import torch
@@ -70,6 +70,8 @@ class BaselineArguments:
     def __post_init__(self):
         if self.rival not in RIVALS:
             raise ValueError(f"--rival: expected one of {', '.join(RIVALS)}, but got {self.rival!r}")
+        if self.frozen_layers < 0:
+            raise ValueError(f"--frozen_layers: expected at least 0, but got {self.frozen_layers}")
         if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
             raise ValueError(f"--early_stopping_patience: expected at least 1, but got {self.early_stopping_patience}")
 
@@ -81,8 +83,18 @@ Arguments = tuple[BaselineArguments, ModelArguments, BaselineDataArguments, Foca
 
 
 def parse_cell(flags: list[str]) -> Arguments:
-    parser = HfArgumentParser(get_args(Arguments))
-    return parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+    parser = _Parser(get_args(Arguments), prog=" ".join(CELL_COMMAND))
+    arguments = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+    training_args = arguments[-1]
+    if training_args.num_train_epochs <= 0 and training_args.max_steps <= 0:
+        raise ValueError(f"--num_train_epochs: expected a number above 0, but got {training_args.num_train_epochs:g}")
+    return arguments
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raises the error without the usage, which is a hundred lines of flags."""
+        raise ValueError(message)
 
 
 def cell_flag_names() -> set[str]:

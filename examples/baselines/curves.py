@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from baselines.decisions import baseline_of, decided_at, with_posterior
-from baselines.report import TITLES, tested_cells
+from baselines.report import TITLES, settings, tested_cells, untested
 from hf_focal.metrics import mean_and_interval
 from hf_focal.model_card import escape_markdown, markdown_table, one_line
 
@@ -61,10 +61,15 @@ def curve_tables(records: list[dict]) -> str:
         tables.append(markdown_table(header, rows))
     seeds = sorted({record["seed"] for record in records if record["stage"] == "test"})
     note = (
-        f"Mean over the seeds {', '.join(map(str, seeds))} ± half the width of its 95 % interval (Student's t). The learning rate "
-        "was chosen on the validation split for each loss and value. NLL is that of the calibrated posterior."
+        f"Mean over the seeds {', '.join(map(str, seeds))} ± half the width of its 95 % interval (Student's t); with one seed, "
+        "its value. Each model is that of the epoch that was best on the validation split."
     )
-    return "\n\n".join([*tables, note])
+    tried = dict.fromkeys(settings(record["choice"]) for record in records if record["stage"] == "validation")
+    if len(tried) > 1:
+        note += f" The settings were chosen on the validation split for each loss and {name}, from {'; '.join(tried)}."
+    if "negative_log_likelihood" in points:
+        note += " NLL is that of the calibrated posterior."
+    return "\n\n".join([*tables, note + untested(records)])
 
 
 def draw_curves(records: list[dict], file: Path) -> None:

@@ -28,6 +28,8 @@ def compare(results: Mapping[str, list[dict]], metric: str = "f1_macro", replica
     """
     rows, by_dataset = [], {}
     for dataset, records in results.items():
+        if any("along" in record for record in records):
+            raise ValueError(f"{dataset}: expected losses to compare, but got curves; their report is of one file")
         baseline = baseline_of(record["arm"] for record in records)
         if baseline is None:
             raise ValueError(f"{dataset}: expected an arm 'cross entropy' or 'binary cross entropy' to compare with")

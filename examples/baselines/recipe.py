@@ -9,10 +9,12 @@ from typing import Any
 import yaml
 
 from baselines.cell import cell_flag_names, parse_cell
+from baselines.records import greater_is_better
+from baselines.report import TITLES
 from hf_focal.model_card import publishable_command
 
 
-LOWER_IS_BETTER = ("loss", "negative_log_likelihood", "brier_score", "expected_calibration_error")
+CHOOSABLE = {*TITLES, "loss", "f1_weighted"} - {"expected_calibration_error_floor"}
 OWN_FLAGS = {
     "seed": "the recipe sets the seeds; use --seeds for others",
     "metric_for_best_model": "set choose_by in the recipe instead",
@@ -75,12 +77,21 @@ class Recipe:
     def load(cls, path: Path) -> "Recipe":
         if not path.is_file():
             raise ValueError(f"recipe: expected a yaml file, but there is no file {path}")
-        content = yaml.safe_load(path.read_text())
-        known, needed = cls.__dataclass_fields__.keys(), {"title", "flags", "arms", "seeds"}
-        if not isinstance(content, dict) or not needed <= content.keys() <= known:
-            raise ValueError(f"recipe: expected a mapping with the keys {', '.join(known)}, but got {content!r:.300}")
+        try:
+            content = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"recipe: {path} cannot be read as yaml: {error}") from error
+        known, needed = cls.__dataclass_fields__.keys(), ("title", "flags", "arms", "seeds")
+        if not isinstance(content, dict):
+            raise ValueError(f"recipe: expected {path} to be a mapping, but got {content!r:.80}")
+        if missing := [key for key in needed if key not in content]:
+            raise ValueError(f"recipe: {path} has no {', '.join(missing)}")
+        if unknown := [f"{key!r:.40}" for key in content if key not in known]:
+            raise ValueError(f"recipe: expected the keys {', '.join(known)} in {path}, but got {', '.join(unknown)}")
         recipe = cls(**content)
         for name, values in recipe.along.items():
+            if any(name in arm_flags for arm_flags in recipe.arms.values()):
+                raise ValueError(f"--{name}: expected it in along or in arms, but it is in both")
             arms = {
                 f"{arm}, {name} {value}": arm_flags | {name: value}
                 for arm, arm_flags in recipe.arms.items()
@@ -97,9 +108,22 @@ class Recipe:
         return replace(self, flags=self.flags | flags, grid=grid)
 
     def restricted_to(self, arms: list[str] | None, seeds: list[int] | None) -> "Recipe":
-        if unknown := {*(arms or [])} - self.arms.keys():
-            raise ValueError(f"--arms: expected some of {[*self.arms]}, but got {min(unknown)!r}")
-        return replace(self, arms={arm: self.arms[arm] for arm in arms or self.arms}, seeds=seeds or self.seeds)
+        """The recipe with these arms only, of a curve at all values, and with these seeds instead of its own."""
+        names = {arm: self.point(arm).get("loss", arm) for arm in self.arms}
+        if unknown := {*(arms or [])} - {*names.values()}:
+            raise ValueError(f"--arms: expected some of {[*dict.fromkeys(names.values())]}, but got {min(unknown)!r}")
+        chosen = [arm for wanted in arms or [] for arm, name in names.items() if name == wanted] or [*self.arms]
+        return replace(self, arms={arm: self.arms[arm] for arm in chosen}, seeds=seeds or self.seeds)
+
+    def in_order(self, records: list[dict]) -> list[dict]:
+        """The records in the order of these arms and seeds; those of others come last."""
+        arms, seeds = [*self.arms], self.seeds
+
+        def place(record: dict) -> tuple[int, int]:
+            arm, seed = record["arm"], record["seed"]
+            return arms.index(arm) if arm in arms else len(arms), seeds.index(seed) if seed in seeds else len(seeds)
+
+        return sorted(records, key=place)
 
     def point(self, arm: str) -> dict[str, Any]:
         """The curve of an arm, and its position on it; empty for a recipe without curves."""
@@ -120,6 +144,10 @@ class Recipe:
             raise ValueError(
                 f"title, seeds: expected a text and whole numbers, but got {self.title!r}, {self.seeds!r}"
             )
+        if str(self.choose_by) not in CHOOSABLE:
+            raise ValueError(
+                f"choose_by: expected one of {', '.join(sorted(CHOOSABLE))}, but got {self.choose_by!r:.80}"
+            )
         for name, values in (self.grid | self.along).items():
             texts = [*map(str, values)] if isinstance(values, list) else []
             if not texts or len({*texts}) < len(texts):
@@ -127,6 +155,7 @@ class Recipe:
         flags = [*self.arms.values()]
         if not all(isinstance(arm_flags, dict) for arm_flags in flags) or len({*map(repr, flags)}) < len(flags):
             raise ValueError(f"arms: expected a mapping of different flags for each, but got {self.arms!r:.300}")
+        self._check_that_none_is_set_twice()
         names = {*self.flags, *self.grid, *self.along, *chain(*flags)}
         for name in sorted(names):
             if name in OWN_FLAGS:
@@ -136,9 +165,21 @@ class Recipe:
                     f"--{name}: not a flag of `python -m baselines cell` (flags are written with underscores)"
                 )
 
+    def _check_that_none_is_set_twice(self) -> None:
+        """Except that an arm may set what is in `flags`, and that a curve is a part of the arms once it is loaded."""
+        of_arms = {*chain(*self.arms.values())}
+        for first, second, both in (
+            ("grid", "flags", self.grid.keys() & self.flags.keys()),
+            ("grid", "arms", self.grid.keys() & of_arms),
+            ("along", "grid", self.along.keys() & self.grid.keys()),
+            ("along", "flags", self.along.keys() & self.flags.keys()),
+        ):
+            if both:
+                raise ValueError(f"--{min(both)}: expected it in {first} or in {second}, but it is in both")
+
     @property
     def greater_is_better(self) -> bool:
-        return not self.choose_by.startswith(LOWER_IS_BETTER)
+        return greater_is_better(self.choose_by)
 
     @property
     def choices(self) -> list[dict[str, Any]]:

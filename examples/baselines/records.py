@@ -20,6 +20,7 @@ KINDS = {
     "data_fingerprint": str,
     "versions": dict,
 }
+LOWER_IS_BETTER = ("loss", "negative_log_likelihood", "brier_score", "expected_calibration_error")
 LARGEST_FILE = 2**28
 # Entries only for programs, compressed: with thousands of test examples they are larger than all others together.
 PACKED = ("labels", "predictions", "per_class", "other_decisions")
@@ -36,6 +37,27 @@ def cell_key(record: dict) -> str:
     digest = record.get("flags_digest") or flags_digest(record["flags"])
     origin = [record.get("model_fingerprint"), record["data_fingerprint"], record["versions"]]
     return json.dumps([record["stage"], digest, *origin], sort_keys=True)
+
+
+def greater_is_better(metric: str) -> bool:
+    return not metric.startswith(LOWER_IS_BETTER)
+
+
+def of_chosen_settings(records: list[dict]) -> list[dict]:
+    """The records without the tests of settings that were chosen from a smaller grid, and would not be any more."""
+    trials: dict[str, list[dict]] = {}
+    for record in records:
+        if record["stage"] == "validation":
+            trials.setdefault(record["arm"], []).append(record)
+    several = {arm: tried for arm, tried in trials.items() if any(t["choice"] != tried[0]["choice"] for t in tried)}
+    chosen = {arm: max(tried, key=_score)["choice"] for arm, tried in several.items()}
+    return [r for r in records if r["stage"] != "test" or r["choice"] == chosen.get(r["arm"], r["choice"])]
+
+
+def _score(record: dict) -> float:
+    metric = record["shared_flags"]["metric_for_best_model"]
+    value = record["validation_metrics"][metric]
+    return value if greater_is_better(metric) else -value
 
 
 def packed(record: dict) -> dict:

@@ -127,7 +127,19 @@ def report_table(records: list[dict], baseline: str) -> str:
     if missing := records[0].get("classes_without_validation"):
         names = ", ".join(map(escape_markdown, missing))
         note += f" Classes too rare for the validation split, so without influence on the choice: {names}."
+    if minutes.notna().any():
+        note += (
+            " Minutes are those of the clock, with whatever else the machine did; interrupted trainings are left out."
+        )
+    note += untested(records)
     return f"{markdown_table([*rows[0]], [[*row.values()] for row in rows])}\n\n{note}"
+
+
+def untested(records: list[dict]) -> str:
+    """A sentence about the arms that only have trainings so far, or nothing."""
+    tested = {record["arm"] for record in records if record["stage"] == "test"}
+    waiting = [arm for arm in dict.fromkeys(record["arm"] for record in records) if arm not in tested]
+    return f" Not tested yet: {'; '.join(map(escape_markdown, waiting))}." if waiting else ""
 
 
 def indicators(ids: list, num_classes: int) -> csr_array:

@@ -61,6 +61,7 @@ class Sweep:
 
     def run(self) -> list[dict]:
         """Runs the unfinished cells, with all processes of `accelerate launch`; returns the records of all cells."""
+        self._check_folder()
         trainings = len(self.recipe.arms) * (len(self.recipe.choices) + len(self.recipe.seeds) - 1)
         bar_format = "{l_bar}{bar}| {n:.2f}/{total} trainings [{elapsed}<{remaining}{postfix}]"
         with tqdm(total=trainings, bar_format=bar_format, disable=not PartialState().is_main_process) as bar:
@@ -80,6 +81,25 @@ class Sweep:
             for stage in STAGES
         ]
         return [finished[key] for key in map(self._key, tasks) if key in finished]
+
+    def comparable_records(self) -> list[dict]:
+        """The finished cells of this sweep, and others in its folder of the same data, model and versions.
+
+        These are of other arms or seeds, as in a sweep of a part of a recipe.
+        """
+        found = self.records()
+        ours = [
+            {name: value for name, value in origin.items() if name != "flags"} for origin in self._origins.values()
+        ]
+        places = [self._place(record) for record in found]
+        for record in read_records(self.results):
+            if {name: record.get(name) for name in ours[0]} in ours and self._place(record) not in places:
+                found.append(record)
+        return found
+
+    @staticmethod
+    def _place(record: dict) -> tuple:
+        return record["stage"], record["arm"], record["choice"], record["seed"]
 
     def open_tasks(self) -> list[Task]:
         """The tasks that can be run now: the grid of each arm or, once complete, its seeds; earlier seeds first."""
@@ -102,6 +122,17 @@ class Sweep:
                 tasks = [replace(chosen, stage="test", seed=seed) for seed in self.recipe.seeds]
             open_tasks += [task for task in tasks if record_of(task) is None]
         return sorted(open_tasks, key=lambda task: (STAGES.index(task.stage), self.recipe.seeds.index(task.seed)))
+
+    def _check_folder(self) -> None:
+        """Refuses a folder with records of other flags: with them, its tables would be replaced, or be no comparison."""
+        ours = self.recipe.shared_flags
+        for record in read_records(self.results) if self.results.exists() else []:
+            theirs = record.get("shared_flags", {})
+            if differing := sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)):
+                flags = [f"--{name}: {theirs.get(name)} there, {ours.get(name)} here" for name in differing]
+                raise ValueError(
+                    f"--output_dir: {self.folder} has results of other flags ({'; '.join(flags)}); choose another folder"
+                )
 
     def _run_next(self, bar: tqdm) -> bool:
         """Runs the next task, chosen by the main process for all; returns whether there was one."""

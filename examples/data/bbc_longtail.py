@@ -34,8 +34,11 @@ def load_bbc_longtail(imbalance: float = 50, head: int = 300, validation: int = 
         documents = sorted({path.read_text("utf-8", errors="replace") for path in (folder / name).iterdir()})
         Random(0).shuffle(documents)
         sizes = {"test": test, "validation": validation, "train": round(head * imbalance ** (-k / (len(names) - 1)))}
-        if sum(sizes.values()) > len(documents):
-            raise ValueError(f"class {name!r} has only {len(documents)} documents for {sizes}")
+        if not sizes["train"] or sum(sizes.values()) > len(documents):
+            raise ValueError(
+                f"expected at least 1 training document of class {name!r}, and no more documents than its {len(documents)}, "
+                f"but got {sizes}"
+            )
         for split, size in sizes.items():
             rows[split] += [{"text": text, "label": k} for text in documents[:size]]
             del documents[:size]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pandas as pd
@@ -43,9 +44,15 @@ class DataArguments:
         default="label", metadata={"help": "Column with the label, or with a list of labels (multi-label)."}
     )
     max_seq_length: int = field(default=128, metadata={"help": "Texts are truncated to this number of tokens."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use only this many training examples."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only this many validation examples."})
-    max_predict_samples: int | None = field(default=None, metadata={"help": "Use only this many test examples."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Use only this many training examples, drawn at random."}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Use only this many validation examples, drawn at random."}
+    )
+    max_predict_samples: int | None = field(
+        default=None, metadata={"help": "Use only the first test examples, this many."}
+    )
 
     def __post_init__(self):
         for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):
@@ -66,6 +73,23 @@ class DataArguments:
     def files(self) -> dict[str, str]:
         files = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
         return {split: file for split, file in files.items() if file is not None}
+
+
+def limited(dataset: Dataset, split: str, data_args: DataArguments) -> Dataset:
+    """At most as many rows as `data_args` allow, in their order.
+
+    Those of training and validation are drawn at random, always the same ones, because many files are sorted by label.
+    The test split keeps its first rows, whose predictions are numbered.
+    """
+    limits = {
+        "train": data_args.max_train_samples,
+        "validation": data_args.max_eval_samples,
+        "test": data_args.max_predict_samples,
+    }
+    size = limits[split]
+    if size is None or size >= len(dataset):
+        return dataset
+    return dataset.select(range(size) if split == "test" else sorted(Random(0).sample(range(len(dataset)), size)))
 
 
 def load_splits(

@@ -55,6 +55,10 @@ class TestOtherDecisions:
 
 
 class TestOverview:
+    def test_curves_are_refused(self):
+        with pytest.raises(ValueError, match="two: expected losses to compare, but got curves"):
+            compare({"one": make_records(), "two": along({1: make_records()})})
+
     def test_what_is_right_everywhere_is_first_and_bold(self):
         table = compare({"one": with_other_decisions(make_records()), "two": with_other_decisions(make_records())})
         assert {*table["dataset"]} == {"one", "two", "all"}
@@ -126,6 +130,14 @@ class TestCurves:
         table = curve_tables(self.records())
         assert "| macro-F1 by num train epochs | 1 | 4 |" in table
         assert "| cross entropy, at balanced | – | 1.000 ± 0.000 |" in table
+        assert "were chosen" not in table and "Not tested yet" not in table  # a grid of one value
+
+    def test_what_was_tried_and_what_is_missing(self):
+        records = [record for record in self.records() if record["stage"] == "validation" or record["value"] == 1]
+        of_another_rate = {"choice": {"learning_rate": 1e-3}, "seed": 1}
+        note = curve_tables([*records, records[0] | of_another_rate]).splitlines()[-1]
+        assert "chosen on the validation split for each loss and num train epochs, from lr 2e-4; lr 1e-3." in note
+        assert "Not tested yet: cross entropy, 4; focal, 4." in note
 
     def test_records_of_one_value_have_to_be_of_the_same_data(self):
         records = self.records()

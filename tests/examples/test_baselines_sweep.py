@@ -1,6 +1,7 @@
 """Recipes, the order in which a sweep runs their cells, and that it survives what may happen to it."""
 
 import json
+import re
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -141,9 +142,38 @@ class TestSchedule:
         before, runs = records("out"), len(stub.runs)
         assert Sweep(Recipe(**recipe), Path("out"), stub).run() == found
         assert records("out") == before and len(stub.runs) == runs
-        # Another setting is another cell, also where a training that was not chosen is still there.
-        Sweep(Recipe(**recipe).with_flags({"weight_decay": "0.1"}), Path("out"), stub).run()
-        assert len(stub.runs) == 2 * runs and records("out")[: len(before)] == before
+
+    def test_a_folder_with_results_of_other_flags(self, recipe, stub):
+        Sweep(Recipe(**recipe), Path("out"), stub).run()
+        before, runs = records("out"), len(stub.runs)
+        others = {"weight_decay": "0.1", "learning_rate": "0.02"}
+        message = (
+            "out has results of other flags .*--learning_rate: None there, 0.02 here; --weight_decay: None there, 0.1"
+        )
+        with pytest.raises(ValueError, match=message):
+            Sweep(Recipe(**recipe).with_flags(others), Path("out"), stub).run()
+        assert len(stub.runs) == runs and records("out") == before
+
+    def test_a_part_of_a_finished_sweep_leaves_tables_and_cards_of_the_whole(self, recipe, stub):
+        run_baselines("sweep", saved(recipe))
+        folder = Path("outputs/baselines/words")
+        tables = (folder / "results.md").read_text()
+        run_baselines("sweep", saved(recipe), "--arms", "focal, inverse alpha", "--seeds", "2")
+        assert (folder / "results.md").read_text() == tables
+        run_baselines("sweep", saved(recipe), "--seeds", "3")
+        assert "| focal, inverse alpha | lr 1e-3 | 3 |" in (folder / "results.md").read_text()
+        assert read_model_card(folder / "focal_inverse_alpha/README.md").seeds == [1, 2, 3]
+
+    def test_a_larger_grid_supersedes_what_was_chosen(self, recipe, stub):
+        run_baselines("sweep", saved(recipe))
+        tables = Path("outputs/baselines/words/results.md")
+        assert "| cross entropy (baseline) | lr 2e-2 | 2 |" in tables.read_text()
+        run_baselines("sweep", saved(recipe | {"grid": {"learning_rate": [0.02, 0.001, 0.03]}}))
+        assert "| cross entropy (baseline) | lr 3e-2 | 2 |" in tables.read_text()
+        assert "| focal, inverse alpha | lr 1e-3 | 2 |" in tables.read_text()
+        chosen = [r["choice"] for r in records() if r["stage"] == "test" and r["arm"] == "cross entropy"]
+        assert chosen == [{"learning_rate": 0.02}] * 2 + [{"learning_rate": 0.03}] * 2  # nothing is lost
+        run_baselines("report", "outputs/baselines/words/results.jsonl")
 
     @pytest.mark.parametrize("changed", ["data", "versions"])
     def test_cells_of_other_data_or_versions_are_others(self, recipe, stub, monkeypatch, changed):
@@ -161,9 +191,11 @@ class TestSchedule:
 
     def test_sweeps_of_different_flags_are_no_table(self, recipe, stub):
         for samples, arm in (("16", "cross entropy"), ("128", "focal, inverse alpha")):
-            run_baselines("sweep", saved(recipe), "--max_train_samples", samples, "--arms", arm)
+            flags = ["--max_train_samples", samples, "--arms", arm, "--output_dir", samples]
+            run_baselines("sweep", saved(recipe), *flags)
+        Path("both.jsonl").write_text("".join(Path(f, "results.jsonl").read_text() for f in ("16", "128")))
         with pytest.raises(ValueError, match="shared_flags: expected .* as in the first record"):
-            run_baselines("report", "outputs/baselines/words/results.jsonl")
+            run_baselines("report", "both.jsonl")
 
     def test_data_that_change_while_it_runs(self, recipe, stub, monkeypatch):
         sweep = Sweep(Recipe(**recipe), Path("out"), stub)
@@ -267,13 +299,46 @@ class TestRecipe:
             ({"flags": {"train_file": "a.csv", "metric_for_best_model": "accuracy"}}, "set choose_by in the recipe"),
             ({"flags": {"train-file": "a.csv"}}, "--train-file: not a flag of"),
             ({"flags": {"train_file": "a.csv", "learning_r": 1}}, "--learning_r: not a flag of"),
-            ({"surprise": 1}, "recipe: expected a mapping with the keys title, flags"),
+            ({"surprise": 1}, "recipe: expected the keys title, flags.* in words.yaml, but got 'surprise'"),
+            ({"choose_by": "f1"}, "choose_by: expected one of accuracy.*, but got 'f1'"),
+            ({"choose_by": ["f1_macro"]}, "choose_by: expected one of accuracy"),
+            ({"along": {"learning_rate": [0.1, 0.2]}}, "--learning_rate: expected it in along or in grid"),
+            ({"along": {"train_file": ["b.csv"]}}, "--train_file: expected it in along or in flags"),
+            ({"along": {"loss": ["focal", "cross_entropy"]}}, "--loss: expected it in along or in arms"),
+            ({"grid": {"loss": ["focal", "cross_entropy"]}}, "--loss: expected it in grid or in arms"),
+            ({"grid": {"train_file": ["b.csv"]}}, "--train_file: expected it in grid or in flags"),
+            ({"flags": {"num_train_epochs": -1}}, "--num_train_epochs: expected a number above 0, but got -1"),
+            ({"flags": {"frozen_layers": -1}}, "--frozen_layers: expected at least 0, but got -1"),
+            ({"flags": {"weight_decay": "much"}}, "^argument --weight_decay.*: invalid float value: 'much'$"),
         ],
     )
     def test_bad_recipe(self, recipe, change, message):
         with pytest.raises(ValueError, match=message):
             run_baselines("sweep", saved(recipe | change))
         assert not Path("outputs").exists()
+
+    @pytest.mark.parametrize(
+        "text, message",
+        [
+            ("title: [a", "recipe: words.yaml cannot be read as yaml: .*line 1"),
+            ("- a", "recipe: expected words.yaml to be a mapping, but got \\['a'\\]"),
+            ("title: a", "recipe: words.yaml has no flags, arms, seeds"),
+        ],
+    )
+    def test_a_file_that_is_no_recipe(self, text, message):
+        Path("words.yaml").write_text(text)
+        with pytest.raises(ValueError, match=re.compile(message, re.DOTALL)):
+            run_baselines("sweep", "words.yaml")
+
+    def test_an_arm_of_a_curve_is_the_whole_curve(self, recipe):
+        Path("curve.yaml").write_text(yaml.safe_dump(recipe | {"along": {"label_noise": [0, 0.2]}}))
+        curve = Recipe.load(Path("curve.yaml"))
+        chosen = curve.restricted_to(["focal, inverse alpha"], None)
+        assert [*chosen.arms] == ["focal, inverse alpha, label_noise 0", "focal, inverse alpha, label_noise 0.2"]
+        with pytest.raises(
+            ValueError, match="expected some of .'cross entropy', 'focal, inverse alpha'., but got 'f'"
+        ):
+            curve.restricted_to(["f"], None)
 
     def test_unknown_flag(self, recipe):
         with pytest.raises(ValueError, match="learning_speed"):

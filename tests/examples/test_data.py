@@ -8,7 +8,7 @@ import pytest
 from data import bbc_longtail, newsgroups_longtail, reuters_r52
 from data.bbc_entities import TAGS, load_bbc_entities, tag
 from data.bbc_longtail import load_bbc_longtail, minilm_path
-from data.labelled_texts import DataArguments, check_columns
+from data.labelled_texts import DataArguments, check_columns, limited
 from data.newsgroups_longtail import load_newsgroups_longtail
 from data.reuters_r52 import load_reuters_r52
 from datasets import Dataset, DatasetDict
@@ -23,8 +23,30 @@ class TestBBCLongtail:
         assert sum(map(len, texts)) == len(set.union(*texts)) == 477 + 250 + 500
 
     def test_limits(self):
-        with pytest.raises(ValueError, match="class 'business' has only [0-9]+ documents"):
+        with pytest.raises(ValueError, match="of class 'business', and no more documents than its 503, but got"):
             load_bbc_longtail(head=1000)
+        with pytest.raises(ValueError, match="at least 1 training document of class 'tech'.* but got .*'train': 0"):
+            load_bbc_longtail(imbalance=1000)
+
+
+class TestLimited:
+    DATA = Dataset.from_dict({"row": range(1000), "label": [0] * 500 + [1] * 500})
+
+    def test_rows_of_a_sorted_file_are_drawn_at_random_and_keep_their_order(self):
+        arguments = DataArguments(max_train_samples=100, max_eval_samples=100, max_predict_samples=100)
+        for split in ("train", "validation"):
+            drawn = limited(self.DATA, split, arguments)
+            assert len(drawn) == 100 and 35 < sum(drawn["label"]) < 65
+            assert drawn["row"][:] == sorted({*drawn["row"]}) == limited(self.DATA, split, arguments)["row"][:]
+        assert limited(self.DATA, "test", arguments)["row"][:] == [*range(100)]
+
+    def test_no_limit(self):
+        for arguments in (
+            DataArguments(),
+            DataArguments(max_train_samples=1000),
+            DataArguments(max_train_samples=5000),
+        ):
+            assert limited(self.DATA, "train", arguments)["row"][:] == [*range(1000)]
 
 
 class TestBBCEntities:

@@ -566,7 +566,7 @@ def test_config_file_as_the_only_argument(model_folder, kind):
     }
     Path(f"config.{kind}").write_text(json.dumps(settings))  # JSON is YAML
     run(SCRIPT, f"config.{kind}")
-    assert AutoConfig.from_pretrained("out").focal_loss["label_counts"] == [0, 1, 12]
+    assert sum(AutoConfig.from_pretrained("out").focal_loss["label_counts"]) == 13
 
 
 def test_config_file_with_an_unknown_loss(model_folder):
