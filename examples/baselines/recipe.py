@@ -33,7 +33,8 @@ class Recipe:
         arms (`dict[str, dict]`): Further flags of each arm; the first arm is the baseline.
         grid (`dict[str, list]`): Values of flags; for each arm, the best ones on the validation split are chosen.
         along (`dict[str, list]`): One flag and its values, for a curve: each arm is repeated for each value.
-        seeds (`list[int]`): The seeds; the first one is also used for the grid.
+        seeds (`list[int]`): The seeds.
+        grid_seeds (`int`): The number of seeds, from the first, with which the grid is trained; their mean decides.
         takes (`str`): The duration, for people.
         choose_by (`str`): The metric on the validation split by which epochs and grid points are chosen.
     """
@@ -44,6 +45,7 @@ class Recipe:
     grid: dict[str, list] = field(default_factory=dict)
     along: dict[str, list] = field(default_factory=dict)
     seeds: list[int]
+    grid_seeds: int = 1
     choose_by: str = "f1_macro"
     takes: str = ""
 
@@ -52,6 +54,8 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, kind) or (not value and name not in ("grid", "along")):
                 raise ValueError(f"{name}: expected a {kind.__name__} with entries, but got {value!r}")
+        if type(self.grid_seeds) is not int or self.grid_seeds < 1:
+            raise ValueError(f"grid_seeds: expected a number of seeds, at least 1, but got {self.grid_seeds!r}")
         if len({*self.seeds}) < len(self.seeds):
             raise ValueError(f"seeds: expected different ones, but got {self.seeds}")
         names = [slug(str(arm)) for arm in self.arms]
@@ -184,6 +188,10 @@ class Recipe:
     @property
     def choices(self) -> list[dict[str, Any]]:
         return [dict(zip(self.grid, values)) for values in product(*self.grid.values())]
+
+    @property
+    def seeds_of_grid(self) -> list[int]:
+        return self.seeds[: self.grid_seeds]
 
     def cell_flags(self, arm: str, choice: dict[str, Any], seed: int) -> list[str]:
         chosen = {"metric_for_best_model": self.choose_by}

@@ -45,16 +45,29 @@ def greater_is_better(metric: str) -> bool:
 
 def of_chosen_settings(records: list[dict]) -> list[dict]:
     """The records without the tests of settings that were chosen from a smaller grid, and would not be any more."""
-    trials: dict[str, list[dict]] = {}
+    by_arm: dict[str, list[dict]] = {}
     for record in records:
-        if record["stage"] == "validation":
-            trials.setdefault(record["arm"], []).append(record)
-    several = {arm: tried for arm, tried in trials.items() if any(t["choice"] != tried[0]["choice"] for t in tried)}
-    chosen = {arm: max(tried, key=_score)["choice"] for arm, tried in several.items()}
-    return [r for r in records if r["stage"] != "test" or r["choice"] == chosen.get(r["arm"], r["choice"])]
+        by_arm.setdefault(record["arm"], []).append(record)
+    chosen = {arm: best_settings(arm_records) for arm, arm_records in by_arm.items()}
+    return [r for r in records if r["stage"] != "test" or r["choice"] == (chosen[r["arm"]] or r["choice"])]
+
+
+def best_settings(records: list[dict]) -> dict | None:
+    """The settings of an arm with the best mean on the validation split, over the seeds of its grid.
+
+    `None` if there is no grid, or nothing in it that all of these seeds were trained with.
+    """
+    seeds = {record["seed"] for record in records if record["stage"] == "validation"}
+    scores: dict[str, dict[int, float]] = {}
+    for record in records:
+        if record["seed"] in seeds:
+            scores.setdefault(json.dumps(record["choice"]), {})[record["seed"]] = _score(record)
+    means = {choice: sum(of.values()) / len(of) for choice, of in scores.items() if of.keys() == seeds}
+    return json.loads(max(means, key=means.get)) if means else None
 
 
 def _score(record: dict) -> float:
+    """The greater, the better."""
     metric = record["shared_flags"]["metric_for_best_model"]
     value = record["validation_metrics"][metric]
     return value if greater_is_better(metric) else -value

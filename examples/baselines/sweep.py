@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 from baselines.cell import Cell, parse_cell
 from baselines.recipe import Recipe, slug
-from baselines.records import cell_key, flags_digest, packed, read_records
+from baselines.records import best_settings, cell_key, flags_digest, packed, read_records
 from hf_focal.model_card import publishable_command
 
 
@@ -62,7 +62,9 @@ class Sweep:
     def run(self) -> list[dict]:
         """Runs the unfinished cells, with all processes of `accelerate launch`; returns the records of all cells."""
         self._check_folder()
-        trainings = len(self.recipe.arms) * (len(self.recipe.choices) + len(self.recipe.seeds) - 1)
+        num_choices, num_seeds = len(self.recipe.choices), len(self.recipe.seeds)
+        num_tried = len(self.recipe.seeds_of_grid)
+        trainings = len(self.recipe.arms) * (num_choices * num_tried + num_seeds - num_tried)
         bar_format = "{l_bar}{bar}| {n:.2f}/{total} trainings [{elapsed}<{remaining}{postfix}]"
         with tqdm(total=trainings, bar_format=bar_format, disable=not PartialState().is_main_process) as bar:
             while self._run_next(bar):
@@ -103,25 +105,24 @@ class Sweep:
 
     def open_tasks(self) -> list[Task]:
         """The tasks that can be run now: the grid of each arm or, once complete, its seeds; earlier seeds first."""
-        records = {cell_key(record): record for record in self.records()}
-
-        def record_of(task: Task) -> dict | None:
-            return records.get(self._key(task))
-
-        def score(task: Task) -> float:
-            value = record_of(task)["validation_metrics"][self.recipe.choose_by]
-            return value if self.recipe.greater_is_better else -value
-
+        records = self.records()
+        finished = {cell_key(record) for record in records}
+        choices = [tuple(choice.items()) for choice in self.recipe.choices]
         open_tasks = []
         for arm in self.recipe.arms:
-            first = self.recipe.seeds[0]
-            trials = [Task("validation", arm, tuple(choice.items()), first) for choice in self.recipe.choices]
-            tasks = trials if len(trials) > 1 else []
-            if all(map(record_of, tasks)):
-                chosen = max(trials, key=score) if tasks else trials[0]
-                tasks = [replace(chosen, stage="test", seed=seed) for seed in self.recipe.seeds]
-            open_tasks += [task for task in tasks if record_of(task) is None]
+            tasks = self._open_trials(arm, choices, finished) if len(choices) > 1 else []
+            if not tasks:
+                best = best_settings([record for record in records if record["arm"] == arm])
+                chosen = choices[0] if best is None else tuple(best.items())
+                tests = [Task("test", arm, chosen, seed) for seed in self.recipe.seeds]
+                tasks = [task for task in tests if self._key(task) not in finished]
+            open_tasks += tasks
         return sorted(open_tasks, key=lambda task: (STAGES.index(task.stage), self.recipe.seeds.index(task.seed)))
+
+    def _open_trials(self, arm: str, choices: list[tuple], finished: set[str]) -> list[Task]:
+        """The unfinished part of an arm's grid; a training that was tested already is not repeated."""
+        tried = [Task("validation", arm, choice, seed) for choice in choices for seed in self.recipe.seeds_of_grid]
+        return [task for task in tried if not {self._key(task), self._key(replace(task, stage="test"))} & finished]
 
     def _check_folder(self) -> None:
         """Refuses a folder with records of other flags: with them, its tables would be replaced, or be no comparison."""

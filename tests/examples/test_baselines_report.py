@@ -41,6 +41,8 @@ def make_records(arms=(BASELINE, "focal"), seeds=(1, 2, 3), multi_label=False, n
                 "data_fingerprint": "a1",
                 "flags": ["--loss", arm, "--seed", str(seed)],
                 "versions": {"torch": "2"},
+                "shared_flags": {"metric_for_best_model": "f1_macro"},
+                "validation_metrics": {"f1_macro": 0.5},
             }
             cell = {
                 "metrics": metrics,
@@ -53,7 +55,7 @@ def make_records(arms=(BASELINE, "focal"), seeds=(1, 2, 3), multi_label=False, n
                 "wall_seconds": 60.0 * seed,
                 "resumed": False,
             }
-            records.append({**shared, "stage": "validation", "metrics": {"f1_macro": 0.5}})
+            records.append({**shared, "stage": "validation"})
             records.append({**shared, "stage": "test", **cell})
     return records
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from baselines.recipe import Recipe
+from baselines.records import of_chosen_settings
 from baselines.sweep import Sweep
 from processes import run_in_two_processes, start_process
 from safetensors.torch import save_file
@@ -142,6 +143,29 @@ class TestSchedule:
         before, runs = records("out"), len(stub.runs)
         assert Sweep(Recipe(**recipe), Path("out"), stub).run() == found
         assert records("out") == before and len(stub.runs) == runs
+
+    def test_the_mean_of_several_seeds_chooses(self, recipe, stub, monkeypatch):
+        """Seed 1 alone would choose 0.02 for cross entropy; with seed 2 and 3, whose results are reversed, it is 0.001."""
+        train = StubCell.train
+
+        def reversed_later(cell, callbacks=None):
+            training = train(cell)
+            if cell.flags[-1] != "1":
+                training["validation_metrics"] = {"f1_macro": 1 - training["validation_metrics"]["f1_macro"]}
+            return training
+
+        monkeypatch.setattr(StubCell, "train", reversed_later)
+        recipe["seeds"] = [1, 2, 3, 4]
+        rates = {}
+        for seeds in (1, 3):
+            Sweep(Recipe(**recipe, grid_seeds=seeds), Path("out"), stub).run()
+            found = of_chosen_settings(records("out"))
+            tested = [r for r in found if r["stage"] == "test" and r["arm"] == "cross entropy"]
+            assert [r["seed"] for r in tested] == [1, 2, 3, 4]
+            (rates[seeds],) = {r["choice"]["learning_rate"] for r in tested}
+        assert rates == {1: 0.02, 3: 0.001}
+        # 2 arms with 2 learning rates and 3 seeds, and with seed 4; with the other rate it was trained for the first sweep.
+        assert Counter(run[0] for run in stub.runs)["train"] == 2 * (2 * 3 + 1) + 2
 
     def test_a_folder_with_results_of_other_flags(self, recipe, stub):
         Sweep(Recipe(**recipe), Path("out"), stub).run()
@@ -301,6 +325,8 @@ class TestRecipe:
             ({"flags": {"train_file": "a.csv", "learning_r": 1}}, "--learning_r: not a flag of"),
             ({"surprise": 1}, "recipe: expected the keys title, flags.* in words.yaml, but got 'surprise'"),
             ({"choose_by": "f1"}, "choose_by: expected one of accuracy.*, but got 'f1'"),
+            ({"grid_seeds": 0}, "grid_seeds: expected a number of seeds, at least 1, but got 0"),
+            ({"grid_seeds": [1, 2]}, "grid_seeds: expected a number of seeds"),
             ({"choose_by": ["f1_macro"]}, "choose_by: expected one of accuracy"),
             ({"along": {"learning_rate": [0.1, 0.2]}}, "--learning_rate: expected it in along or in grid"),
             ({"along": {"train_file": ["b.csv"]}}, "--train_file: expected it in along or in flags"),
