@@ -23,7 +23,7 @@ KINDS = {
 LOWER_IS_BETTER = ("loss", "negative_log_likelihood", "brier_score", "expected_calibration_error")
 LARGEST_FILE = 2**28
 # Entries only for programs, compressed: with thousands of test examples they are larger than all others together.
-PACKED = ("labels", "predictions", "per_class", "other_decisions")
+PACKED = ("labels", "predictions", "label_names", "per_class", "focal_loss", "other_decisions")
 LARGEST_UNPACKED = 2**28
 
 
