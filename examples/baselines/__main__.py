@@ -54,23 +54,23 @@ def sweep(args: Namespace, flags: list[str]) -> None:
 
 def tables_and_picture(records: list[dict], baseline: str, picture: Path) -> str:
     from baselines.curves import curve_tables, draw_curves
-    from baselines.decisions import decided_at, with_posterior
+    from baselines.decisions import decided_at, other_decision, with_posterior
     from baselines.report import difference_table, draw, report_table
     from hf_focal.settings import OPERATING_POINTS
 
     if any("along" in record for record in records):
         draw_curves(records, picture)
         return f"{curve_tables(records)}\n"
-    arms = [*dict.fromkeys(record["arm"] for record in records)]
-    shown = [*with_posterior(records), *decided_at(records, "balanced", [baseline])]
+    arms, point = [*dict.fromkeys(record["arm"] for record in records)], other_decision(records)
+    shown = [*with_posterior(records), *decided_at(records, point, [baseline])]
     draw(shown, baseline, picture)
     tables = [report_table(shown, baseline), difference_table(shown, baseline)]
-    others = [record for point in OPERATING_POINTS for record in decided_at(records, point, arms)]
+    others = [record for any_point in OPERATING_POINTS for record in decided_at(records, any_point, arms)]
     if others:
         tables.append(report_table([*with_posterior(records), *others], baseline))
-    balanced = decided_at(records, "balanced", arms)
-    if len({record["arm"] for record in balanced}) > 1:
-        tables.append(difference_table(balanced, f"{baseline}, at balanced"))
+    decided = decided_at(records, point, arms)
+    if len({record["arm"] for record in decided}) > 1:
+        tables.append(difference_table(decided, f"{baseline}, at {point}"))
     return "\n\n".join(tables) + "\n"
 
 

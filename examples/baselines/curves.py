@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from baselines.decisions import baseline_of, decided_at, with_posterior
+from baselines.decisions import baseline_of, decided_at, other_decision, with_posterior
 from baselines.report import TITLES, settings, tested_cells, untested
 from hf_focal.metrics import mean_and_interval
 from hf_focal.model_card import escape_markdown, markdown_table, one_line
@@ -33,9 +33,10 @@ def curve_points(records: list[dict]) -> dict[str, dict[str, dict[float, list[fl
             continue
         tested_cells(value_records, tested[0]["arm"])
         first = baseline_of(record["loss"] for record in tested)
-        shifted = decided_at(tested, "balanced", [record["arm"] for record in tested if record["loss"] == first])
+        point = other_decision(tested)
+        shifted = decided_at(tested, point, [record["arm"] for record in tested if record["loss"] == first])
         is_multi_label = isinstance(tested[0]["labels"][0], list)
-        for record in with_posterior(tested) + [r | {"loss": f"{first}, at balanced"} for r in shifted]:
+        for record in with_posterior(tested) + [r | {"loss": f"{first}, at {point}"} for r in shifted]:
             for metric in SHOWN:
                 is_shown = metric in record["metrics"] and metric != ("accuracy" if is_multi_label else "f1_micro")
                 if is_shown and record["metrics"][metric] is not None:
@@ -82,7 +83,7 @@ def draw_curves(records: list[dict], file: Path) -> None:
         for color, (loss, curve) in zip(COLORS, points[metric].items()):
             values = sorted(curve)
             mean, half = np.transpose([mean_and_interval(curve[value]) for value in values])
-            style = "--" if loss.endswith(", at balanced") else "-"
+            style = "--" if loss.endswith((", at balanced", ", at as_trained")) else "-"
             axes.plot(
                 values, mean, style, color=color, marker="o", label=one_line(loss) if metric == panels[0] else None
             )

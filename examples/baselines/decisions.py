@@ -13,6 +13,16 @@ def baseline_of(names: Iterable[str]) -> str | None:
     return next((name for name in BASELINES if name in names), None)
 
 
+def other_decision(records: Iterable[dict]) -> str:
+    """The operating point at which cross entropy is a rival too.
+
+    With one class per example it is `balanced`. Several labels, which are decided by thresholds, are compared with
+    decisions as trained: for the F1 of rare labels, balanced accuracy reports far too many.
+    """
+    tested = next((record for record in records if record["stage"] == "test"), None)
+    return "as_trained" if tested is not None and isinstance(tested["labels"][0], list) else "balanced"
+
+
 def decided_at(records: Iterable[dict], point: str, arms: Iterable[str]) -> list[dict]:
     """The test records of these arms with the decisions at an operating point, as separate arms."""
     arms, decided = [*arms], []

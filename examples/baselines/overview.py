@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from baselines.decisions import baseline_of, decided_at
+from baselines.decisions import baseline_of, decided_at, other_decision
 from baselines.report import TITLES, replicated_differences
 from hf_focal.model_card import escape_markdown, markdown_table, one_line
 
@@ -21,7 +21,7 @@ def compare(results: Mapping[str, list[dict]], metric: str = "f1_macro", replica
 
     Columns are dataset, arm, difference, low and high (a 95 % interval), p (two-sided, from the bootstrap) and holm (p
     corrected for the dataset's number of losses by Holm's method). "Over all" is the mean of the datasets'
-    differences, for losses that all of them have. Cross entropy that decides at `balanced` counts as a loss too.
+    differences, for losses that all of them have. Cross entropy with [`other_decision`] counts as a loss too.
 
     Raises:
         `ValueError`: If a dataset has no cross entropy, or records that cannot be compared.
@@ -33,9 +33,10 @@ def compare(results: Mapping[str, list[dict]], metric: str = "f1_macro", replica
         baseline = baseline_of(record["arm"] for record in records)
         if baseline is None:
             raise ValueError(f"{dataset}: expected an arm 'cross entropy' or 'binary cross entropy' to compare with")
-        shifted = {f"{baseline}, at balanced": "cross entropy, at balanced"}
+        point = other_decision(records)
+        shifted = {f"{baseline}, at {point}": f"cross entropy, at {point}"}
         drawn = replicated_differences(
-            [*records, *decided_at(records, "balanced", [baseline])], baseline, metric, replicates
+            [*records, *decided_at(records, point, [baseline])], baseline, metric, replicates
         )
         by_dataset[dataset] = {shifted.get(arm, arm): gaps for arm, gaps in drawn.items()}
     arms = dict.fromkeys(chain(*by_dataset.values()))

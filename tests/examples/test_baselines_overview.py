@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from baselines.curves import curve_points, curve_tables, draw_curves
-from baselines.decisions import decided_at, with_posterior
+from baselines.decisions import decided_at, other_decision, with_posterior
 from baselines.overview import compare, holm, overview_table
 from baselines.recipe import Recipe
 from test_baselines_report import BASELINE, make_records, of_test
@@ -46,6 +46,18 @@ class TestOtherDecisions:
         assert (
             decided_at(records, "thresholds", [BASELINE]) == [] == decided_at(make_records(), "balanced", [BASELINE])
         )
+
+    def test_several_labels_are_compared_as_trained(self, tmp_path, capsys):
+        records = make_records(multi_label=True)
+        for record in of_test(records):
+            as_trained = {"metrics": record["metrics"], "predictions": record["labels"]}
+            record["other_decisions"] = {"as_trained": as_trained, "balanced": as_trained}
+        assert (other_decision(records), other_decision(make_records())) == ("as_trained", "balanced")
+        (tmp_path / "results.jsonl").write_text("\n".join(map(json.dumps, records)))
+        run_baselines("report", tmp_path / "results.jsonl")
+        parts = capsys.readouterr().out.split("| loss | seeds | micro-F1 |")[1:]
+        tables = [part.split("Mean difference")[0] for part in parts]
+        assert len(tables) == 2 and all(", at as\\_trained |" in table and "balanced" not in table for table in tables)
 
     def test_probabilities_are_those_of_the_posterior_and_decisions_as_they_were(self):
         records = with_other_decisions(make_records())
