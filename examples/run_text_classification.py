@@ -437,6 +437,18 @@ def write_predictions(path: Path, decided: Tensor, probabilities: Tensor, names:
     table.to_csv(path, sep="\t", index_label="index")
 
 
+def needed_splits(training_args: FocalTrainingArguments) -> list[str]:
+    """The splits for --do_train, --do_eval and --do_predict; an error if there is nothing to do."""
+    wanted = {"train": training_args.do_train, "validation": training_args.do_eval, "test": training_args.do_predict}
+    if not any(wanted.values()):
+        raise ValueError("nothing to do: set --do_train, --do_eval or --do_predict")
+    if training_args.do_train and training_args.num_train_epochs <= 0 and training_args.max_steps <= 0:
+        raise ValueError(
+            f"--num_train_epochs: expected a number above 0 with --do_train, but got {training_args.num_train_epochs:g}"
+        )
+    return [split for split, is_wanted in wanted.items() if is_wanted]
+
+
 def run(
     model_args: ModelArguments,
     data_args: DataArguments,
@@ -455,10 +467,7 @@ def run(
 
     `use_safetensors` as in `PreTrainedModel.from_pretrained`.
     """
-    wanted = {"train": training_args.do_train, "validation": training_args.do_eval, "test": training_args.do_predict}
-    needed = [split for split, is_wanted in wanted.items() if is_wanted]
-    if not needed:
-        raise ValueError("nothing to do: set --do_train, --do_eval or --do_predict")
+    needed = needed_splits(training_args)
     if model_args.loss == "cross_entropy":
         training_args.focal_gamma, training_args.focal_alpha = 0.0, None
     set_seed(training_args.seed)

@@ -28,6 +28,7 @@ from run_text_classification import (
     fold,
     model_path,
     name_bars,
+    needed_splits,
     operating_point_of,
     parse_arguments,
     print_label_distribution,
@@ -185,10 +186,7 @@ def print_report(
 
 def main() -> None:
     model_args, data_args, training_args = parse_arguments(TokenDataArguments, EMBEDDED_DEFAULT)
-    wanted = {"train": training_args.do_train, "validation": training_args.do_eval, "test": training_args.do_predict}
-    needed = [split for split, is_wanted in wanted.items() if is_wanted]
-    if not needed:
-        raise ValueError("nothing to do: set --do_train, --do_eval or --do_predict")
+    needed = needed_splits(training_args)
     if model_args.loss == "cross_entropy":
         training_args.focal_gamma, training_args.focal_alpha = 0.0, None
     set_seed(training_args.seed)

@@ -290,4 +290,4 @@ def draw(records: list[dict], baseline: str, file: Path) -> None:
 
 def short(text: str) -> str:
     text = " ".join(text.split())
-    return text if len(text) < 36 else f"{text[:34]}…"
+    return text if len(text) < 48 else f"{text[:46]}…"
