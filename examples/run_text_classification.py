@@ -437,15 +437,18 @@ def write_predictions(path: Path, decided: Tensor, probabilities: Tensor, names:
     table.to_csv(path, sep="\t", index_label="index")
 
 
+def check_epochs(training_args: FocalTrainingArguments) -> None:
+    if training_args.num_train_epochs <= 0 and training_args.max_steps <= 0:
+        raise ValueError(f"--num_train_epochs: expected a number above 0, but got {training_args.num_train_epochs:g}")
+
+
 def needed_splits(training_args: FocalTrainingArguments) -> list[str]:
     """The splits for --do_train, --do_eval and --do_predict; an error if there is nothing to do."""
     wanted = {"train": training_args.do_train, "validation": training_args.do_eval, "test": training_args.do_predict}
     if not any(wanted.values()):
         raise ValueError("nothing to do: set --do_train, --do_eval or --do_predict")
-    if training_args.do_train and training_args.num_train_epochs <= 0 and training_args.max_steps <= 0:
-        raise ValueError(
-            f"--num_train_epochs: expected a number above 0 with --do_train, but got {training_args.num_train_epochs:g}"
-        )
+    if training_args.do_train:
+        check_epochs(training_args)
     return [split for split, is_wanted in wanted.items() if is_wanted]
 
 

@@ -8,9 +8,9 @@
     python -m baselines verify baselines/results/bbc_longtail_frozen/focal/README.md         # one seed of a card, again
     python -m baselines cell --dataset_name bbc_longtail --seed 1 --output_dir outputs/cell  # a training and its test
 
-A recipe names the data, the arms and a small grid. For each arm, every point of the grid is trained with the first seed;
-the one that is best on the validation split is also trained with the other seeds, and each of these models predicts
-the test split once. Every finished cell is a line of `results.jsonl`, with everything needed to reproduce it. A sweep
+A recipe names the data, the arms and a small grid. For each arm, every point of the grid is trained with the first seed
+(or several, `grid_seeds`); the one that is best on the validation split is also trained with the other seeds, and each
+of these models predicts the test split once. Every finished cell is a line of `results.jsonl`, with everything needed to reproduce it. A sweep
 that was stopped resumes where it was, and several sweeps can share the work in one folder;
 `accelerate launch -m baselines sweep ...` runs each cell on several processes.
 
@@ -40,10 +40,10 @@ def sweep(args: Namespace, flags: list[str]) -> None:
     recipe = whole.restricted_to(args.arms, args.seeds)
     if PartialState().is_main_process and recipe.takes:
         print(f"{recipe.title}: takes {recipe.takes}. Finished cells are kept, and a stopped sweep can be resumed.")
-    sweep = Sweep(recipe, folder)
-    sweep.run()
+    running = Sweep(recipe, folder)
+    running.run()
     if PartialState().is_main_process:
-        records = whole.in_order(of_chosen_settings(sweep.comparable_records()))
+        records = whole.in_order(of_chosen_settings(running.comparable_records()))
         baseline = next(record["arm"] for record in records if record["stage"] == "test")
         tables = tables_and_picture(records, baseline, folder / "results.png")
         (folder / "results.md").write_text(tables)

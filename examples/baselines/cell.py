@@ -21,7 +21,7 @@ from typing import Any, NoReturn, get_args
 import datasets.config
 import torch
 from datasets import DatasetDict
-from run_text_classification import ModelArguments, run
+from run_text_classification import ModelArguments, check_epochs, run
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import EarlyStoppingCallback, HfArgumentParser, PretrainedConfig, TrainerCallback, TrainerState
@@ -85,9 +85,7 @@ Arguments = tuple[BaselineArguments, ModelArguments, BaselineDataArguments, Foca
 def parse_cell(flags: list[str]) -> Arguments:
     parser = _Parser(get_args(Arguments), prog=" ".join(CELL_COMMAND))
     arguments = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
-    training_args = arguments[-1]
-    if training_args.num_train_epochs <= 0 and training_args.max_steps <= 0:
-        raise ValueError(f"--num_train_epochs: expected a number above 0, but got {training_args.num_train_epochs:g}")
+    check_epochs(arguments[-1])
     return arguments
 
 

@@ -742,7 +742,7 @@ def with_column(name, value):
         ("the train split is unlabelled", "", {"train.csv": with_column("label", -1)}),
         ("nothing to do", "--do_train False", {}),
         ("--max_train_samples: expected at least 1, but got 0", "--max_train_samples 0", {}),
-        ("--num_train_epochs: expected a number above 0 with --do_train, but got 0", "--num_train_epochs 0", {}),
+        ("--num_train_epochs: expected a number above 0, but got 0", "--num_train_epochs 0", {}),
         ("--num_train_epochs: expected .*, but got -1", "--num_train_epochs -1 --max_steps 0", {}),
     ],
 )
