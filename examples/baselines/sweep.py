@@ -125,14 +125,19 @@ class Sweep:
         return [task for task in tried if not {self._key(task), self._key(replace(task, stage="test"))} & finished]
 
     def _check_folder(self) -> None:
-        """Refuses a folder with records of other flags: with them, its tables would be replaced, or be no comparison."""
-        ours = self.recipe.shared_flags
+        """Refuses a folder with records of other flags, or a grid of other seeds, with which its tables would be replaced."""
+        ours, seeds = self.recipe.shared_flags, self.recipe.seeds_of_grid
         for record in read_records(self.results) if self.results.exists() else []:
             theirs = record.get("shared_flags", {})
             if differing := sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)):
                 flags = [f"--{name}: {theirs.get(name)} there, {ours.get(name)} here" for name in differing]
                 raise ValueError(
                     f"--output_dir: {self.folder} has results of other flags ({'; '.join(flags)}); choose another folder"
+                )
+            if record["stage"] == "validation" and record["arm"] in self.recipe.arms and record["seed"] not in seeds:
+                raise ValueError(
+                    f"--seeds: the grid in {self.folder} was trained with seed {record['seed']}, which is not among the first "
+                    f"{len(seeds)} here; name it first, or choose another folder"
                 )
 
     def _run_next(self, bar: tqdm) -> bool:

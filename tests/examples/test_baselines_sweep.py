@@ -182,9 +182,12 @@ class TestSchedule:
         run_baselines("sweep", saved(recipe))
         folder = Path("outputs/baselines/words")
         tables = (folder / "results.md").read_text()
-        run_baselines("sweep", saved(recipe), "--arms", "focal, inverse alpha", "--seeds", "2")
+        run_baselines("sweep", saved(recipe), "--arms", "focal, inverse alpha", "--seeds", "1", "2")
         assert (folder / "results.md").read_text() == tables
-        run_baselines("sweep", saved(recipe), "--seeds", "3")
+        with pytest.raises(ValueError, match="--seeds: the grid in .*words was trained with seed 1, .* name it first"):
+            run_baselines("sweep", saved(recipe), "--seeds", "3")
+        assert (folder / "results.md").read_text() == tables
+        run_baselines("sweep", saved(recipe), "--seeds", "1", "3")
         assert "| focal, inverse alpha | lr 1e-3 | 3 |" in (folder / "results.md").read_text()
         assert read_model_card(folder / "focal_inverse_alpha/README.md").seeds == [1, 2, 3]
 
